@@ -1,0 +1,328 @@
+"""What usually causes a failure, and what to do about it, by the failure's code.
+
+The README's "Troubleshooting" has a question for each of these; a test compares them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """Why something usually happens, and what to do about it."""
+
+    cause: str
+    cure: str
+
+    def __str__(self) -> str:
+        return f"{self.cause} {self.cure}"
+
+
+_ASSIGN = (
+    "Assign it: az redisenterprise database access-policy-assignment create "
+    "(Azure Managed Redis) or az redis access-policy-assignment create (Azure Cache "
+    "for Redis), with the principal's object ID."
+)
+_FIND_OBJECT_ID = (
+    "az ad sp show --id CLIENT_ID --query id prints the object ID of an application "
+    "or a user-assigned identity."
+)
+_ROLL_SECRET = (
+    "az ad app credential reset --id CLIENT_ID makes a new one; set CLIENT_SECRET or "
+    "$AZURE_CLIENT_SECRET to its value, not to its ID."
+)
+_PROXY = "Let the machine reach AUTHORITY_HOST on port 443, if need be past the proxy."
+
+ADVICE: Mapping[str, Advice] = {
+    # -- settings
+    "settings_invalid": Advice(
+        "The settings can't be used as they are.",
+        "The message names the key and what it should be.",
+    ),
+    # -- dns, tcp
+    "dns_not_found": Advice(
+        "The host in LOCATION is misspelt, or its private DNS zone is not linked to "
+        "this network.",
+        "Compare it with the host name on the cache's overview page in the portal.",
+    ),
+    "dns_timeout": Advice(
+        "The name server does not answer.", "Look at the machine's DNS settings."
+    ),
+    "tcp_refused": Advice(
+        "Nothing listens on that port.",
+        "Azure Managed Redis listens on port 10000, Azure Cache for Redis on 6380.",
+    ),
+    "tcp_timeout": Advice(
+        "A firewall drops the packets, or the cache has a private endpoint only.",
+        "Allow this machine's address or network in the cache's networking settings.",
+    ),
+    "tcp_unreachable": Advice(
+        "There is no route to the cache from this network.",
+        "Look at the virtual network, its peerings and its private endpoint.",
+    ),
+    # -- tls
+    "port_silent": Advice(
+        "The port is open, but what listens there says nothing.",
+        "It may be a proxy or a load balancer without a server behind it.",
+    ),
+    "not_redis": Advice(
+        "What listens on that port is something else than Redis.",
+        "Azure Managed Redis listens on port 10000, Azure Cache for Redis on 6380.",
+    ),
+    "tls_plaintext_server": Advice(
+        "The server does not speak TLS on that port.",
+        "Use the TLS port (10000 or 6380), or redis:// for a local server.",
+    ),
+    "tls_expected": Advice(
+        "LOCATION says redis://, but the server speaks TLS.",
+        "Write rediss:// in place of redis://.",
+    ),
+    "tls_closed": Advice(
+        "The server closed the connection in the middle of the TLS handshake.",
+        "It is no TLS port, or a firewall looks into the traffic.",
+    ),
+    "tls_untrusted": Advice(
+        "The certificate's issuer is not among those that this machine trusts.",
+        "Install the issuer's root certificate (ca-certificates), or set "
+        "OPTIONS['ssl_ca_certs'] to the path of its PEM file.",
+    ),
+    "tls_expired": Advice(
+        "The server's certificate is out of date, or this machine's clock is wrong.",
+        "Set the clock right (timedatectl set-ntp true). A cache's own certificate is "
+        "renewed by Azure.",
+    ),
+    "tls_not_yet_valid": Advice(
+        "This machine's clock is behind, so that the certificate is not valid yet.",
+        "Set the clock right (timedatectl set-ntp true).",
+    ),
+    "tls_hostname": Advice(
+        "The server's certificate is for another name than the one in LOCATION.",
+        "Use the cache's own host name in LOCATION, not its address and no alias.",
+    ),
+    "tls_too_old": Advice(
+        "The server and this machine have no TLS version in common.",
+        "Azure takes TLS 1.2 and newer: look at OPTIONS['ssl_min_version'] and at the "
+        "machine's OpenSSL configuration.",
+    ),
+    "tls_file_unreadable": Advice(
+        "A file that the ssl_ entries in OPTIONS name is not there, or this process "
+        "may not read it.",
+        "Look at OPTIONS['ssl_ca_certs'], ['ssl_certfile'] and ['ssl_keyfile'].",
+    ),
+    "tls_failed": Advice(
+        "The TLS handshake failed.", "Look at the ssl_ entries in OPTIONS."
+    ),
+    # -- token
+    "token_failed": Advice(
+        "The identity endpoint gave no token.", "Its own words are in the message."
+    ),
+    "token_unreachable": Advice(
+        "The identity endpoint can't be reached from here, or AUTHORITY_HOST is not "
+        "that of your cloud.",
+        _PROXY,
+    ),
+    "token_timeout": Advice("The identity endpoint does not answer.", _PROXY),
+    "token_proxy": Advice(
+        "HTTPS_PROXY names a proxy that does not let the request through.", _PROXY
+    ),
+    "token_endpoint_untrusted": Advice(
+        "A proxy that looks into TLS is in the way, or AUTHORITY_HOST is not Entra's.",
+        "Set $REQUESTS_CA_BUNDLE to a file with the proxy's root certificate.",
+    ),
+    "token_not_json": Advice(
+        "A proxy's login or error page answered in place of the identity endpoint.",
+        _PROXY,
+    ),
+    "token_endpoint_failing": Advice(
+        "The identity endpoint is down or overloaded.",
+        "Nothing to do here: it is asked again until it answers. Azure's status page "
+        "tells of outages.",
+    ),
+    "token_bad_answer": Advice(
+        "What answered is not an identity endpoint.",
+        "Look at AUTHORITY_HOST, or at $IDENTITY_ENDPOINT.",
+    ),
+    "token_unknown_tenant": Advice(
+        "TENANT_ID is misspelt, or the tenant is in another cloud.",
+        "az account show --query tenantId prints it; look at AUTHORITY_HOST too.",
+    ),
+    "token_unknown_client": Advice(
+        "CLIENT_ID is misspelt, is an object ID, or the application is in another "
+        "tenant.",
+        "It is the 'Application (client) ID' of the app registration in that tenant.",
+    ),
+    "token_client_disabled": Advice(
+        "Somebody has disabled the application in the tenant.",
+        "az ad sp update --id CLIENT_ID --set accountEnabled=true",
+    ),
+    "token_blocked": Advice(
+        "A Conditional Access policy for workload identities refuses this place.",
+        "Look at the sign-in logs of the service principal in the Entra portal.",
+    ),
+    "token_wrong_secret": Advice(
+        "CLIENT_SECRET is not one of the application's, often its ID in place of its "
+        "value.",
+        _ROLL_SECRET,
+    ),
+    "token_expired_secret": Advice("The client secret has expired.", _ROLL_SECRET),
+    "token_certificate_not_registered": Advice(
+        "The certificate is not one of the application's.",
+        "az ad app credential reset --id CLIENT_ID --cert @cert.pem --append "
+        "registers it.",
+    ),
+    "certificate_unreadable": Advice(
+        "The file is not there, or this process may not read it.",
+        "Look at CLIENT_CERTIFICATE, and at the file's owner and mode.",
+    ),
+    "certificate_unusable": Advice(
+        "The password is wrong, or the file holds no private key with its certificate.",
+        "Look at CLIENT_CERTIFICATE_PASSWORD, and whether the file is PEM or PFX.",
+    ),
+    "token_file_unreadable": Advice(
+        "The federated token's file is not there: the pod lacks the label "
+        "azure.workload.identity/use, or its service account the annotation.",
+        "Look at TOKEN_FILE or $AZURE_FEDERATED_TOKEN_FILE, and at the pod's labels.",
+    ),
+    "token_assertion_expired": Advice(
+        "The federated token in the file has expired: nothing rotates it.",
+        "Mount a projected service account token, which Kubernetes rotates.",
+    ),
+    "token_assertion_rejected": Advice(
+        "No federated credential of the application matches the token's issuer, "
+        "subject and audience.",
+        "az identity federated-credential list, or az ad app federated-credential "
+        "list, shows what is registered.",
+    ),
+    "token_wrong_scope": Advice(
+        "SCOPE is not a resource that this tenant knows.",
+        "Leave SCOPE out: it is https://redis.azure.com/.default in every cloud that "
+        "has Redis with Entra.",
+    ),
+    "managed_identity_unavailable": Advice(
+        "There is no managed identity endpoint here: this is not an Azure machine, or "
+        "none is assigned to it.",
+        "az webapp identity assign, az vm identity assign or az containerapp identity "
+        "assign; elsewhere set KIND to 'service_principal'.",
+    ),
+    "managed_identity_timeout": Advice(
+        "The machine's managed identity endpoint does not answer.",
+        "It is asked again until it does; if that takes minutes, restart the app or "
+        "the machine, whose agent it is.",
+    ),
+    "managed_identity_unknown": Advice(
+        "The identity that CLIENT_ID, OBJECT_ID or RESOURCE_ID names is not assigned "
+        "to this machine.",
+        "az vm identity show, or az webapp identity show, lists those that are.",
+    ),
+    "managed_identity_ambiguous": Advice(
+        "Several user-assigned identities are assigned to this machine, and none is "
+        "named.",
+        "Set CLIENT_ID, or $AZURE_CLIENT_ID, to the client ID of one.",
+    ),
+    "managed_identity_refused": Advice(
+        "The machine's managed identity endpoint refused the request.",
+        "Its own words are in the message.",
+    ),
+    "credential_import": Advice(
+        "The dotted path in CREDENTIAL names nothing that can be imported.",
+        "It is written as 'package.module.name'.",
+    ),
+    "azure_identity_missing": Advice(
+        "CREDENTIAL needs azure-identity, which is not installed.",
+        'python -m pip install "django-entra-redis[azure-identity]"',
+    ),
+    "credential_raised": Advice(
+        "The object in CREDENTIAL gave no token.", "Its own words are in the message."
+    ),
+    "token_without_oid": Advice(
+        "The token does not say whose it is: it is no token of Entra's for an "
+        "application.",
+        "Set USERNAME to the principal's object ID.",
+    ),
+    "token_clock_off": Advice(
+        "This machine's clock is off by more than the token lasts.",
+        "Set the clock right (timedatectl set-ntp true).",
+    ),
+    # -- auth
+    "auth_refused": Advice(
+        "The principal has no access policy on this cache, or Entra authentication is "
+        "switched off there.",
+        _ASSIGN,
+    ),
+    "auth_username_is_client_id": Advice(
+        "The Redis user name is the principal's client ID. It must be its object ID, "
+        "the commonest mistake.",
+        f"Leave USERNAME out, or set it to the object ID. {_FIND_OBJECT_ID}",
+    ),
+    "auth_wrong_audience": Advice(
+        "The token is for another service than Redis.",
+        "Leave SCOPE out: it is https://redis.azure.com/.default.",
+    ),
+    "auth_password": Advice(
+        "OPTIONS['identity'] is None, and the server wants a user name and password "
+        "other than those in LOCATION and OPTIONS, if any.",
+        "Leave OPTIONS['identity'] out for a cache with Entra.",
+    ),
+    "auth_max_clients": Advice(
+        "The cache has as many connections as its size allows.",
+        "Set OPTIONS['max_connections'] lower, run fewer processes, or scale up.",
+    ),
+    "auth_failed": Advice(
+        "The connection broke while it was authenticated.",
+        "Look at the cache's metrics for a failover or a restart at this time.",
+    ),
+    # -- ping, round_trip
+    "server_loading": Advice(
+        "Redis is reading its data back after a restart.", "Wait for it to finish."
+    ),
+    "server_failed": Advice(
+        "Redis answered with an error.", "Its own words are in the message."
+    ),
+    "server_timeout": Advice(
+        "Redis was busy, or the network lost the answer.",
+        "Look at the cache's server load in the portal; give the check more time with "
+        "--timeout.",
+    ),
+    "server_closed": Advice(
+        "Redis closed the connection: a failover, a restart, or a change of its access "
+        "settings.",
+        "Run the check again; look at the cache's activity log if it stays so.",
+    ),
+    "access_policy_too_narrow": Advice(
+        "The principal's access policy does not allow a command or a key that Django's "
+        "cache needs.",
+        "Assign 'Data Contributor' or 'Data Owner', or widen the custom policy: "
+        "Django needs +@read +@write +ping +eval on the keys of this cache.",
+    ),
+    "access_lost": Advice(
+        "Redis let the connection in, and then no more: the access policy has been "
+        "taken away, or the token revoked.",
+        _ASSIGN,
+    ),
+    "server_out_of_memory": Advice(
+        "The cache is full, and its eviction policy removes nothing.",
+        "Set maxmemory-policy to allkeys-lru or volatile-lru, or scale up.",
+    ),
+    "server_read_only": Advice(
+        "LOCATION names a replica, or a failover is under way.",
+        "Use the cache's own host name; the first server in LOCATION is written to.",
+    ),
+    "cluster_policy_oss": Advice(
+        "The cache has the OSS cluster policy, which this backend does not speak.",
+        "Choose the Enterprise cluster policy when the database is made: it has one "
+        "endpoint for all.",
+    ),
+    "round_trip_wrong_value": Advice(
+        "What was read is not what was written: something else writes the same keys.",
+        "Give the caches that share a database different KEY_PREFIXes.",
+    ),
+    "replica_behind": Advice(
+        "The other servers in LOCATION are no replicas of the first, or lag behind.",
+        "Azure's caches have one host name: LOCATION is that alone.",
+    ),
+    # -- anywhere
+    "unexpected": Advice(
+        "The check met an error that it does not know.",
+        "Please report it, with the message.",
+    ),
+}

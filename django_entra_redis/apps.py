@@ -1,0 +1,73 @@
+"""The Django app: starts the renewal threads and registers the system checks."""
+
+import contextlib
+import logging
+import os
+import threading
+import time
+
+from django.apps import AppConfig
+
+from .imports import import_module, no_fork
+
+logger = logging.getLogger(__name__)
+
+#: Seconds from start-up to the first request, unless somebody needs a token sooner:
+#: ``manage.py check`` is over by then.
+FIRST_REQUEST = 1.0
+
+
+class EntraRedisConfig(AppConfig):
+    """Keeps the tokens of the identities in use fresh from the start."""
+
+    name = "django_entra_redis"
+    verbose_name = "Redis with Entra ID"
+
+    def ready(self) -> None:
+        """See to it that the renewal starts; return at once."""
+        import_module(".checks", __package__)
+        _starter.start()
+
+
+class _Starter:
+    """Starts the renewals a moment after start-up, off the main thread.
+
+    What that needs, redis-py and the caches' backends, is imported there too.
+    """
+
+    def __init__(self) -> None:
+        self._pending = False
+
+    def start(self) -> None:
+        """Start the thread that starts the renewals."""
+        self._pending = True
+        # Where no thread can start (the process's limit, a subinterpreter), the first
+        # demand has to do.
+        with contextlib.suppress(RuntimeError):
+            threading.Thread(
+                target=self._run, name="entra-redis-start", daemon=True
+            ).start()
+
+    def _run(self) -> None:
+        time.sleep(FIRST_REQUEST)
+        try:
+            # The caches' backends are imported as the caches are looked at.
+            with no_fork():
+                import_module(".startup", __package__).start_renewals()
+        except Exception:
+            # A cache of another backend that is broken, an interpreter that is about
+            # to exit: nothing that a traceback on standard error would help. The
+            # first demand of a token starts its renewal all the same.
+            logger.debug("No renewal started at start-up.", exc_info=True)
+        self._pending = False
+
+    def after_fork(self) -> None:
+        """Start in a child process what the parent had not come to."""
+        if self._pending:
+            self.start()
+
+
+_starter = _Starter()
+
+if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows has no fork
+    os.register_at_fork(after_in_child=_starter.after_fork)

@@ -1,0 +1,156 @@
+"""What works, but should not be: the warnings of the system checks."""
+
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from django.conf import settings
+
+from .cache import EntraRedisCache, entra_caches
+from .conf import Identity, identity_aliases, load_identity
+from .options import CacheOptions, is_loopback
+from .problems import ConfigurationError, Problem
+
+#: The port on which Azure's caches speak TLS, by the end of their host names.
+_PORTS: Mapping[str, int] = {
+    ".redis.azure.net": 10000,
+    ".redisenterprise.cache.azure.net": 10000,
+    ".redis.cache.windows.net": 6380,
+    ".redis.cache.usgovcloudapi.net": 6380,
+    ".redis.cache.chinacloudapi.cn": 6380,
+}
+#: The ports of the nodes of an OSS cluster, which clients are redirected to.
+_NODE_PORTS = (range(8500, 8600), range(15000, 16000))
+
+
+def cache_cautions() -> list[Problem]:
+    """Return what should not be about the caches that have an identity."""
+    found: list[Problem] = []
+    for alias, cache in entra_caches().items():
+        try:
+            options = cache.read_options()
+        except ConfigurationError:
+            continue  # That is an error, and told as one.
+        if options.identity is not None:
+            for server in options.servers:
+                found += _server_cautions(f"CACHES[{alias!r}]", server, options)
+        found += _session_cautions(alias, cache, options)
+    # Several servers have often the same fault; it is told once.
+    return list(dict.fromkeys(found))
+
+
+def secret_cautions() -> list[Problem]:
+    """Return which secrets are written into the settings of a site in production."""
+    if settings.DEBUG:
+        return []
+    source = _settings_source()
+    found = []
+    for alias in identity_aliases():
+        try:
+            identity = load_identity(alias)
+        except ConfigurationError:
+            continue
+        for key, secret in _secrets(identity).items():
+            if secret and secret in source:
+                found.append(
+                    Problem(
+                        "W004",
+                        f"ENTRA_REDIS[{alias!r}][{key!r}]",
+                        "a secret is written into the settings' source.",
+                        "Whoever reads the code can use it: take it from the "
+                        "environment or a secret store, and make a new one.",
+                    )
+                )
+    return found
+
+
+def _server_cautions(
+    where: str, server: str, options: CacheOptions
+) -> Iterator[Problem]:
+    url = urlsplit(server)
+    host = (url.hostname or "localhost").lower()
+    given: dict[str, Any] = {
+        **options.connection,
+        **{key: values[0] for key, values in parse_qs(url.query).items()},
+    }
+    location = f"{where}['LOCATION']"
+    if url.scheme == "unix" or is_loopback(host):
+        return
+    if url.scheme == "redis" and options.allow_plaintext_token:
+        yield Problem(
+            "W001",
+            location,
+            f"tokens cross the network to {host} in plain text.",
+            "Use rediss://. Whoever reads a token can use it until it expires.",
+        )
+    expected = next((p for end, p in _PORTS.items() if host.endswith(end)), None)
+    port = url.port or 6379
+    if expected not in (None, port) and not any(port in nodes for nodes in _NODE_PORTS):
+        yield Problem(
+            "W002",
+            location,
+            f"{host} does not listen for TLS on port {port}.",
+            f"It should be port {expected}.",
+        )
+    if url.scheme == "rediss" and (switch := _unverified(given)) is not None:
+        yield Problem(
+            "W003",
+            where,
+            f"the server's certificate is not verified ({switch}).",
+            "Anybody between here and there can take the token: remove the option. "
+            "For a private certificate authority set ssl_ca_certs.",
+        )
+
+
+def _unverified(given: Mapping[str, Any]) -> str | None:
+    """Return the option that switches the verification off, if one does."""
+    # redis-py's own spellings, in Python and in a URL.
+    if str(given.get("ssl_cert_reqs", "required")).lower() in ("none", "0", "optional"):
+        return "ssl_cert_reqs"
+    off = ("false", "0", "f", "n", "no")
+    if str(given.get("ssl_check_hostname", True)).lower() in off:
+        return "ssl_check_hostname"
+    return None
+
+
+def _session_cautions(
+    alias: str, cache: EntraRedisCache, options: CacheOptions
+) -> Iterator[Problem]:
+    if (
+        options.ignore_exceptions
+        and alias == settings.SESSION_CACHE_ALIAS
+        and settings.SESSION_ENGINE == "django.contrib.sessions.backends.cache"
+    ):
+        yield Problem(
+            "W005",
+            f"CACHES[{alias!r}]['OPTIONS']['ignore_exceptions']",
+            "sessions are in a cache that hides its outages.",
+            "An outage would log everybody out without a word: set "
+            "SESSION_ENGINE to 'django.contrib.sessions.backends.cached_db', or "
+            "SESSION_CACHE_ALIAS to a cache without ignore_exceptions.",
+        )
+
+
+def _secrets(identity: Identity) -> Mapping[str, str | None]:
+    return {
+        "CLIENT_SECRET": identity.client_secret,
+        "CLIENT_CERTIFICATE_PASSWORD": identity.client_certificate_password,
+    }
+
+
+def _settings_source() -> str:
+    """Return the source of the settings, and of the modules beside them.
+
+    A secret that is not in there has come from elsewhere: the environment, a file, a
+    secret store.
+    """
+    module = sys.modules.get(getattr(settings, "SETTINGS_MODULE", None) or "")
+    path = getattr(module, "__file__", None)
+    if path is None:
+        return ""
+    return "\n".join(
+        file.read_text(encoding="utf-8", errors="replace")
+        for file in Path(path).parent.glob("*.py")
+    )

@@ -1,0 +1,67 @@
+"""System checks: what is wrong with the settings, without asking the network."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from django.core.checks import CheckMessage, Error, Tags, Warning, register
+
+from .cache import entra_caches
+from .cautions import cache_cautions, secret_cautions
+from .conf import identity_problems, load_identity
+from .problems import ConfigurationError, Problem
+
+
+@register(Tags.caches)
+def check_identities(**kwargs: Any) -> list[CheckMessage]:
+    """Check ``ENTRA_REDIS``, unless all caches do without it.
+
+    That is a developer's machine, with the same settings file, but not the secrets.
+    """
+    caches = entra_caches().values()
+    if caches and not any(cache.identity for cache in caches):
+        return []
+    return _errors(identity_problems())
+
+
+@register(Tags.caches)
+def check_caches(**kwargs: Any) -> list[CheckMessage]:
+    """Check the settings of each cache that this backend serves."""
+    problems: list[Problem] = []
+    for alias, cache in entra_caches().items():
+        try:
+            identity = cache.read_options(f"CACHES[{alias!r}]").identity
+            if identity is not None:
+                load_identity(identity)
+        except ConfigurationError as error:
+            problems += error.problems
+    said = identity_problems()
+    return _errors([problem for problem in problems if problem not in said])
+
+
+@register(Tags.caches)
+def check_cautions(**kwargs: Any) -> list[CheckMessage]:
+    """Warn of what works, but should not be."""
+    return _messages(Warning, cache_cautions())
+
+
+@register(Tags.caches, deploy=True)
+def check_secrets(**kwargs: Any) -> list[CheckMessage]:
+    """Warn of secrets in the source of a site in production."""
+    return _messages(Warning, secret_cautions())
+
+
+def _errors(problems: Sequence[Problem]) -> list[CheckMessage]:
+    return _messages(Error, problems)
+
+
+def _messages(
+    kind: type[Error | Warning], problems: Sequence[Problem]
+) -> list[CheckMessage]:
+    return [
+        kind(
+            f"{problem.where}: {problem.message}",
+            hint=problem.hint,
+            id=f"django_entra_redis.{problem.id}",
+        )
+        for problem in problems
+    ]

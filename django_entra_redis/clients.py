@@ -1,0 +1,207 @@
+"""The synchronous client: carries the cache's operations out on pooled connections.
+
+Commands go out packed on a connection that the client has checked out itself: a
+``redis.Redis`` for each operation costs more than the command. What goes wrong is
+left to redis-py's own retry policy.
+"""
+
+import copy
+import random
+from collections.abc import Mapping
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
+
+import redis
+from redis.backoff import ExponentialWithJitterBackoff
+from redis.exceptions import (
+    AuthenticationError,
+    BusyLoadingError,
+    ConnectionError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+    TimeoutError,
+)
+from redis.retry import Retry
+
+from .defaults import with_defaults
+from .exceptions import EntraRedisError, UncertainResultError
+from .forgiving import ForgivingOperations
+from .operations import Operation, Operations, Request, Server
+from .options import CacheOptions
+from .pools import get_pool
+from .serializers import make_serializer
+
+T = TypeVar("T")
+
+#: When to try again what broke, and how often.
+BACKOFF = ExponentialWithJitterBackoff(base=0.02, cap=0.5)
+RETRIES = 3
+
+# By the pool, since each thread has its own clients.
+_servers: WeakKeyDictionary[Any, Server] = WeakKeyDictionary()
+
+
+class CacheClient:
+    """What ``EntraRedisCache`` does its work with.
+
+    Parameters:
+        options: what the cache's settings ask for.
+    """
+
+    def __init__(self, options: CacheOptions) -> None:
+        self.options = options
+        self.pools = [
+            get_pool(server, with_defaults(server, options))
+            for server in options.servers
+        ]
+        self._clients = [redis.Redis(connection_pool=pool) for pool in self.pools]
+        self._writer = self.pools[0]
+        self._readers = self.pools[1:] or self.pools
+        self._retry = _make_retry(options.connection)
+        kind = ForgivingOperations if options.ignore_exceptions else Operations
+        self.operations = kind(
+            make_serializer(options.serializer, options.compressor),
+            _servers.setdefault(self._writer, Server()),
+        )
+
+    def get_client(self, key: str | None = None, *, write: bool = False) -> redis.Redis:
+        """Return redis-py's client for what Django's cache API does not have.
+
+        Parameters:
+            key: unused; Django's client has it.
+            write: whether the client must be the first server's.
+        """
+        if write or len(self._clients) == 1:
+            return self._clients[0]
+        return random.choice(self._clients[1:])
+
+    def run(self, operation: Operation[T]) -> T:
+        """Carry out an operation; return its result.
+
+        Raises:
+            UncertainResultError: the connection broke when a command that must not be
+                applied twice might have been.
+            TokenError, TokenRefusedError, ConnectionPoolTimeout: no connection.
+            redis.RedisError: what redis-py raises.
+        """
+        try:
+            request = next(operation)
+            while True:
+                try:
+                    reply = self._execute(request)
+                except RedisError as error:
+                    request = operation.throw(error)
+                else:
+                    request = operation.send(reply)
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
+
+    def pool_for(self, request: Request) -> Any:
+        """Return the pool of a server that may carry out a request."""
+        if request.write or len(self._readers) == 1:
+            return self._writer if request.write else self._readers[0]
+        return random.choice(self._readers)
+
+    def _execute(self, request: Request) -> Any:
+        pool = self.pool_for(request)
+        try:
+            return _carry_out(pool, request)
+        except RedisError as error:
+            failure = error
+        return self._repeat(failure, pool, request)
+
+    def _repeat(self, failure: Exception, pool: Any, request: Request) -> Any:
+        """Have redis-py's retry policy decide on a failure and what comes after it."""
+        pending = [failure]
+
+        def attempt() -> tuple[Any, Exception | None]:
+            try:
+                if pending:
+                    raise pending.pop()
+                return _carry_out(pool, request), None
+            except EntraRedisError as error:
+                # No token, no free connection, or an uncertain result: returned, so
+                # that the policy, to which these are connection errors, lets them be.
+                return None, error
+
+        reply, error = copy.deepcopy(self._retry).call_with_retry(attempt, _ignore)
+        if error is not None:
+            raise error
+        return reply
+
+
+def _ignore(error: Exception) -> None:
+    """Do nothing about a failure: the connection has been closed already."""
+
+
+def _carry_out(pool: Any, request: Request) -> Any:
+    """Carry out a request once; return the reply, or the replies."""
+    connection = pool.get_connection()
+    clean = False
+    try:
+        command = request.command
+        if isinstance(command, bytes):
+            connection.send_packed_command([command])
+        else:
+            connection.send_packed_command(connection.pack_command(*command))
+        if request.count:
+            reply: Any = _read_many(connection, request.count)
+        else:
+            reply = connection.read_response()
+        clean = True
+        return reply
+    except ResponseError as error:
+        # The reply has been read whole. A replica, though, is not what DNS names any
+        # more after a failover.
+        clean = not isinstance(error, ReadOnlyError)
+        raise
+    except (ConnectionError, TimeoutError) as error:
+        # Some of these are the server's answer: it did not do it.
+        if not request.once or isinstance(
+            error, AuthenticationError | BusyLoadingError
+        ):
+            raise
+        failure = uncertain(request, error)
+    finally:
+        # Whatever else went wrong, a reply may be on its way that the next command
+        # would take for its own.
+        if not clean:
+            connection.disconnect()
+        pool.release(connection)
+    raise failure
+
+
+def _read_many(connection: Any, count: int) -> list[Any]:
+    """Return several replies; an error that is one stands in its place."""
+    replies: list[Any] = []
+    for _ in range(count):
+        try:
+            replies.append(connection.read_response())
+        except ReadOnlyError:
+            raise
+        except ResponseError as error:
+            replies.append(error)
+    return replies
+
+
+def uncertain(request: Request, error: Exception) -> UncertainResultError:
+    """Return what to raise for a command that may or may not have been carried out."""
+    return UncertainResultError(
+        f"The connection broke before Redis answered {request.command[0]!s}, which is "
+        f"not repeated, since it may have been carried out: {error}"
+    )
+
+
+def _make_retry(connection: Mapping[str, Any]) -> Retry:
+    """Return the retry policy for commands that are safe to repeat."""
+    retry = connection.get("retry")
+    if retry is None:
+        retry = Retry(BACKOFF, RETRIES, (ConnectionError, ReadOnlyError))
+    retry = copy.deepcopy(retry)
+    errors = list(connection.get("retry_on_error", ()))
+    if connection.get("retry_on_timeout"):
+        errors.append(TimeoutError)
+    retry.update_supported_errors(errors)
+    return retry

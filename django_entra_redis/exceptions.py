@@ -1,0 +1,66 @@
+"""The errors of this package.
+
+Configuration errors are Django's ``ImproperlyConfigured``; errors at run time are
+redis-py's, so that ``except`` clauses written for a Redis cache go on working.
+"""
+
+from redis.exceptions import AuthenticationError, ConnectionError
+
+from .problems import ConfigurationError, EntraRedisError
+
+__all__ = [
+    "ConfigurationError",
+    "ConnectionPoolTimeout",
+    "EntraRedisError",
+    "TokenError",
+    "TokenRefusedError",
+    "TokenRequestError",
+    "UncertainResultError",
+]
+
+
+class TokenError(EntraRedisError, AuthenticationError):
+    """There is no valid token: the identity could not get one.
+
+    Parameters:
+        message: what went wrong and what to do; never holds a secret.
+        code: the entry of :mod:`.advice` for it.
+    """
+
+    def __init__(self, message: str, *, code: str = "token_failed") -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class TokenRequestError(TokenError):
+    """One request for a token failed.
+
+    Parameters:
+        message, code: as above.
+        retry_after: seconds that the endpoint asked to be left alone, or ``None``.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str = "token_failed",
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message, code=code)
+        self.retry_after = retry_after
+
+
+class TokenRefusedError(EntraRedisError, AuthenticationError):
+    """Redis refused a token that has not expired."""
+
+
+class ConnectionPoolTimeout(EntraRedisError, ConnectionError):  # noqa: N818 - as TimeoutError is named
+    """No connection became free within ``pool_timeout``."""
+
+
+class UncertainResultError(EntraRedisError, ConnectionError):
+    """The connection broke after a command that must not be repeated was sent.
+
+    Whether Redis carried it out is unknown.
+    """

@@ -1,0 +1,39 @@
+"""A check for django-health-check 4 and newer, which whoever names it has installed."""
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from django.core.cache import caches
+
+from .cache import EntraRedisCache
+from .health import cache_health
+
+# Not an ordinary import: what is optional is not there for every type checker.
+_base: Any = import_module("health_check.base")
+_exceptions: Any = import_module("health_check.exceptions")
+
+
+@dataclass
+class EntraRedis(_base.HealthCheck):  # type: ignore[misc]
+    """Checks that a cache answers, and thereby that its identity has a token.
+
+    Parameters:
+        cache: its alias in ``CACHES``.
+    """
+
+    cache: str = "default"
+
+    def run(self) -> None:
+        """Ask the cache.
+
+        Raises:
+            ServiceUnavailable: it did not answer; with the kind of error alone.
+        """
+        cache = caches[self.cache]
+        if not isinstance(cache, EntraRedisCache):
+            failure = f"'{self.cache}' is no cache of django_entra_redis"
+        else:
+            failure = cache_health(self.cache, cache).error or ""
+        if failure:
+            raise _exceptions.ServiceUnavailable(failure)

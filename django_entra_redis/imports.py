@@ -1,0 +1,60 @@
+"""Importing in a background thread while another thread may fork.
+
+A child process that inherits a half-done import, and the import system's lock on it,
+can never finish it; so a fork waits for an import that is under way in here.
+"""
+
+import contextlib
+import importlib
+import os
+import threading
+from collections.abc import Iterator
+from types import ModuleType
+
+#: Seconds that a fork waits. Bounded, since the import may itself be waiting for a
+#: module that the forking thread is importing.
+PATIENCE = 5.0
+
+# Guards imports against a fork. Reentrant, since what is imported may fork: then the
+# child goes on with the import.
+_lock = threading.RLock()
+
+
+@contextlib.contextmanager
+def no_fork() -> Iterator[None]:
+    """Keep other threads from forking in here: imports may be under way."""
+    with _lock:
+        yield
+
+
+def import_module(name: str, package: str) -> ModuleType:
+    """Import a module; no fork happens meanwhile."""
+    with no_fork():
+        return importlib.import_module(name, package)
+
+
+class _Fork(threading.local):
+    """The hooks around a fork. Threads may fork in the same moment: each its own."""
+
+    held = False
+
+    def before(self) -> None:
+        self.held = _lock.acquire(timeout=PATIENCE)
+
+    def after_in_parent(self) -> None:
+        if self.held:
+            _lock.release()
+
+    def after_in_child(self) -> None:
+        # Whoever held it where the patience ended does not run in here.
+        global _lock
+        _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows has no fork
+    _fork = _Fork()
+    os.register_at_fork(
+        before=_fork.before,
+        after_in_parent=_fork.after_in_parent,
+        after_in_child=_fork.after_in_child,
+    )

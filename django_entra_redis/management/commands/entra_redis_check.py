@@ -1,0 +1,205 @@
+"""``manage.py entra_redis_check``: is the token right, is the cache reached?"""
+
+import json
+import shutil
+import textwrap
+import threading
+import time
+from argparse import ArgumentParser, ArgumentTypeError
+from collections.abc import Iterator
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any
+
+from django.core.cache import caches
+from django.core.management.base import BaseCommand, CommandError
+
+from django_entra_redis.cache import EntraRedisCache, entra_caches
+from django_entra_redis.diagnosis import diagnose
+from django_entra_redis.examination import Step
+from django_entra_redis.renewal import Status
+from django_entra_redis.signals import token_renewal_failed, token_renewed
+
+
+class Command(BaseCommand):
+    """Examines the caches step by step."""
+
+    help = (
+        "Checks each Entra cache step by step, from the settings to a round trip, and "
+        "says of the first step that fails why and what to do. Exit status 0 when all "
+        "passed, 1 otherwise."
+    )
+    # Broken settings are a failed step, not a crash.
+    requires_system_checks: list[str] = []  # noqa: RUF012 - as Django declares it
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """Add the command's options."""
+        parser.add_argument(
+            "--cache",
+            action="append",
+            metavar="ALIAS",
+            help="a cache to check; may be given again (default: every Entra cache)",
+        )
+        parser.add_argument(
+            "--timeout",
+            type=_seconds,
+            default=30.0,
+            metavar="S",
+            help="seconds that the check may take (default: 30)",
+        )
+        output = parser.add_mutually_exclusive_group()
+        output.add_argument(
+            "--json", action="store_true", help="print one JSON document"
+        )
+        output.add_argument(
+            "--watch",
+            action="store_true",
+            help="go on until Ctrl-C, with a line for each renewal of the token",
+        )
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        """Check, print, and exit."""
+        chosen = _choose(options["cache"])
+        deadline = time.monotonic() + options["timeout"]
+        reports = []
+        for number, (alias, cache) in enumerate(chosen.items()):
+            # What one cache leaves of its share goes to those behind it.
+            share = (deadline - time.monotonic()) / (len(chosen) - number)
+            steps = diagnose(alias, cache, share)
+            if not options["json"]:
+                self.stdout.write(self.style.MIGRATE_HEADING(_title(alias, cache)))
+                steps = self._shown(steps)
+            reports.append(_report(alias, cache, list(steps)))
+        ok = bool(reports) and all(report["ok"] for report in reports)
+        if options["json"]:
+            self.stdout.write(json.dumps({"ok": ok, "caches": reports}, indent=2))
+        elif not reports:
+            self.stdout.write("No cache in CACHES has an Entra identity.")
+        if ok and options["watch"]:
+            self._watch()
+        if not ok:
+            raise SystemExit(1)
+
+    def _shown(self, steps: Iterator[Step]) -> Iterator[Step]:
+        """Print each step as it comes."""
+        for step in steps:
+            mark = self.style.SUCCESS("ok  ") if step.ok else self.style.ERROR("FAIL")
+            label = f"  {step.name:<11}"
+            lines = _wrap(f"{step.detail} ({step.ms:.0f} ms)", len(label) + 5)
+            self.stdout.write(f"{label}{mark} {lines}")
+            if not step.ok:
+                self.stdout.write(f"{'':13}code: {step.code}")
+                self.stdout.write(f"{'':13}{_wrap(str(step.hint), 13)}")
+            yield step
+
+    def _watch(self) -> None:
+        """Print a line for each renewal until Ctrl-C."""
+
+        def renewed(sender: str, status: Status, **kwargs: Any) -> None:
+            line = f"token renewed, expires {_clock(status.expires_at)}"
+            self._line(sender, f"{line}, next {_clock(status.next_renewal_at)}")
+
+        def failed(sender: str, error: str, **kwargs: Any) -> None:
+            self._line(sender, self.style.ERROR(f"renewal failed: {error}"))
+
+        token_renewed.connect(renewed)
+        token_renewal_failed.connect(failed)
+        self.stdout.write("Watching renewals; Ctrl-C ends it.")
+        self.stdout.flush()
+        try:
+            self._wait()
+        except KeyboardInterrupt:
+            self.stdout.write("")
+        finally:
+            token_renewed.disconnect(renewed)
+            token_renewal_failed.disconnect(failed)
+
+    def _wait(self) -> None:
+        threading.Event().wait()
+
+    def _line(self, identity: str, text: str) -> None:
+        self.stdout.write(f"{datetime.now():%H:%M:%S} {identity}: {text}")
+        self.stdout.flush()
+
+
+def _seconds(text: str) -> float:
+    """Return the value of ``--timeout``."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= threading.TIMEOUT_MAX:
+        raise ArgumentTypeError(f"{text!r} is no number of seconds above 0")
+    return seconds
+
+
+def _choose(aliases: list[str] | None) -> dict[str, EntraRedisCache]:
+    found = entra_caches()
+    for alias in caches if aliases is None else aliases:
+        if alias not in found and (aliases is not None or _is_ours(alias)):
+            raise CommandError(_why_missing(alias, ", ".join(found) or "none"))
+    if aliases is None:
+        return {alias: cache for alias, cache in found.items() if _has_identity(cache)}
+    return {alias: found[alias] for alias in aliases}
+
+
+def _is_ours(alias: str) -> bool:
+    return str(caches.settings[alias].get("BACKEND")).startswith("django_entra_redis.")
+
+
+def _why_missing(alias: str, known: str) -> str:
+    """Return why a cache is not among those to be checked."""
+    try:
+        if alias in caches.settings:
+            _ = caches[alias]
+    except Exception as error:
+        # Django could not even build it.
+        return f"CACHES['{alias}'] can't be used: {error}"
+    return (
+        f"'{alias}' is no cache of django_entra_redis in CACHES. "
+        f"Those there are: {known}."
+    )
+
+
+def _has_identity(cache: EntraRedisCache) -> bool:
+    try:
+        return cache.options.identity is not None
+    except Exception:
+        return True  # The first step says what is wrong.
+
+
+def _title(alias: str, cache: EntraRedisCache) -> str:
+    return f"Cache '{alias}' at {_location(cache)}"
+
+
+def _location(cache: EntraRedisCache) -> str:
+    try:
+        return cache.location
+    except (ValueError, IndexError):
+        return "?"  # It is no URL at all.
+
+
+def _report(alias: str, cache: EntraRedisCache, steps: list[Step]) -> dict[str, Any]:
+    identity = None
+    # Without one where the first step has said what is wrong.
+    if steps and steps[0].ok:
+        identity = cache.options.identity
+    return {
+        "cache": alias,
+        "ok": all(step.ok for step in steps),
+        "location": _location(cache),
+        "identity": identity,
+        "steps": [asdict(step) | {"ms": round(step.ms, 2)} for step in steps],
+    }
+
+
+def _wrap(text: str, indent: int) -> str:
+    """Return text in lines for the terminal, all but the first indented."""
+    width = max(40, min(100, shutil.get_terminal_size((80, 24)).columns))
+    return textwrap.fill(
+        text, width - indent, break_long_words=False, break_on_hyphens=False
+    ).replace("\n", "\n" + " " * indent)
+
+
+def _clock(moment: datetime | None) -> str:
+    return "never" if moment is None else f"{moment.astimezone():%H:%M:%S}"

@@ -1,0 +1,244 @@
+"""Django's cache operations as Redis commands, whoever carries them out.
+
+Each operation is a generator: it yields :class:`Request`, is sent the reply, and
+returns what Django's cache API returns. The synchronous and the asynchronous client
+are two drivers of the same operations.
+"""
+
+import logging
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from redis.exceptions import ResponseError
+
+from .packing import pack_all, pack_get, pack_set
+from .serializers import Serializer
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class Request:
+    """Commands to carry out.
+
+    Parameters:
+        command: one command's words, or any number of commands packed.
+        count: 0 for one command, whose reply is wanted; else how many commands there
+            are, whose replies are wanted as a list. Error replies stand in there.
+        write: whether it must be the server that is written to.
+        once: whether it must not be applied twice.
+    """
+
+    __slots__ = ("command", "count", "once", "write")
+
+    def __init__(
+        self,
+        command: tuple[Any, ...] | bytes,
+        count: int = 0,
+        *,
+        write: bool = True,
+        once: bool = False,
+    ) -> None:
+        self.command = command
+        self.count = count
+        self.write = write
+        self.once = once
+
+
+Operation = Generator[Request, Any, T]
+
+# Counts a key that is there, in one round trip; nothing where there is none.
+INCR_SCRIPT = (
+    "if redis.call('EXISTS', KEYS[1]) == 1 "
+    "then return redis.call('INCRBY', KEYS[1], ARGV[1]) end"
+)
+
+
+class Operations:
+    """The operations of a cache.
+
+    They take keys as Redis has them, and timeouts as Django's backend makes them:
+    whole seconds, ``None`` for no expiry, 0 for at once.
+
+    Parameters:
+        serializer: turns values into bytes and back.
+        server: what has been found out about the server that is written to.
+    """
+
+    def __init__(self, serializer: Serializer, server: "Server") -> None:
+        self.dumps, self.loads = serializer.dumps, serializer.loads
+        self.server = server
+
+    def add(self, key: str, value: Any, timeout: int | None) -> Operation[bool]:
+        """Set a key that is not there; return whether it was not."""
+        data = self.dumps(value)
+        if timeout == 0:
+            # It expires at once, yet Django wants to know whether it was there.
+            return not (yield Request(("EXISTS", key)))
+        expiry = () if timeout is None else ("EX", timeout)
+        reply = yield Request(("SET", key, data, "NX", *expiry), once=True)
+        return reply is not None
+
+    def get(self, key: str, default: Any) -> Operation[Any]:
+        """Return a key's value."""
+        data = yield Request(pack_get(key), write=False)
+        return default if data is None else self.loads(data)
+
+    def set(self, key: str, value: Any, timeout: int | None) -> Operation[None]:
+        """Set a key."""
+        yield Request(pack_set(key, self.dumps(value), timeout))
+
+    def touch(self, key: str, timeout: int | None) -> Operation[bool]:
+        """Set a key's timeout; return whether it is there."""
+        if timeout is not None:
+            return bool((yield Request(("EXPIRE", key, timeout))))
+        # PERSIST alone says the same of a key without a timeout and of none.
+        packed = pack_all([("PERSIST", key), ("EXISTS", key)])
+        replies = yield Request(packed, 2)
+        for reply in replies:
+            if isinstance(reply, Exception):
+                raise reply
+        return bool(replies[1])
+
+    def delete(self, key: str) -> Operation[bool]:
+        """Delete a key; return whether it was there."""
+        return bool((yield Request(("DEL", key))))
+
+    def get_many(
+        self, keys: Sequence[str], names: Iterable[Any]
+    ) -> Operation[dict[Any, Any]]:
+        """Return the values of the keys that are there, by the keys' names."""
+        if not keys:
+            return {}
+        found = yield Request(("MGET", *keys), write=False)
+        loads = self.loads
+        return {
+            name: loads(data)
+            for name, data in zip(names, found, strict=True)
+            if data is not None
+        }
+
+    def has_key(self, key: str) -> Operation[bool]:
+        """Return whether a key is there."""
+        return bool((yield Request(("EXISTS", key), write=False)))
+
+    def incr(self, key: str, delta: int) -> Operation[int]:
+        """Add to a number; return the sum.
+
+        Raises:
+            ValueError: the key is not there.
+        """
+        value = None
+        if self.server.runs_scripts:
+            try:
+                value = yield Request(("EVAL", INCR_SCRIPT, 1, key, delta), once=True)
+            except ResponseError as error:
+                if not _refuses_scripts(error):
+                    raise
+                self.server.refuse_scripts(error)
+        if not self.server.runs_scripts and (yield Request(("EXISTS", key))):
+            value = yield Request(("INCRBY", key, delta), once=True)
+        if value is None:
+            raise ValueError(f"Key '{key}' not found.")
+        return int(value)
+
+    def set_many(
+        self, keys: Sequence[str], data: Mapping[Any, Any], timeout: int | None
+    ) -> Operation[list[Any]]:
+        """Set several keys in one round trip.
+
+        Parameters:
+            keys: as Redis has them.
+            data: the values by the keys' names, in the order of the keys.
+            timeout: in seconds.
+
+        Returns:
+            The names of those that Redis refused.
+        """
+        if not keys:
+            return []
+        dumps = self.dumps
+        commands = [
+            pack_set(key, dumps(value), timeout)
+            for key, value in zip(keys, data.values(), strict=True)
+        ]
+        replies = yield Request(b"".join(commands), len(keys))
+        failed = {
+            name: reply
+            for name, reply in zip(data, replies, strict=True)
+            if isinstance(reply, Exception)
+        }
+        if failed:
+            logger.warning(
+                "%d of %d keys could not be set: %s",
+                len(failed),
+                len(data),
+                next(iter(failed.values())),
+            )
+        return list(failed)
+
+    def delete_many(self, keys: Sequence[str]) -> Operation[None]:
+        """Delete several keys."""
+        if keys:
+            yield Request(("DEL", *keys))
+
+    def clear(self) -> Operation[bool]:
+        """Empty the whole database."""
+        try:
+            return bool((yield Request(("FLUSHDB",))))
+        except ResponseError as error:
+            failure = type(error)(
+                f"{error}. Where FLUSHDB is refused (active geo-replication, an access "
+                "policy), set OPTIONS['clear_by_scan'] to True: clear() then deletes "
+                "the keys of this cache alone."
+            )
+        raise failure
+
+    def clear_matching(self, pattern: str) -> Operation[bool]:
+        """Delete the keys that match a glob pattern, a batch at a time."""
+        cursor: Any = b"0"
+        while True:
+            command = ("SCAN", cursor, "MATCH", pattern, "COUNT", 1000)
+            cursor, keys = yield Request(command)
+            if keys:
+                yield Request(("UNLINK", *keys))
+            if int(cursor) == 0:
+                return True
+
+
+class Server:
+    """What has been found out about a server, by whichever client."""
+
+    runs_scripts = True
+    down = False
+
+    def refuse_scripts(self, error: ResponseError) -> None:
+        """Take note that it lets no scripts run."""
+        self.runs_scripts = False
+        logger.warning(
+            "Redis lets no scripts run here (%s): incr() takes two round trips from "
+            "now on, as Django's own does.",
+            error,
+        )
+
+    def fail(self, error: Exception) -> None:
+        """Take note that it is down, once for an outage."""
+        if not self.down:
+            logger.warning(
+                "The cache is down and answers like an empty one "
+                "(OPTIONS['ignore_exceptions']): %s",
+                error,
+            )
+        self.down = True
+
+    def succeed(self) -> None:
+        """Take note that it is up."""
+        if self.down:
+            logger.info("The cache is back.")
+        self.down = False
+
+
+def _refuses_scripts(error: ResponseError) -> bool:
+    text = str(error).lower()
+    return "eval" in text and ("no permissions" in text or "unknown command" in text)

@@ -1,0 +1,205 @@
+"""A cache's ``LOCATION`` and ``OPTIONS``, checked."""
+
+import ipaddress
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from .problems import ConfigurationError, Problem
+
+_FLAGS = ("allow_plaintext_token", "ignore_exceptions", "clear_by_scan")
+_CREDENTIALS = ("username", "password", "credential_provider")
+_SCHEMES = ("redis", "rediss", "unix")
+_DAY = 86400.0
+# BaseCache takes these two from OPTIONS; they are nothing to redis-py.
+_BASE_CACHE = ("MAX_ENTRIES", "CULL_FREQUENCY")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheOptions:
+    """What a cache's settings ask for.
+
+    Parameters:
+        servers: one URL or several; the first is written to.
+        identity: entry of ``ENTRA_REDIS``, or ``None`` for no Entra at all.
+        pool_timeout: seconds to wait for a free connection.
+        connection: what goes on to redis-py.
+    """
+
+    servers: tuple[str, ...] = field(repr=False)
+    identity: str | None = "default"
+    allow_plaintext_token: bool = False
+    ignore_exceptions: bool = False
+    clear_by_scan: bool = False
+    pool_timeout: float = 5.0
+    compressor: Any = None
+    serializer: Any = None
+    pool_class: Any = None
+    parser_class: Any = None
+    connection: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+
+def split_location(location: Any) -> tuple[str, ...]:
+    """Return the servers of a ``LOCATION``, as Django's ``RedisCache`` splits it.
+
+    Whatever is neither text nor a list (``None``, of a variable that isn't set) is
+    left to :func:`parse_options` to find fault with.
+    """
+    if isinstance(location, str):
+        return tuple(re.split("[;,]", location))
+    return tuple(location) if isinstance(location, Iterable) else (location,)
+
+
+def parse_options(
+    servers: Sequence[str], options: Mapping[str, Any], where: str = "CACHES"
+) -> CacheOptions:
+    """Check what a cache's settings ask for.
+
+    Parameters:
+        servers: the URLs in ``LOCATION``.
+        options: its ``OPTIONS``.
+        where: what to call the cache in a message.
+
+    Raises:
+        ConfigurationError: with all that is wrong.
+    """
+    problems: list[Problem] = []
+    rest = {key: value for key, value in options.items() if key not in _BASE_CACHE}
+    own: dict[str, Any] = {"servers": tuple(servers)}
+    at = f"{where}['OPTIONS']"
+    for key in _FLAGS:
+        if key in rest:
+            own[key] = rest.pop(key)
+            if not isinstance(own[key], bool):
+                hint = "It should be True or False."
+                problems.append(
+                    Problem("E023", f"{at}[{key!r}]", "its value can't be used.", hint)
+                )
+    for key in ("identity", "compressor", "serializer", "pool_class", "parser_class"):
+        if key in rest:
+            own[key] = rest.pop(key)
+    if not isinstance(own.get("identity", ""), str | None):
+        hint = "It should be the name of an entry of ENTRA_REDIS, or None."
+        problems.append(
+            Problem("E023", f"{at}['identity']", "its value can't be used.", hint)
+        )
+    if "pool_timeout" in rest:
+        own["pool_timeout"] = timeout = rest.pop("pool_timeout")
+        if (
+            isinstance(timeout, bool)
+            or not isinstance(timeout, int | float)
+            or not 0 <= timeout <= _DAY
+        ):
+            hint = "It should be a number of seconds, such as 5."
+            problems.append(
+                Problem(
+                    "E023", f"{at}['pool_timeout']", "its value can't be used.", hint
+                )
+            )
+    if not isinstance(rest.get("connection_class"), type | None):
+        hint = "It should be a class, such as redis.connection.SSLConnection."
+        problems.append(
+            Problem(
+                "E023", f"{at}['connection_class']", "its value can't be used.", hint
+            )
+        )
+    checked = CacheOptions(**own, connection=rest)
+    if not problems:
+        problems = _server_problems(checked, where)
+    if problems:
+        # Several servers have often the same fault; it is told once.
+        raise ConfigurationError(list(dict.fromkeys(problems)))
+    return checked
+
+
+def _server_problems(options: CacheOptions, where: str) -> list[Problem]:
+    problems = []
+    # An empty list names as little as an empty string does.
+    for server in options.servers or ("",):
+        scheme, connection = _read_url(server)
+        if scheme not in _SCHEMES:
+            problems.append(
+                Problem(
+                    "E024",
+                    f"{where}['LOCATION']",
+                    "it is not the URL of a Redis server.",
+                    "It should be such as "
+                    "'rediss://contoso.westeurope.redis.azure.net:10000'.",
+                )
+            )
+            continue
+        if options.identity is None:
+            continue
+        # As redis-py has it: what the URL says goes before what OPTIONS say.
+        connection = {**options.connection, **connection}
+        stray = [key for key in _CREDENTIALS if connection.get(key) not in (None, "")]
+        if stray:
+            problems.append(
+                Problem(
+                    "E021",
+                    where,
+                    f"it has {' and '.join(stray)} beside an identity.",
+                    "The identity's token is the credential: remove it from LOCATION "
+                    "and OPTIONS, or set OPTIONS['identity'] to None.",
+                )
+            )
+        elif not (options.allow_plaintext_token or _protected(scheme, connection)):
+            problems.append(
+                Problem(
+                    "E022",
+                    f"{where}['LOCATION']",
+                    "a token would cross the network in plain text.",
+                    "It should start with rediss://, or, where the network protects "
+                    "it, set OPTIONS['allow_plaintext_token'] to True.",
+                )
+            )
+    return problems
+
+
+def _read_url(server: Any) -> tuple[str, dict[str, Any]]:
+    """Return a URL's scheme, and what it says of the connection.
+
+    redis-py's own parser, which this one follows, would bring in redis-py, for
+    which a system check is not worth waiting.
+    """
+    try:
+        if not server.startswith(tuple(f"{scheme}://" for scheme in _SCHEMES)):
+            return "", {}
+        url = urlsplit(server)
+        said: dict[str, Any] = {
+            key: values[0] for key, values in parse_qs(url.query).items()
+        }
+        given = {
+            "username": url.username,
+            "password": url.password,
+            "host": url.hostname,
+        }
+        _ = url.port  # raises where it is none
+    except (ValueError, TypeError, AttributeError):
+        return "", {}
+    said |= {key: unquote(value) for key, value in given.items() if value}
+    return url.scheme, said
+
+
+def _protected(scheme: str, connection: Mapping[str, Any]) -> bool:
+    """Whether nobody on the network can read what the connection carries."""
+    kind = connection.get("connection_class")
+    if not isinstance(kind, type):
+        unread = scheme in ("rediss", "unix")
+    else:
+        # A class in OPTIONS goes before the one that the URL's scheme asks for.
+        unread = any(
+            parent.__name__ in ("SSLConnection", "UnixDomainSocketConnection")
+            for parent in kind.__mro__
+        )
+    return unread or is_loopback(str(connection.get("host", "localhost")))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address is this very machine."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"

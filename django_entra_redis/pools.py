@@ -1,0 +1,302 @@
+"""The connection pools of a process."""
+
+import contextlib
+import os
+import threading
+from collections import deque
+from collections.abc import Hashable, Mapping
+from typing import Any
+from weakref import WeakSet
+
+import redis
+from django.core.signals import setting_changed
+from django.utils.module_loading import import_string
+from redis.connection import Connection, parse_url
+
+from .connections import SharedTls, SharedTlsConnection, connection_class
+from .credentials import EntraCredentialProvider
+from .exceptions import ConnectionPoolTimeout
+from .options import CacheOptions
+
+#: Connections that one pool opens at most, unless OPTIONS say otherwise.
+MAX_CONNECTIONS = 100
+
+
+class _Place:
+    """Somebody's place in the queue for a connection."""
+
+    def __init__(self) -> None:
+        self.connection: Any = None
+        # Locked until there is a connection. A bare lock, since what is built on one
+        # is not for signal handlers.
+        self._empty = threading.Lock()
+        self._empty.acquire()
+
+    def give(self, connection: Any) -> None:
+        """Hand a connection over."""
+        self.connection = connection
+        self._empty.release()
+
+    def wait(self, timeout: float) -> None:
+        """Wait until there is one, or the time is over."""
+        self._empty.acquire(timeout=timeout)
+
+
+class ConnectionPool(redis.ConnectionPool):
+    """A pool whose checkout costs next to nothing, and that waits when it is empty.
+
+    Like redis-py's, it hands out the connection that was used last and notices one
+    that the server has closed. Only whoever has checked a connection out touches it.
+
+    Parameters:
+        pool_timeout: seconds to wait for a free connection at ``max_connections``.
+        others: redis-py's.
+    """
+
+    def __init__(self, *args: Any, pool_timeout: float = 5.0, **kwargs: Any) -> None:
+        self.pool_timeout = pool_timeout
+        kwargs["max_connections"] = kwargs.get("max_connections") or MAX_CONNECTIONS
+        super().__init__(*args, **kwargs)
+        _pools.add(self)
+
+    def reset(self) -> None:
+        """Forget all connections, as a child process must."""
+        # Guards ``_queue`` and ``_made``; reentrant, since a signal handler may use the
+        # cache. The list needs no lock: its append and pop are atomic.
+        self._gate = threading.RLock()
+        self._idle: list[Any] = []
+        # First come, first served: otherwise a busy thread, which asks again right
+        # after it has released, would keep all others waiting.
+        self._queue: deque[_Place] = deque()
+        # Weakly, so that a connection counts no longer that an exception from a signal
+        # handler has had somebody lose.
+        self._made: WeakSet[Any] = WeakSet()
+        # Connections that were out at a disconnect() are closed when they come back.
+        self._generation = 0
+        self.pid = os.getpid()
+
+    def get_connection(self, *args: Any, **kwargs: Any) -> Any:
+        """Check a connection out: connected, authenticated, with nothing to read.
+
+        Raises:
+            ConnectionPoolTimeout: none became free within ``pool_timeout``.
+            ConnectionError, TimeoutError: the server can't be reached.
+            TokenError, TokenRefusedError: it can't be authenticated with.
+        """
+        try:
+            connection = self._idle.pop()
+        except IndexError:
+            connection = self._make_or_wait()
+        connection.pool_lent = True
+        try:
+            connection.connect()
+            try:
+                stale = connection.can_read()
+            except (redis.ConnectionError, redis.TimeoutError, OSError):
+                stale = True
+            if stale:
+                connection.disconnect()
+                connection.connect()
+        except BaseException:
+            connection.disconnect()
+            self.release(connection)
+            raise
+        return connection
+
+    def release(self, connection: Any) -> None:
+        """Take a connection back; once, however often it is given."""
+        if not connection.pool_lent:
+            return
+        connection.pool_lent = False
+        if connection.pid != self.pid:
+            connection.disconnect()
+            return
+        if connection.pool_generation != self._generation:
+            connection.pool_generation = self._generation
+            connection.disconnect()
+        self._idle.append(connection)
+        if self._queue:
+            self._serve_queue()
+
+    def disconnect(self, inuse_connections: bool = True) -> None:
+        """Close the idle connections now, the others when they come back."""
+        if inuse_connections:
+            self._generation += 1
+        for _ in range(len(self._idle)):
+            try:
+                connection = self._idle.pop(0)
+            except IndexError:
+                return
+            connection.disconnect()
+            connection.pool_lent = True
+            self.release(connection)
+
+    def counts(self) -> tuple[int, int]:
+        """Return how many connections are idle, and how many are in use."""
+        idle = len(self._idle)
+        return idle, max(0, len(self._made) - idle)
+
+    def set_retry(self, retry: Any) -> None:
+        """Set the retry policy of connections from now on."""
+        self.connection_kwargs["retry"] = retry
+        for connection in list(self._idle):
+            connection.retry = retry
+
+    def re_auth_callback(self, token: Any) -> None:
+        """Do nothing: the connections see to it themselves."""
+
+    # redis-py 8 counts connections with these two, for its metrics.
+    def _get_free_connections(self) -> list[Any]:
+        return list(self._idle)
+
+    def _get_in_use_connections(self) -> set[Any]:
+        with self._gate:
+            return set(self._made).difference(self._idle)
+
+    def _make_or_wait(self) -> Any:
+        with self._gate:
+            with contextlib.suppress(IndexError):
+                return self._idle.pop()
+            if len(self._made) < self.max_connections:
+                connection = self.connection_class(**self.connection_kwargs)
+                connection.pool_generation = self._generation
+                self._made.add(connection)
+                return connection
+            place = _Place()
+            self._queue.append(place)
+        # Nobody else does for what was released just before the place was there.
+        self._serve_queue()
+        try:
+            place.wait(self.pool_timeout)
+        finally:
+            connection = self._leave_queue(place)
+        if connection is None:
+            raise ConnectionPoolTimeout(
+                f"No connection became free within {self.pool_timeout:g} s "
+                f"(OPTIONS['pool_timeout']): all {self.max_connections} "
+                "(OPTIONS['max_connections']) are in use."
+            )
+        return connection
+
+    def _serve_queue(self) -> None:
+        with self._gate:
+            while self._queue:
+                try:
+                    connection = self._idle.pop()
+                except IndexError:
+                    return
+                self._queue.popleft().give(connection)
+
+    def _leave_queue(self, place: _Place) -> Any:
+        """Return the connection that came, if one did."""
+        with self._gate:
+            if place in self._queue:
+                self._queue.remove(place)
+            return place.connection
+
+
+# Guards the dictionary below. Reentrant for the sake of signal handlers that use the
+# cache.
+_lock = threading.RLock()
+_shared: dict[Hashable, Any] = {}
+_pools: WeakSet[ConnectionPool] = WeakSet()
+
+
+def get_pool(server: str, options: CacheOptions) -> Any:
+    """Return the process's pool for a server and a cache's options.
+
+    Caches share one only if nothing distinguishes their connections: neither the
+    identity nor any option.
+
+    Parameters:
+        server: its URL.
+        options: what the cache's settings ask for.
+    """
+    key = (
+        server,
+        options.identity,
+        options.pool_timeout,
+        _key(options.pool_class),
+        _key(options.parser_class),
+        _key(options.connection),
+    )
+    with _lock:
+        if key not in _shared:
+            # The options go along: what they hold must not be collected, and its id
+            # given to something else, while the key is there.
+            _shared[key] = (_make_pool(server, options), options)
+        return _shared[key][0]
+
+
+def reset() -> None:
+    """Close all pools' connections and forget the pools."""
+    disconnect()
+    with _lock:
+        _shared.clear()
+
+
+def disconnect() -> None:
+    """Close all pools' connections; new ones look anew who they are."""
+    with _lock:
+        pools = [pool for pool, _ in _shared.values()]
+    for pool in pools:
+        pool.disconnect()
+
+
+def _make_pool(server: str, options: CacheOptions) -> Any:
+    url = parse_url(server)
+    kwargs = dict(options.connection)
+    kind = kwargs.pop("connection_class", None) or url.get(
+        "connection_class", Connection
+    )
+    own = connection_class(kind, entra=options.identity is not None)
+    if options.identity is not None:
+        kwargs["credential_provider"] = EntraCredentialProvider(options.identity)
+    if issubclass(own, SharedTlsConnection):
+        kwargs["tls"] = SharedTls()
+    if options.parser_class is not None:
+        kwargs["parser_class"] = _imported(options.parser_class)
+    pool_class = _imported(options.pool_class or ConnectionPool)
+    if issubclass(pool_class, ConnectionPool):
+        kwargs["pool_timeout"] = options.pool_timeout
+    elif issubclass(pool_class, redis.BlockingConnectionPool):
+        kwargs.setdefault("timeout", options.pool_timeout)
+    return pool_class.from_url(server, connection_class=own, **kwargs)
+
+
+def _imported(value: Any) -> Any:
+    return import_string(value) if isinstance(value, str) else value
+
+
+def _key(value: Any) -> Hashable:
+    """Return what tells an option from another one; the object itself if need be."""
+    if isinstance(value, Mapping):
+        return tuple(sorted((str(key), _key(item)) for key, item in value.items()))
+    if isinstance(value, list | tuple | set | frozenset):
+        return (type(value), *map(_key, value))
+    if value is None or isinstance(value, str | bytes | int | float | type):
+        return (type(value), value)
+    return (type(value), id(value))
+
+
+def _on_setting_changed(*, setting: str, **kwargs: Any) -> None:
+    if setting == "CACHES":
+        reset()
+    elif setting == "ENTRA_REDIS":
+        # The caches live on, each with its pool: a pool that is forgotten here would
+        # keep its connections' identity at the next change.
+        disconnect()
+
+
+setting_changed.connect(_on_setting_changed)
+
+
+def _after_fork_in_child() -> None:
+    global _lock
+    _lock = threading.RLock()
+    for pool in list(_pools):
+        pool.reset()
+
+
+if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows has no fork
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,50 @@
+"""What can be wrong with the settings, and the errors that say it.
+
+Apart from the other exceptions, since those need redis-py, which costs more start-up
+time than ``manage.py check`` should.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from django.core.exceptions import ImproperlyConfigured
+
+
+class EntraRedisError(Exception):
+    """Base of everything that this package raises on its own account."""
+
+
+class ConfigurationError(EntraRedisError, ImproperlyConfigured):
+    """``ENTRA_REDIS`` or a cache's settings can't be used as they are.
+
+    Parameters:
+        problems: all that is wrong with them.
+    """
+
+    def __init__(self, problems: Sequence["Problem"]) -> None:
+        # As the only argument, so that it survives pickling (multiprocessing, Celery).
+        super().__init__(tuple(problems))
+        self.problems = tuple(problems)
+
+    def __str__(self) -> str:
+        return " ".join(str(problem) for problem in self.problems)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something wrong with the settings.
+
+    Parameters:
+        id: number of the system check, such as ``E001``.
+        where: the setting, as one would write it.
+        message: what is wrong.
+        hint: what it should be.
+    """
+
+    id: str
+    where: str
+    message: str
+    hint: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.message} {self.hint}"

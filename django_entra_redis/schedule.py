@@ -1,0 +1,77 @@
+"""When a token is renewed, and when a failed request is tried again: pure decisions."""
+
+from dataclasses import dataclass
+
+#: Share of the time to a renewal that jitter may take off.
+JITTER = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """When to renew and how long to wait.
+
+    Parameters:
+        ratio: share of a token's life after which it is renewed.
+        margin: seconds before expiry by which it is renewed at the latest.
+        timeout: seconds that one token request may take.
+    """
+
+    ratio: float = 0.7
+    margin: float = 180.0
+    timeout: float = 10.0
+
+
+def renewal_delay(life: float, policy: Policy, jitter: float) -> float:
+    """Return the seconds from a token's arrival to its renewal.
+
+    Parameters:
+        life: seconds that the token is good for.
+        jitter: 0 to 1; only ever makes it earlier.
+    """
+    delay = policy.ratio * life
+    if life >= 2 * policy.margin:
+        delay = min(delay, life - policy.margin)
+    return delay * (1 - JITTER * jitter)
+
+
+def retry_cap(life: float | None) -> float:
+    """Return the longest pause in seconds between two tries, by the token's life."""
+    return 10.0 if life is None else min(max(life / 360, 1.0), 10.0)
+
+
+def retry_delay(
+    failures: int, life: float | None, retry_after: float | None, jitter: float
+) -> float:
+    """Return the seconds from a failed request to the next one: full jitter.
+
+    Parameters:
+        failures: failed requests in a row, 1 or more.
+        life: seconds of life of the last token, ``None`` when there was none.
+        retry_after: seconds that the endpoint asked for; they are kept, and the
+            jitter comes on top, so that a fleet told one time does not come at once.
+        jitter: 0 to 1.
+    """
+    cap = retry_cap(life)
+    return (retry_after or 0.0) + jitter * min(cap, 0.5 * 2.0 ** min(failures - 1, 10))
+
+
+def forced_interval(life: float) -> float:
+    """Return the seconds between two renewals forced by a refused token."""
+    return min(max(life / 60, 1.0), 60.0)
+
+
+def repeat_delay(left: float, life: float, policy: Policy, jitter: float) -> float:
+    """Return the seconds to the next request when the same token came once more.
+
+    IMDS and azure-identity hand out one token until it is nearly over. Never sooner
+    than a retry, so that asking does not become a spin; never after it has expired.
+
+    Parameters:
+        left: seconds until that token expires.
+        life: seconds that it was good for when it came first.
+        jitter: 0 to 1.
+    """
+    delay = policy.ratio * left
+    if life >= 2 * policy.margin:
+        delay = min(delay, left - policy.margin)
+    return max(delay * (1 - JITTER * jitter), min(retry_cap(life), left))

@@ -1,0 +1,16 @@
+"""Signals that tell of token renewals.
+
+Both are sent from a background thread, with the identity's alias as ``sender``.
+Neither ever carries the token.
+"""
+
+from django.dispatch import Signal
+
+#: A new token has arrived (the first one included).
+#: Keyword arguments: ``identity`` (str), ``status`` (``renewal.Status``).
+token_renewed = Signal()
+
+#: A request for a token has failed; it is retried.
+#: Keyword arguments: ``identity`` (str), ``status`` (``renewal.Status``),
+#: ``error`` (str).
+token_renewal_failed = Signal()

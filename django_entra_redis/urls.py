@@ -1,0 +1,13 @@
+"""``include("django_entra_redis.urls")``: addresses for probes."""
+
+from django.urls import path
+
+from .probes import live, ready
+
+app_name = "django_entra_redis"
+
+urlpatterns = [
+    path("", ready, name="health"),
+    path("ready/", ready, name="ready"),
+    path("live/", live, name="live"),
+]
