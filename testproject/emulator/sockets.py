@@ -1,0 +1,89 @@
+"""Listening sockets and what is done to accepted ones."""
+
+import asyncio
+import contextlib
+import functools
+import logging
+import socket
+import struct
+from collections.abc import Callable, Coroutine
+
+logger = logging.getLogger(__name__)
+
+_BACKLOG = 1024
+_ABORTIVE = struct.pack("ii", 1, 0)
+
+
+def reset(sock: socket.socket) -> None:
+    """Have the coming close of `sock` send RST in place of FIN."""
+    with contextlib.suppress(OSError):  # the peer was faster
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABORTIVE)
+
+
+class Listener:
+    """A port on loopback; each connection is handed over before any byte of it.
+
+    asyncio's own servers show a TLS connection only after its handshake, too late
+    for a server that resets at accept or stays silent.
+    """
+
+    def __init__(
+        self, port: int, serve: Callable[[socket.socket], Coroutine[None, None, None]]
+    ) -> None:
+        self.socket = socket.create_server(("127.0.0.1", port), backlog=_BACKLOG)
+        self.socket.setblocking(False)
+        self.port: int = self.socket.getsockname()[1]
+        self.refusing = False
+        self._serve = serve
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def start(self) -> None:
+        """Accept from now on, in the running loop."""
+        asyncio.get_running_loop().add_reader(self.socket, self._accept)
+
+    async def stop(self) -> None:
+        """Accept no more, and end what is being begun."""
+        asyncio.get_running_loop().remove_reader(self.socket)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def refuse(self, refusing: bool) -> None:
+        """Have connections refused, the port reserved all the same; or end that."""
+        if refusing == self.refusing:
+            return
+        self.refusing = refusing
+        if refusing:
+            asyncio.get_running_loop().remove_reader(self.socket)
+            self.socket.close()
+            # Bound and not listening.
+            self.socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self.socket.setblocking(False)
+            self.socket.bind(("127.0.0.1", self.port))
+        else:
+            self.socket.listen(_BACKLOG)
+            self.start()
+
+    def close(self) -> None:
+        """Free the port."""
+        self.socket.close()
+
+    def _accept(self) -> None:
+        # Not `loop.sock_accept()`: when that is cancelled, it may have accepted.
+        try:
+            sock, _ = self.socket.accept()
+        except OSError:  # the peer has gone, or there are no descriptors left
+            return
+        sock.setblocking(False)
+        task = asyncio.get_running_loop().create_task(self._serve(sock))
+        self._tasks.add(task)
+        task.add_done_callback(functools.partial(self._served, sock))
+
+    def _served(self, sock: socket.socket, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if task.cancelled():
+            sock.close()
+        elif (error := task.exception()) is not None:
+            sock.close()
+            logger.error("the emulator failed at a connection", exc_info=error)

@@ -1,0 +1,181 @@
+"""What the status page shows, as plain data that JSON can carry."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from time import perf_counter
+from typing import Any
+from urllib.parse import urlsplit
+
+from django.conf import settings
+from django.core.cache import caches
+from django.core.exceptions import ImproperlyConfigured
+from redis.exceptions import RedisError
+
+from django_entra_redis.cache import EntraRedisCache
+from django_entra_redis.credentials import get_credential_provider
+from django_entra_redis.renewal import Status
+from testproject.history import Event, recent_events
+
+#: Every failure that a cache or an identity has words for.
+FAILURES = (RedisError, ImproperlyConfigured, OSError)
+
+
+@dataclass(frozen=True, slots=True)
+class IdentitySnapshot:
+    """An identity's status, and where in its life the token is.
+
+    ``state`` is ``"waiting"`` (no token yet), ``"fresh"``, ``"due"`` (past the time of
+    its renewal), ``"failing"`` (the last renewal failed, the token still holds),
+    ``"expired"`` or ``"broken"`` (its settings are wrong).
+    """
+
+    identity: str
+    state: str
+    kind: str | None = None
+    oid: str | None = None
+    renewed_at: str | None = None
+    next_renewal_at: str | None = None
+    expires_at: str | None = None
+    age: float | None = None
+    remaining: float | None = None
+    life: float | None = None
+    renewal_after: float | None = None
+    renewals: int = 0
+    failures: int = 0
+    last_error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CacheSnapshot:
+    """A cache, how long one look at it took, and the connections of this process.
+
+    Those are idle or in use; not known of another backend's cache.
+    """
+
+    alias: str
+    backend: str
+    location: str
+    identity: str | None
+    round_trip_ms: float | None = None
+    connections_idle: int | None = None
+    connections_in_use: int | None = None
+    error: str | None = None
+
+
+def status_snapshot() -> dict[str, Any]:
+    """The whole page: identities, caches and what happened lately."""
+    now = datetime.now(UTC)
+    return {
+        "now": now.isoformat(),
+        "pid": os.getpid(),
+        "identities": [asdict(look_at_identity(name, now)) for name in identities()],
+        "caches": [asdict(look_at_cache(alias)) for alias in settings.CACHES],
+        "events": [_event(event) for event in recent_events()],
+    }
+
+
+def identities() -> list[str]:
+    """Identities that the caches are reached with, each once."""
+    names = (_identity(cache) for cache in settings.CACHES.values())
+    return sorted({name for name in names if name is not None})
+
+
+def look_at_identity(identity: str, now: datetime) -> IdentitySnapshot:
+    """Ask an identity's provider; nothing here goes over the network."""
+    try:
+        status = get_credential_provider(identity).status()
+    except ImproperlyConfigured as error:
+        return IdentitySnapshot(identity, "broken", last_error=str(error))
+    return describe_identity(status, now)
+
+
+def describe_identity(status: Status, now: datetime) -> IdentitySnapshot:
+    """Put an identity's status on the time line of its token."""
+    due = status.next_renewal_at
+    common: dict[str, Any] = {
+        "identity": status.identity,
+        "kind": status.kind,
+        "oid": status.oid,
+        "next_renewal_at": _iso(due),
+        "renewals": status.renewals,
+        "failures": status.failures,
+        "last_error": status.last_error,
+    }
+    if status.renewed_at is None or status.expires_at is None:
+        return IdentitySnapshot(state="waiting", **common)
+    begin = status.renewed_at
+    life = (status.expires_at - begin).total_seconds()
+    age = max(0.0, (now - begin).total_seconds())
+    if age >= life:
+        state = "expired"
+    elif status.last_error is not None:
+        state = "failing"
+    elif due is not None and due <= now:
+        state = "due"
+    else:
+        state = "fresh"
+    return IdentitySnapshot(
+        state=state,
+        renewed_at=_iso(begin),
+        expires_at=_iso(status.expires_at),
+        age=age,
+        remaining=max(0.0, life - age),
+        life=life,
+        renewal_after=(due - begin).total_seconds() if due is not None else None,
+        **common,
+    )
+
+
+def look_at_cache(alias: str) -> CacheSnapshot:
+    """Ask a cache for a key, by the clock."""
+    config = settings.CACHES[alias]
+    begin = perf_counter()
+    error, idle, in_use = None, None, None
+    try:
+        cache = caches[alias]
+        cache.get("round-trip")
+        if isinstance(cache, EntraRedisCache):
+            idle, in_use = cache.get_pool().counts()
+    except FAILURES as failure:
+        error = str(failure)
+    return CacheSnapshot(
+        alias=alias,
+        backend=config["BACKEND"].rpartition(".")[2],
+        location=_location(config),
+        identity=_identity(config),
+        round_trip_ms=None if error else round((perf_counter() - begin) * 1000, 2),
+        connections_idle=idle,
+        connections_in_use=in_use,
+        error=error,
+    )
+
+
+def _identity(config: Mapping[str, Any]) -> str | None:
+    if not config["BACKEND"].startswith("django_entra_redis."):
+        return None
+    identity: str | None = config.get("OPTIONS", {}).get("identity", "default")
+    return identity
+
+
+def _location(config: Mapping[str, Any]) -> str:
+    """Where a cache is, less the password that a URL without Entra may hold."""
+    location = config.get("LOCATION", "")
+    urls = location.split(",") if isinstance(location, str) else location
+    return ", ".join(_bare(url.strip()) for url in urls)
+
+
+def _bare(url: str) -> str:
+    parts = urlsplit(url)
+    return parts._replace(
+        netloc=parts.netloc.rpartition("@")[2], query="", fragment=""
+    ).geturl()
+
+
+def _event(event: Event) -> dict[str, Any]:
+    return {**asdict(event), "at": event.at.isoformat()}
+
+
+def _iso(moment: datetime | None) -> str | None:
+    return moment.isoformat() if moment is not None else None
