@@ -1,0 +1,83 @@
+"""Fixtures for all tests."""
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+
+import django
+import pytest
+
+from testproject.emulator import Emulator
+from testproject.emulator.server import find_server
+
+os.environ["DJANGO_SETTINGS_MODULE"] = "tests.settings"
+django.setup()
+
+#: What decides who asks whom for a token, and over which way: the machine's own
+#: values must not reach a test, and one test's must not reach the next.
+ENVIRONMENT = (
+    "AZURE_",
+    "ENTRA_REDIS",
+    "IDENTITY_",
+    "IMDS_",
+    "MSI_",
+    "REDIS_CA_CERTS",
+    "REDIS_URL",
+    "ALL_PROXY",
+    "CURL_CA_BUNDLE",
+    "HTTPS_PROXY",
+    "HTTP_PROXY",
+    "NO_PROXY",
+    "REQUESTS_CA_BUNDLE",
+    "SSL_CERT_",
+)
+#: Seconds that a test's threads may take to end after it.
+PATIENCE = 10.0
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take the machine's identity, proxies and certificates out of the environment."""
+    for name in list(os.environ):
+        if name.upper().startswith(ENVIRONMENT):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def no_thread_left() -> Iterator[None]:
+    """Fail a test after which threads run that would keep the process alive."""
+    before = set(threading.enumerate())
+    yield
+    deadline = time.monotonic() + PATIENCE
+    left = [
+        thread
+        for thread in threading.enumerate()
+        if thread not in before and not thread.daemon
+    ]
+    for thread in left:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    names = [thread.name for thread in left if thread.is_alive()]
+    assert not names, f"threads left behind: {names}"
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> str:
+    """Return the path of a real redis-server, without which the test is skipped.
+
+    Under ``CI=true`` it fails: there, nothing may be left out unnoticed.
+    """
+    path = find_server()
+    if path is None:  # pragma: no cover - a machine has one or it has not
+        missing = "no redis-server on PATH (Debian: apt-get install redis-server)"
+        if os.environ.get("CI") == "true":
+            pytest.fail(missing)
+        pytest.skip(missing)
+    return path
+
+
+@pytest.fixture
+def emulator() -> Iterator[Emulator]:
+    """Run Entra and its Redis on loopback, with tokens that last an hour."""
+    with Emulator(token_lifetime=3600.0) as running:
+        yield running

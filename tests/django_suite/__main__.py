@@ -1,0 +1,129 @@
+"""Run Django's tests on the control and on ours, and compare."""
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import django
+
+from testproject.emulator import Emulator
+from testproject.emulator.server import find_server
+
+from .report import NOTHING, Report, faults
+from .selection import FAKE_LACKS, LABELS, LEFT_OUT
+from .source import fetch
+from .target import VARIABLE, Target
+
+SETTINGS = "tests.django_suite.settings"
+CONTROL = "django.core.cache.backends.redis.RedisCache"
+#: The backends that are compared with it, and how each does its work.
+OURS = {
+    "django_entra_redis.cache.EntraRedisCache": "synchronous",
+    "tests.django_suite.adapters.LoopPerCallCache": "asynchronous, a loop per call",
+    "tests.django_suite.adapters.LoopPerTestCache": "asynchronous, a loop per test",
+}
+
+
+def run(tests: Path, target: Target, environment: Mapping[str, str]) -> Report:
+    """Run the selected tests on one target in a process of their own."""
+    report = Path(target.report)
+    report.unlink(missing_ok=True)
+    result = subprocess.run(
+        [
+            *(sys.executable, "runtests.py", "--settings", SETTINGS),
+            *("--parallel", "1", "--noinput", *LABELS),
+        ],
+        cwd=tests,
+        env={
+            **os.environ,
+            **environment,
+            VARIABLE: target.dump(),
+            # Django's tests are top-level packages; all else comes from where it
+            # comes from here.
+            "PYTHONPATH": os.pathsep.join([str(tests), *sys.path]),
+        },
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    sys.stdout.write(f"{target.backend}\n{result.stdout}\n")
+    text = report.read_text() if report.exists() else NOTHING.dump()
+    return Report.load(text, result.returncode)
+
+
+def main(directory: Path) -> int:
+    """Run all, print the counts and what was left out; 0 when ours are as good."""
+    tests = fetch(directory)
+    lacking = {} if find_server() else FAKE_LACKS
+
+    def target(backend: str, location: str, **more: Any) -> Target:
+        report = str(directory / f"{backend.rpartition('.')[2]}.json")
+        return Target(backend=backend, location=location, report=report, **more)
+
+    # The tests mostly sleep: all runs at once, each with a Redis of its own.
+    with ExitStack() as stack:
+        plain, *entra = (
+            stack.enter_context(Emulator(token_lifetime=3600.0))
+            for _ in range(1 + len(OURS))
+        )
+        executor = stack.enter_context(ThreadPoolExecutor(1 + len(OURS)))
+        running = executor.submit(
+            run,
+            tests,
+            target(CONTROL, plain.backend_url, left_out=tuple(lacking)),
+            {},
+        )
+        ours = [
+            executor.submit(
+                run,
+                tests,
+                target(
+                    backend,
+                    emulator.redis_url,
+                    options={"ssl_ca_certs": str(emulator.ca_file)},
+                    left_out=tuple(LEFT_OUT | lacking),
+                ),
+                # No proxy of this machine's leads to the emulator.
+                emulator.environ("service_principal") | {"NO_PROXY": "localhost"},
+            )
+            for backend, emulator in zip(OURS, entra, strict=True)
+        ]
+        control = running.result()
+        reports = [future.result() for future in ours]
+        authenticated = [emulator.stats.auths for emulator in entra]
+    lines = [
+        f"Django {django.get_version()}, its own tests",
+        f"RedisCache, plain Redis: {control}",
+        "EntraRedisCache, TLS and a token,",
+        *(
+            f"- {how}: {report}, {auths} connections"
+            for how, report, auths in zip(
+                OURS.values(), reports, authenticated, strict=True
+            )
+        ),
+        f"left out, {len(LEFT_OUT | lacking)} names:",
+        *(f"  {name}: {reason}" for name, reason in LEFT_OUT.items()),
+        *(f"  {name}: {reason}" for name, reason in lacking.items()),
+    ]
+    found = [
+        f"{how}: {fault}"
+        for how, report, auths in zip(
+            OURS.values(), reports, authenticated, strict=True
+        )
+        for fault in faults(control, report, LEFT_OUT, auths)
+    ]
+    lines += found or ["no fault"]
+    sys.stdout.write("\n".join(lines) + "\n")
+    return 1 if found else 0
+
+
+parser = argparse.ArgumentParser(prog="python -m tests.django_suite")
+parser.add_argument("--directory", type=Path, required=True, help="for Django's source")
+sys.exit(main(parser.parse_args().directory.resolve()))

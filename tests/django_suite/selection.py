@@ -1,0 +1,34 @@
+"""Which of Django's tests run."""
+
+#: Django's test classes that exercise a cache backend, or what is built on one.
+LABELS = (
+    "cache.tests.RedisCacheTests",
+    "cache.tests.CacheUtils",
+    "cache.tests.PrefixedCacheUtils",
+    "cache.tests.CacheHEADTest",
+    "cache.tests.CacheI18nTest",
+    "cache.tests.PrefixedCacheI18nTest",
+    "cache.tests.CacheMiddlewareTest",
+    "cache.tests.TestWithTemplateResponse",
+    "cache.tests.CacheHandlerTest",
+    "async.tests.CacheTest",
+    "sessions_tests.tests.CacheSessionTests",
+    "sessions_tests.tests.CacheDBSessionTests",
+    "sessions_tests.tests.CacheDBSessionWithTimeZoneTests",
+    "template_tests.syntax_tests.test_cache",
+)
+
+#: Tests that assert the built-in backend's private attributes, each with the attribute.
+LEFT_OUT = {
+    "test_cache_client_class": "asserts that _class and _cache are the built-in's",
+    "test_get_connection_pool": "asserts the type of _cache's pools",
+    "test_get_connection_pool_index": "asserts an index into _cache's pools",
+    "test_incr_write_connection": "mocks RedisCacheClient.get_client",
+    "test_redis_pool_options": "asserts the attributes of _cache's pool",
+    "test_serializer_dumps": "asserts what _cache._serializer makes",
+}
+
+#: Tests that fail on every backend where fakeredis stands in for a redis-server.
+FAKE_LACKS = {
+    "test_client_driver_info": "fakeredis has no CLIENT INFO (no redis-server here)",
+}

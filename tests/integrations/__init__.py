@@ -1,0 +1,1 @@
+"""Other packages that speak Redis, each with its own workers, through expiries."""

@@ -1,0 +1,14 @@
+"""Leaves out the tests of packages that are not there: each has a tox environment."""
+
+from importlib.util import find_spec
+
+#: Each test module, and the package that it is about.
+PACKAGES = {
+    "test_celery.py": "celery",
+    "test_channels.py": "channels_redis",
+    "test_rq.py": "django_rq",
+}
+
+collect_ignore = [
+    module for module, package in PACKAGES.items() if find_spec(package) is None
+]

@@ -1,0 +1,1 @@
+"""What the tests of processes run: a site, and scripts that fork and exit."""

@@ -1,0 +1,224 @@
+"""The system checks' warnings: what works, but should not be."""
+
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from django.core.checks import CheckMessage, Tags, Warning, run_checks
+from django.test import override_settings
+
+from django_entra_redis.checks import check_secrets
+
+from .sites import BACKEND
+
+HOST = "contoso.westeurope.redis.azure.net"
+TLS = f"rediss://{HOST}:10000"
+SECRET = "an-open-secret"
+PRINCIPAL = {
+    "KIND": "service_principal",
+    "TENANT_ID": "contoso.onmicrosoft.com",
+    "CLIENT_ID": "client",
+    "CLIENT_SECRET": SECRET,
+}
+
+
+def warned(
+    location: Any = TLS, alias: str = "default", **options: Any
+) -> list[tuple[str | None, str]]:
+    """Return the ids and texts of what the checks say about a cache."""
+    cache = {"BACKEND": BACKEND, "LOCATION": location, "OPTIONS": options}
+    local = {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}
+    with override_settings(
+        CACHES={"default": local, alias: cache}, ENTRA_REDIS={"default": {}}
+    ):
+        messages = run_checks(tags=[Tags.caches])
+    for message in messages:
+        assert isinstance(message, Warning)
+        assert message.hint
+    return [
+        ((message.id or "").removeprefix("django_entra_redis."), message.msg)
+        for message in messages
+    ]
+
+
+@pytest.mark.parametrize(
+    ("location", "options"),
+    [
+        (TLS, {}),
+        ("rediss://contoso.redis.cache.windows.net:6380", {}),
+        ("rediss://contoso.westeurope.redis.azure.net:8501", {}),
+        ("rediss://cache.example:7000", {"ssl_ca_certs": "/ca.pem"}),
+        ("rediss://localhost:6379", {"ssl_cert_reqs": "none"}),
+        ("redis://127.0.0.1", {"allow_plaintext_token": True}),
+        ("unix:///run/redis.sock", {}),
+        ("redis://contoso.redis.cache.windows.net:6379", {"identity": None}),
+        (TLS, {"ignore_exceptions": True}),
+        (TLS, {"ssl_cert_reqs": "required", "ssl_check_hostname": True}),
+    ],
+)
+def test_nothing_to_warn_of(location: str, options: dict[str, Any]) -> None:
+    """What is as it should be, or is nobody else's business, is left alone."""
+    assert warned(location, **options) == []
+
+
+def test_plain_text() -> None:
+    """A token over the network in plain text, which the settings allow."""
+    (found,) = warned(f"redis://{HOST}:10000", allow_plaintext_token=True)
+    assert found == (
+        "W001",
+        f"CACHES['default']['LOCATION']: tokens cross the network to {HOST} in plain "
+        "text.",
+    )
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "expected"),
+    [
+        (HOST, ":6380", 10000),
+        (HOST, "", 10000),
+        ("Contoso.Redis.Cache.Windows.Net", ":10000", 6380),
+        ("contoso.redis.cache.windows.net", ":6379", 6380),
+        ("contoso.redis.cache.usgovcloudapi.net", ":443", 6380),
+    ],
+)
+def test_port(host: str, port: str, expected: int) -> None:
+    """A port that is not the one of the host's Azure domain."""
+    (found,) = warned(f"rediss://{host}{port}")
+    number = port.removeprefix(":") or "6379"
+    assert found == (
+        "W002",
+        f"CACHES['default']['LOCATION']: {host.lower()} does not listen for TLS on "
+        f"port {number}.",
+    )
+
+
+@pytest.mark.parametrize(
+    ("location", "options", "switch"),
+    [
+        (TLS, {"ssl_cert_reqs": None}, "ssl_cert_reqs"),
+        (TLS, {"ssl_cert_reqs": "none"}, "ssl_cert_reqs"),
+        (TLS, {"ssl_cert_reqs": "optional"}, "ssl_cert_reqs"),
+        (f"{TLS}?ssl_cert_reqs=none", {}, "ssl_cert_reqs"),
+        (TLS, {"ssl_check_hostname": False}, "ssl_check_hostname"),
+        (f"{TLS}/0?ssl_check_hostname=no", {}, "ssl_check_hostname"),
+    ],
+)
+def test_verification(location: str, options: dict[str, Any], switch: str) -> None:
+    """A certificate that nobody verifies, in whichever spelling."""
+    (found,) = warned(location, **options)
+    text = f"CACHES['default']: the server's certificate is not verified ({switch})."
+    assert found == ("W003", text)
+
+
+def test_several_servers() -> None:
+    """Each is looked at, and what they have in common is told once."""
+    found = warned([TLS, TLS, f"rediss://{HOST}"], ssl_cert_reqs="none")
+    assert sorted(number for number, _ in found if number) == ["W002", "W003"]
+
+
+def test_sessions() -> None:
+    """Sessions in a cache that is empty in an outage."""
+    with override_settings(SESSION_ENGINE="django.contrib.sessions.backends.cache"):
+        assert warned(ignore_exceptions=False) == []
+        assert warned(alias="other", ignore_exceptions=True) == []
+        (found,) = warned(ignore_exceptions=True, identity=None)
+    assert found[0] == "W005"
+    with override_settings(
+        SESSION_ENGINE="django.contrib.sessions.backends.cached_db",
+    ):
+        assert warned(ignore_exceptions=True) == []
+
+
+def test_errors_go_before_warnings() -> None:
+    """Settings that can't be used are told as such, and once."""
+    bad = {"BACKEND": BACKEND, "LOCATION": f"redis://{HOST}"}
+    with override_settings(CACHES={"default": bad}, ENTRA_REDIS={"default": {}}):
+        (message,) = run_checks(tags=[Tags.caches])
+    assert message.id == "django_entra_redis.E022"
+
+
+# -- secrets in the source -----------------------------------------------------------
+
+
+@pytest.fixture
+def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the path of a settings module's source."""
+    path = tmp_path / "settings_of_a_site.py"
+    path.write_text("import os\n")
+    module = ModuleType("settings_of_a_site")
+    module.__file__ = str(path)
+    monkeypatch.setitem(sys.modules, "settings_of_a_site", module)
+    return path
+
+
+def secrets(identity: Any, **settings: Any) -> list[CheckMessage]:
+    """Return what the check of secrets says, as ``check --deploy`` runs it."""
+    with override_settings(
+        **{
+            "ENTRA_REDIS": {"default": identity},
+            "SETTINGS_MODULE": "settings_of_a_site",
+            "DEBUG": False,
+            **settings,
+        }
+    ):
+        return check_secrets()
+
+
+@pytest.mark.parametrize("name", ["settings_of_a_site.py", "base.py"])
+def test_secret_in_the_source(source: Path, name: str) -> None:
+    """A secret in the settings module, or in one beside it, is told; not repeated."""
+    source.with_name(name).write_text(f'SECRET = "{SECRET}"\n')
+    (message,) = secrets(PRINCIPAL)
+    assert message.id == "django_entra_redis.W004"
+    assert message.msg == (
+        "ENTRA_REDIS['default']['CLIENT_SECRET']: a secret is written into the "
+        "settings' source."
+    )
+    assert SECRET not in str(message)
+
+
+def test_password_of_a_certificate_in_the_source(source: Path) -> None:
+    """It is a secret, too."""
+    source.write_text(f'PASSWORD = "{SECRET}"\n')
+    identity = {
+        "KIND": "service_principal",
+        "TENANT_ID": "contoso.onmicrosoft.com",
+        "CLIENT_ID": "client",
+        "CLIENT_CERTIFICATE": "/mnt/app.pfx",
+        "CLIENT_CERTIFICATE_PASSWORD": SECRET,
+    }
+    (message,) = secrets(identity)
+    assert "CLIENT_CERTIFICATE_PASSWORD" in message.msg
+
+
+def test_secret_from_elsewhere(source: Path) -> None:
+    """One that the source does not hold has come from where it should."""
+    assert secrets(PRINCIPAL) == []
+
+
+def test_secret_in_development(source: Path) -> None:
+    """With DEBUG on it is a developer's affair, and so is an invalid identity."""
+    source.write_text(f'SECRET = "{SECRET}"\n')
+    assert secrets(PRINCIPAL, DEBUG=True) == []
+    assert secrets({"X": 1}) == []
+
+
+def test_settings_without_a_source() -> None:
+    """Settings that were configured by hand have no source to look into."""
+    assert secrets(PRINCIPAL, SETTINGS_MODULE=None) == []
+
+
+def test_only_for_deployment(source: Path) -> None:
+    """An ordinary ``check`` leaves the source alone; ``--deploy`` reads it."""
+    source.write_text(f'SECRET = "{SECRET}"\n')
+    cache = {"BACKEND": BACKEND, "LOCATION": TLS}
+    with override_settings(
+        CACHES={"default": cache},
+        ENTRA_REDIS={"default": PRINCIPAL},
+        SETTINGS_MODULE="settings_of_a_site",
+    ):
+        assert run_checks(tags=[Tags.caches]) == []
+        (message,) = run_checks(tags=[Tags.caches], include_deployment_checks=True)
+    assert message.id == "django_entra_redis.W004"

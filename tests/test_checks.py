@@ -1,0 +1,182 @@
+"""The system checks: what ``manage.py check`` says, without asking the network."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from django.core.cache import caches
+from django.core.checks import CheckMessage, Error, Tags, run_checks
+from django.core.exceptions import ImproperlyConfigured
+from django.test import override_settings
+
+from django_entra_redis.checks import check_caches, check_identities
+
+ENTRA = "django_entra_redis.cache.EntraRedisCache"
+LOCMEM = {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}
+TLS = "rediss://contoso.westeurope.redis.azure.net:10000"
+
+
+@contextmanager
+def settings_of(cache: dict[str, Any], identities: Any) -> Iterator[None]:
+    """Have a default cache of this backend, and identities."""
+    default = {"BACKEND": ENTRA, "LOCATION": TLS, **cache}
+    with override_settings(CACHES={"default": default}, ENTRA_REDIS=identities):
+        yield
+
+
+def checked() -> list[CheckMessage]:
+    """Return what the checks of caches say."""
+    return run_checks(tags=[Tags.caches])
+
+
+def test_nothing_to_say() -> None:
+    """Settings that work pass, whatever other caches there are."""
+    all_caches = {
+        "default": {"BACKEND": ENTRA, "LOCATION": TLS},
+        "local": {"BACKEND": ENTRA, "LOCATION": TLS, "OPTIONS": {"identity": None}},
+        "other": LOCMEM,
+        "none": {"BACKEND": "no.such.Backend"},
+    }
+    # Django's own checks of caches would stumble over the last one.
+    with override_settings(CACHES=all_caches, ENTRA_REDIS={"default": {}}):
+        assert check_identities() == []
+        assert check_caches() == []
+
+
+FAULTS: list[tuple[str, dict[str, Any], Any, str]] = [
+    ("E001", {}, None, "ENTRA_REDIS: it is not a dictionary."),
+    ("E001", {}, {"default": None}, "ENTRA_REDIS['default']: it is not a dictionary."),
+    ("E002", {}, {"default": {"X": 1}}, "ENTRA_REDIS['default']: there is no key 'X'."),
+    (
+        "E003",
+        {},
+        {"default": {"KIND": "x"}},
+        "ENTRA_REDIS['default']['KIND']: 'x' is no kind.",
+    ),
+    (
+        "E004",
+        {},
+        {
+            "default": {
+                "KIND": "service_principal",
+                "TENANT_ID": "a",
+                "CLIENT_ID": "b",
+            }
+        },
+        "ENTRA_REDIS['default']: CLIENT_SECRET is missing.",
+    ),
+    (
+        "E005",
+        {},
+        {
+            "default": {
+                "KIND": "service_principal",
+                "TENANT_ID": "a",
+                "CLIENT_ID": "b",
+                "CLIENT_SECRET": "c",
+                "CLIENT_CERTIFICATE": "d",
+            }
+        },
+        "ENTRA_REDIS['default']: it has CLIENT_SECRET and CLIENT_CERTIFICATE.",
+    ),
+    (
+        "E006",
+        {},
+        {"default": {"TOKEN_FILE": "/x"}},
+        "ENTRA_REDIS['default']: TOKEN_FILE is not used by KIND 'environment'.",
+    ),
+    (
+        "E007",
+        {},
+        {"default": {"REFRESH_RATIO": 2}},
+        "ENTRA_REDIS['default']['REFRESH_RATIO']: its value can't be used.",
+    ),
+    (
+        "E008",
+        {"OPTIONS": {"identity": "other"}},
+        {"default": {}},
+        "ENTRA_REDIS['other']: there is no such identity.",
+    ),
+    ("E008", {}, {}, "ENTRA_REDIS['default']: there is no such identity."),
+    (
+        "E021",
+        {"OPTIONS": {"password": "hush"}},
+        {"default": {}},
+        "CACHES['default']: it has password beside an identity.",
+    ),
+    (
+        "E022",
+        {"LOCATION": "redis://contoso"},
+        {"default": {}},
+        "CACHES['default']['LOCATION']: a token would cross the network in plain text.",
+    ),
+    (
+        "E023",
+        {"OPTIONS": {"clear_by_scan": 1}},
+        {"default": {}},
+        "CACHES['default']['OPTIONS']['clear_by_scan']: its value can't be used.",
+    ),
+    (
+        "E024",
+        {"LOCATION": None},
+        {"default": {}},
+        "CACHES['default']['LOCATION']: it is not the URL of a Redis server.",
+    ),
+]
+
+
+@pytest.mark.parametrize(("number", "cache", "identities", "message"), FAULTS)
+def test_fault(
+    number: str, cache: dict[str, Any], identities: Any, message: str
+) -> None:
+    """Each is told once, under an id of its own, with a hint."""
+    with settings_of(cache, identities):
+        (error,) = checked()
+    assert isinstance(error, Error)
+    assert (error.id, error.msg) == (f"django_entra_redis.{number}", message)
+    assert error.hint
+    assert "hush" not in f"{error}"
+
+
+@pytest.mark.parametrize(("number", "cache", "identities", "message"), FAULTS)
+def test_first_use_raises_the_same(
+    number: str, cache: dict[str, Any], identities: Any, message: str
+) -> None:
+    """Whoever ignores the checks meets the same words, before any connection."""
+    with (
+        settings_of(cache, identities),
+        pytest.raises(ImproperlyConfigured) as caught,
+    ):
+        caches["default"].get("key")
+    assert message.partition(": ")[2] in str(caught.value)
+
+
+def test_faults_of_several_caches() -> None:
+    """Each cache is named; an identity's fault is not told for each of them."""
+    all_caches = {
+        "default": {"BACKEND": ENTRA, "LOCATION": TLS},
+        "second": {"BACKEND": ENTRA, "LOCATION": TLS},
+        "third": {"BACKEND": ENTRA, "LOCATION": "redis://contoso"},
+    }
+    with override_settings(CACHES=all_caches, ENTRA_REDIS={"default": {"X": 1}}):
+        said = sorted((error.id, error.msg.partition(":")[0]) for error in checked())
+    assert said == [
+        ("django_entra_redis.E002", "ENTRA_REDIS['default']"),
+        ("django_entra_redis.E022", "CACHES['third']['LOCATION']"),
+    ]
+
+
+def test_importing_the_checks_brings_neither_redis_nor_msal() -> None:
+    """They are for every ``manage.py``; what a cache needs to run comes later."""
+    script = (
+        "import json, sys; import django_entra_redis.checks; print(json.dumps("
+        "sorted({'redis', 'msal', 'requests'} & sys.modules.keys())))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert (result.stderr, json.loads(result.stdout)) == ("", [])

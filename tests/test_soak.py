@@ -1,0 +1,179 @@
+"""The soak itself: that it runs, sees what goes wrong, and tells of it."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.soak import __main__ as soak
+from benchmarks.soak.children import EmulatorProcess, LoadProcess, SoakError
+from benchmarks.soak.outcome import Bars, Outcome, make_outcome
+from benchmarks.soak.processes import read_report
+from benchmarks.soak.progress import Progress
+from benchmarks.soak.scenarios import Scenario, make_scenarios
+from benchmarks.soak.stage import Stage
+from benchmarks.soak.subjects import OURS, SUBJECTS, Subject
+from benchmarks.soak.table import Row, render
+from benchmarks.soak.tally import Counter, Failure, Tally
+from testproject.emulator.journal import Stats
+
+FAILURE = Failure(1.0, "get", "TokenError", "no token")
+
+
+def test_a_load_under_way(redis_server: str) -> None:
+    """It keeps the cache busy, pauses, and reports; and Redis is authenticated to."""
+    with EmulatorProcess(60.0) as emulator, LoadProcess(emulator, "ours") as load:
+        load.tell("pause")
+        load.tell("mark")
+        load.tell("step 3600")
+        load.tell("resume")
+        tally = load.stop()
+        stats = emulator.control.stats
+    assert tally.operations > 0
+    assert (tally.errors, tally.wrong, tally.twice, tally.facts["stuck"]) == (0,) * 4
+    assert stats.auths >= stats.connections_opened >= 1
+
+
+def test_a_load_that_ends_is_told_of(redis_server: str) -> None:
+    """With what it had to say on standard error."""
+    with (
+        EmulatorProcess(60.0) as emulator,
+        pytest.raises(SoakError, match="the load has ended"),
+        LoadProcess(emulator, "ours", users="none"),
+    ):
+        pass  # pragma: no cover
+
+
+def test_bars() -> None:
+    """A bar that is missed is told with both figures."""
+    bars = Bars()
+    bars.equal("a", 1, 1)
+    bars.at_most("b", 1, 1)
+    bars.at_least("c", 1, 1)
+    bars.sound(Tally(facts={"stuck": 0}))
+    assert bars.problems == []
+    bars.equal("a", 1, 2)
+    bars.at_most("b", 2, 1)
+    bars.at_least("c", 1, 2)
+    assert bars.problems == ["a: 1, not 2", "b: 2, over 1", "c: 1, under 2"]
+
+
+def test_a_missed_bar_shows_what_was_raised() -> None:
+    """Ours only: the alternatives have no bars."""
+    tally = Tally(errors=1, uncertain=2, failures=(FAILURE,))
+    outcome = make_outcome(tally, Stats(), ["note"], Bars(["errors: 1, not 0"]))
+    assert outcome.note == "note; 2 uncertain"
+    assert any("get: TokenError: no token" in text for text in outcome.problems)
+    assert make_outcome(tally, Stats(), [], None).problems == ()
+
+
+def test_tally_survives_json() -> None:
+    """What a load process sends is what arrives."""
+    counter = Counter()
+    counter.count("wrong")
+    counter.took(2.0)
+    counter.mark()
+    counter.took(1.0)
+    counter.failed(FAILURE, "errors")
+    counter.facts["renewals"] = 3
+    tally = counter.tally(whole=True)
+    assert Tally.from_json(tally.to_json()) == tally
+    assert (tally.operations, tally.longest, tally.errors) == (2, 1.0, 1)
+    assert counter.tally(whole=False).failures == ()
+
+
+def test_table() -> None:
+    """Ours meets or misses a bar, the others have none, some rows are skipped."""
+    rows = [
+        Row("a", "ours", Outcome(errors=0), ours=True),
+        Row("b", "ours", Outcome(errors=1, note="n", problems=("p",)), ours=True),
+        Row("c", "other", Outcome(errors=9), ours=False),
+        Row("d", "ours", Outcome(skipped="why"), ours=True),
+    ]
+    lines = render(rows).splitlines()
+    assert len({len(line) for line in lines}) == 1
+    assert [row.failed for row in rows] == [False, True, False, False]
+    for line, words in zip(
+        lines[2:], (["met"], ["MISSED", "n; p"], ["9"], ["skipped", "why"]), strict=True
+    ):
+        assert all(word in line for word in words)
+
+
+def test_rows_of_processes(tmp_path: Path) -> None:
+    """A test is a row, with the figures that it has left."""
+    report = tmp_path / "junit.xml"
+    report.write_text(
+        "<testsuites><testsuite>"
+        '<testcase name="one"><properties><property name="fault" value="forks"/>'
+        '<property name="connections" value="4"/></properties></testcase>'
+        '<testcase name="two"><failure message="assert 1 == 2"/></testcase>'
+        '<testcase name="three"><skipped message="no fork"/></testcase>'
+        "</testsuite></testsuites>"
+    )
+    one, two, three = read_report(report, "")
+    assert (one.fault, one.outcome) == ("forks", Outcome(errors=0, connections=4))
+    assert (two.failed, two.outcome.problems) == (True, ("assert 1 == 2",))
+    assert (three.failed, three.outcome.skipped) == (False, "no fork")
+    (missing,) = read_report(tmp_path / "none.xml", "the end")
+    assert missing.failed
+
+
+def run(*arguments: str) -> Any:
+    """Read a command line."""
+    return soak.parse(arguments)
+
+
+def test_rows_are_chosen() -> None:
+    """All of them, the short form's, ours alone, or one by name."""
+    everything, short = (len(soak.choose(run(*a))) for a in ([], ["--short"]))
+    assert everything > short >= len(make_scenarios())
+    assert len(soak.choose(run("--ours"))) == len(make_scenarios())
+    assert [
+        (scenario.name, subject.name)
+        for scenario, subject in soak.choose(run("--only=drops"))
+    ] == [("drops", subject.name) for subject in SUBJECTS]
+
+
+def test_a_row_that_cannot_run_is_missed(capsys: pytest.CaptureFixture[str]) -> None:
+    """It is told of in the table; what is not installed is skipped."""
+
+    def play(stage: Stage) -> Outcome:
+        stage.say("begins")
+        raise SoakError("no emulator")
+
+    scenario = Scenario("row", "a fault", play)
+    with Progress(2) as progress:
+        outcome = soak.play(scenario, OURS, progress, short=True)
+        absent = Subject("x", "X", ("no_such_module",))
+        other = soak.play(scenario, absent, progress, short=True)
+    assert outcome.problems == ("SoakError: no emulator",)
+    assert other.skipped == "not installed: no_such_module"
+    assert "2 of 2  row/x: not installed" in capsys.readouterr().err
+
+
+def test_exit_status(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """1 when a row of ours misses its bar; the table goes to a file as well."""
+    outcomes = [Outcome(errors=0), Outcome(errors=1, problems=("p",))]
+    scenario = Scenario("drops", "drops", lambda stage: outcomes.pop(0))
+    monkeypatch.setattr(soak, "make_scenarios", lambda: [scenario])
+    output = tmp_path / "table.md"
+    arguments = ["--ours", "--only=drops", f"--output={output}"]
+    assert soak.main(arguments) == 0
+    assert soak.main(arguments) == 1
+    assert "MISSED" in capsys.readouterr().out
+    assert "MISSED" in output.read_text()
+
+
+def test_waiting_has_an_end() -> None:
+    """What does not come about fails the row."""
+    from benchmarks.soak.children import wait_until
+
+    began = time.monotonic()
+    with pytest.raises(SoakError, match="it: not within 0 s"):
+        wait_until(lambda: False, "it", timeout=0.01)
+    assert time.monotonic() - began < 30
