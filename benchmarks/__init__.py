@@ -1,0 +1,1 @@
+"""What the package costs and what it survives, measured against the alternatives."""

@@ -1,0 +1,170 @@
+"""The servers that are measured against: a Redis, and Entra with a Redis behind it."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import redis
+
+from testproject.emulator import EmulatorControl
+
+START_TIMEOUT = 30.0
+
+
+class ServerError(Exception):
+    """A server does not start."""
+
+
+class _Process:
+    """A process with a directory of its own; stopped, by its id, at the end.
+
+    Parameters:
+        cpus: those that it may run on; none for any.
+    """
+
+    def __init__(self, cpus: Sequence[int] = ()) -> None:
+        self.cpus = cpus
+        self.directory = Path(tempfile.mkdtemp(prefix="benchmarks-"))
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        """Start."""
+        try:
+            with (self.directory / "log").open("wb") as log:
+                self._process = subprocess.Popen(
+                    self.command(),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    # Ctrl-C is for the measuring process, which then stops its own.
+                    process_group=0,
+                )
+            if self.cpus:
+                os.sched_setaffinity(self._process.pid, self.cpus)
+            deadline = time.monotonic() + START_TIMEOUT
+            while not self.ready():
+                if self._process.poll() is not None or time.monotonic() > deadline:
+                    log_text = (self.directory / "log").read_text(errors="replace")
+                    raise ServerError(f"{self.command()[0]}: {log_text[-2000:]}")
+                time.sleep(0.01)
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Stop."""
+        self.stop()
+
+    def command(self) -> list[str]:
+        """Return what to run."""
+        raise NotImplementedError
+
+    def ready(self) -> bool:
+        """Whether it serves."""
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        """End the process; remove its directory."""
+        if self._process is not None:
+            self._process.terminate()
+            try:
+                self._process.wait(10)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+            self._process = None
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+class RedisServer(_Process):
+    """A redis-server on a free port.
+
+    Parameters:
+        executable: its path.
+        cpus: those that it may run on; none for any.
+    """
+
+    def __init__(self, executable: str, cpus: Sequence[int] = ()) -> None:
+        super().__init__(cpus)
+        self._executable = executable
+        with socket.socket() as sock:
+            sock.bind(("127.0.0.1", 0))
+            self._port: int = sock.getsockname()[1]
+        self.url = f"redis://127.0.0.1:{self._port}"
+        self._looks = 0
+
+    def command(self) -> list[str]:
+        """Return what to run."""
+        return [
+            self._executable,
+            *("--port", str(self._port), "--bind", "127.0.0.1"),
+            *("--save", "", "--appendonly", "no", "--dir", str(self.directory)),
+        ]
+
+    def ready(self) -> bool:
+        """Whether it serves."""
+        try:
+            with redis.Redis.from_url(self.url) as client:
+                client.ping()
+        except redis.ConnectionError:
+            return False
+        self._looks += 1
+        return True
+
+    def another(self) -> "RedisServer":
+        """Return a further one of the same kind, to be started."""
+        return RedisServer(self._executable, self.cpus)
+
+    def connections_opened(self) -> int:
+        """Return how many connections clients have opened since it serves."""
+        opened: int = self.info("stats")["total_connections_received"]
+        # Each look takes one, and so did each try whether it serves yet.
+        self._looks += 1
+        return opened - self._looks
+
+    def info(self, section: str) -> dict[str, Any]:
+        """Return what Redis tells of itself."""
+        with redis.Redis.from_url(self.url) as client:
+            told: dict[str, Any] = client.info(section)
+            return told
+
+
+class EmulatorProcess(_Process):
+    """The emulator, in a process of its own: its CPU time is not the client's."""
+
+    def command(self) -> list[str]:
+        """Return what to run."""
+        module = [sys.executable, "-m", "testproject.emulator"]
+        return [*module, "--directory", str(self.directory)]
+
+    def ready(self) -> bool:
+        """Whether it serves."""
+        return "Ready." in (self.directory / "log").read_text(errors="replace")
+
+    @property
+    def control(self) -> EmulatorControl:
+        """Its controls."""
+        return EmulatorControl.from_file(self.directory / "emulator.json")
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What it says of itself: addresses, identities, environments."""
+        told: dict[str, Any] = json.loads(
+            (self.directory / "emulator.json").read_text()
+        )
+        return told

@@ -1,0 +1,169 @@
+"""Run the soak: ``python -m benchmarks.soak``."""
+
+import argparse
+import os
+import platform
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+
+from benchmarks.soak.children import stopping
+from benchmarks.soak.outcome import Outcome
+from benchmarks.soak.processes import ProcessRows
+from benchmarks.soak.progress import Progress
+from benchmarks.soak.scenarios import Scenario, make_scenarios
+from benchmarks.soak.stage import Stage
+from benchmarks.soak.subjects import OURS, Subject
+from benchmarks.soak.table import Row, render
+
+DESCRIPTION = """\
+Puts a cache through faults under steady load from 8 threads, against the emulator with
+tokens that live for 6 s: a minute stands for ten hours. Every row has processes of its
+own. The exit status is 1 when a row of ours misses its bar.
+"""
+DISTRIBUTIONS = ("django", "redis", "msal", "redis-entraid", "django-redis")
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    names = [scenario.name for scenario in make_scenarios()]
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.soak",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--short",
+        action="store_true",
+        help="under 3 minutes in place of 10: fewer renewals, and the alternatives in "
+        "the first rows only",
+    )
+    parser.add_argument(
+        "--ours", action="store_true", help="leave the alternatives out"
+    )
+    parser.add_argument(
+        "--only",
+        action="append",
+        choices=[*names, "processes"],
+        metavar="ROW",
+        help=f"this row, may be given again: {', '.join(names)}, processes",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=max(2, 2 * (os.cpu_count() or 1)),
+        metavar="N",
+        help="rows at a time (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="write the table there too"
+    )
+    return parser.parse_args(arguments)
+
+
+def choose(options: argparse.Namespace) -> list[tuple[Scenario, Subject]]:
+    """Return the rows that are asked for."""
+    chosen = []
+    for scenario in make_scenarios():
+        if options.only and scenario.name not in options.only:
+            continue
+        subjects = scenario.short_subjects if options.short else scenario.subjects
+        chosen += [
+            (scenario, subject)
+            for subject in subjects
+            if subject is OURS or not options.ours
+        ]
+    return chosen
+
+
+def play(
+    scenario: Scenario, subject: Subject, progress: Progress, *, short: bool
+) -> Outcome:
+    """Run one row."""
+    name = f"{scenario.name}/{subject.name}"
+    if subject.missing:
+        outcome = Outcome(skipped=f"not installed: {', '.join(subject.missing)}")
+    else:
+        stage = Stage(subject, short, lambda text: progress.say(name, text))
+        try:
+            outcome = scenario.play(stage)
+        except Exception as error:
+            # A row that cannot be run is told of with the others.
+            outcome = Outcome(problems=(f"{type(error).__name__}: {error}",))
+    text = outcome.skipped or (
+        f"{outcome.errors} errors" if outcome.errors is not None else "not run"
+    )
+    if outcome.problems:
+        text += f"; {'; '.join(outcome.problems)}"
+    progress.finished(name, text)
+    return outcome
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the soak; return the exit status."""
+    options = parse(arguments)
+    # As Ctrl-C: the processes of the rows that run are to be ended too.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return run(options)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+
+
+def run(options: argparse.Namespace) -> int:
+    """Play the rows that are asked for; print the table."""
+    began = time.monotonic()
+    chosen = choose(options)
+    processes = ProcessRows(options)
+    longest_first = sorted(chosen, key=lambda pair: -pair[0].weight)
+    with (
+        Progress(len(chosen) + processes.count) as progress,
+        ThreadPoolExecutor(options.jobs) as executor,
+    ):
+        futures = {
+            pair: executor.submit(play, *pair, progress, short=options.short)
+            for pair in longest_first
+        }
+        try:
+            process_rows = processes.play(progress)
+            rows = [
+                Row(
+                    scenario.fault,
+                    subject.title,
+                    futures[scenario, subject].result(),
+                    ours=subject is OURS,
+                )
+                for scenario, subject in chosen
+            ]
+        except KeyboardInterrupt:
+            stopping.set()
+            executor.shutdown(cancel_futures=True)
+            raise
+    rows += process_rows
+    text = f"{render(rows)}\n\n{_colophon(time.monotonic() - began)}\n"
+    print(text)
+    if options.output is not None:
+        options.output.write_text(text)
+    return 1 if any(row.failed for row in rows) else 0
+
+
+def _colophon(seconds: float) -> str:
+    versions = []
+    for name in DISTRIBUTIONS:
+        try:
+            versions.append(f"{name} {version(name)}")
+        except ImportError:
+            versions.append(f"no {name}")
+    return (
+        f"{platform.python_implementation()} {platform.python_version()}, "
+        f"{', '.join(versions)}; {os.cpu_count()} cores; {seconds:.0f} s in all."
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

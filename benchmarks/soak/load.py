@@ -1,0 +1,303 @@
+"""A process that keeps a cache busy: ``python -m benchmarks.soak.load CONFIG``.
+
+CONFIG is JSON. It reads commands from standard input, one a line (``pause``,
+``resume``, ``step SECONDS``, ``mark``, ``stop``), and writes its figures to standard
+output, a line of JSON each.
+"""
+
+import itertools
+import json
+import logging
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+REPORT_EVERY = 0.2
+#: Errors that say "unknown whether it was applied".
+UNCERTAIN = "UncertainResultError"
+KEYS = 20
+TIMEOUT = 300
+TRIES = 50
+
+
+class WallClock:
+    """``time.time``, which can be stepped as somebody sets a machine's clock."""
+
+    def __init__(self) -> None:
+        self._time = time.time
+        self.offset = 0.0
+
+    def __call__(self) -> float:
+        """Return what the clock shows."""
+        return self._time() + self.offset
+
+
+class Worker:
+    """One thread's operations, on keys of its own, with every answer checked."""
+
+    def __init__(
+        self,
+        number: int,
+        cache: Any,
+        counter: Any,
+        *,
+        changes: bool = True,
+        user: str | None = None,
+    ) -> None:
+        self._cache = cache
+        self._counter = counter
+        self._name = f"w{number}"
+        self._user = user
+        self._values: dict[str, Any] = {}
+        self._serial = itertools.count()
+        self.counts = f"{self._name}-count"
+        self.incremented = self.unknown = 0
+        self._prepared = not changes
+        operations: list[Callable[[], None]] = [
+            self._set,
+            self._get,
+            self._touch,
+            self._has_key,
+            self._set_many,
+            self._get_many,
+            self._delete,
+            self._delete_many,
+            self._get,
+        ]
+        if changes:
+            operations += [self._incr, self._add]
+        if user is not None:
+            operations.append(self._whoami)
+        self._operations = operations
+
+    def step(self, number: int) -> None:
+        """Carry out one operation."""
+        operation = self._operations[number % len(self._operations)]
+        if not self._prepared:
+            operation = self._prepare
+        name = operation.__name__.lstrip("_")
+        began = time.monotonic()
+        try:
+            operation()
+        except Exception as error:
+            from benchmarks.soak.tally import Failure
+
+            kind = type(error).__name__
+            changing = name in ("incr", "add")
+            if changing:
+                self.unknown += name == "incr"
+            failure = Failure(time.monotonic(), name, kind, str(error)[:300])
+            uncertain = changing and kind == UNCERTAIN
+            self._counter.failed(failure, "uncertain" if uncertain else "errors")
+        self._counter.took(time.monotonic() - began)
+
+    def _check(self, right: bool) -> None:
+        if not right:
+            self._counter.count("wrong")
+
+    def _key(self, offset: int = 0) -> str:
+        return f"{self._name}-{(next(self._serial) + offset) % KEYS}"
+
+    def _expected(self, key: str) -> Any:
+        return self._values.get(key)
+
+    def _prepare(self) -> None:
+        self._cache.set(self.counts, 0, None)
+        self._prepared = True
+
+    def _set(self) -> None:
+        key, value = self._key(), f"{self._name}:{time.monotonic()}"
+        # Unknown while it may or may not have arrived.
+        self._values.pop(key, None)
+        self._cache.set(key, value, TIMEOUT)
+        self._values[key] = value
+
+    def _get(self) -> None:
+        key = self._key(-1)
+        value = self._cache.get(key)
+        if key in self._values:
+            self._check(value == self._values[key])
+
+    def _touch(self) -> None:
+        key = self._key(-1)
+        there = self._cache.touch(key, TIMEOUT)
+        if key in self._values:
+            self._check(there is (self._values[key] is not None))
+
+    def _has_key(self) -> None:
+        key = self._key(-1)
+        there = self._cache.has_key(key)
+        if key in self._values:
+            self._check(there is (self._values[key] is not None))
+
+    def _set_many(self) -> None:
+        data = {self._key(): f"{self._name}:{time.monotonic()}" for _ in range(5)}
+        for key in data:
+            self._values.pop(key, None)
+        self._cache.set_many(data, TIMEOUT)
+        self._values |= data
+
+    def _get_many(self) -> None:
+        keys = [self._key(-5) for _ in range(5)]
+        found = self._cache.get_many(keys)
+        known = [key for key in keys if key in self._values]
+        self._check(all(found.get(key) == self._values[key] for key in known))
+
+    def _delete(self) -> None:
+        key = self._key(-3)
+        self._values.pop(key, None)
+        self._cache.delete(key)
+        self._values[key] = None
+
+    def _delete_many(self) -> None:
+        keys = [self._key(-4) for _ in range(2)]
+        for key in keys:
+            self._values.pop(key, None)
+        self._cache.delete_many(keys)
+        self._values |= dict.fromkeys(keys)
+
+    def _incr(self) -> None:
+        self._cache.incr(self.counts)
+        self.incremented += 1
+
+    def _add(self) -> None:
+        key = f"{self._name}-once-{next(self._serial)}"
+        if not self._cache.add(key, 1, TIMEOUT):
+            # Nobody else has such a key: an add that was repeated found itself.
+            self._counter.count("twice")
+
+    def _whoami(self) -> None:
+        import redis
+
+        client = redis.Redis(connection_pool=self._cache.get_pool())
+        user: Any = client.acl_whoami()
+        name = user.decode() if isinstance(user, bytes) else user
+        self._check(name == self._user)
+
+
+def main(arguments: list[str]) -> int:
+    """Keep the cache busy until told to stop."""
+    config = json.loads(arguments[0])
+    clock = WallClock()
+    # Before anything else takes a reference to it.
+    time.time = clock
+    from benchmarks.soak.subjects import OURS, make_settings
+    from benchmarks.soak.tally import Counter
+
+    emulator = json.loads(Path(config["emulator"]).read_text())
+    # The errors are counted; what libraries log of them would fill the screen.
+    logging.disable(logging.CRITICAL)
+
+    import django
+    from django.conf import settings
+    from django.core.cache import caches
+
+    settings.configure(
+        **make_settings(config["subject"], emulator, config.get("variant", ""))
+    )
+    django.setup()
+    counter, beside = Counter(), Counter()
+    threads: int = config["threads"]
+    aliases = list(settings.CACHES)
+    workers = [
+        Worker(
+            number,
+            caches[aliases[number % len(aliases)]],
+            beside if number % len(aliases) else counter,
+            changes=config.get("changes", True),
+            user=config.get("users", {}).get(aliases[number % len(aliases)]),
+        )
+        for number in range(threads)
+    ]
+    running, stopping = threading.Event(), threading.Event()
+    running.set()
+
+    def work(worker: Worker) -> None:
+        for number in itertools.count():
+            running.wait()
+            if stopping.wait(config["pause"]):
+                return
+            worker.step(number)
+
+    started = [
+        threading.Thread(target=work, args=(worker,), daemon=True) for worker in workers
+    ]
+    # What a busy machine makes of the start is no row's affair.
+    for alias in aliases:
+        _warm_up(caches[alias])
+    for thread in started:
+        thread.start()
+
+    def report(*, whole: bool) -> None:
+        content = counter.tally(whole=whole).to_json()
+        if len(aliases) > 1:
+            other = beside.tally(whole=False)
+            content["facts"]["beside"] = {
+                "operations": other.operations,
+                "errors": other.errors + other.wrong,
+                "longest": other.longest,
+            }
+        print(json.dumps({"done": whole, "tally": content}), flush=True)
+
+    def tell() -> None:
+        while not stopping.wait(REPORT_EVERY):
+            report(whole=False)
+
+    teller = threading.Thread(target=tell, daemon=True)
+    teller.start()
+    for line in sys.stdin:
+        command, *rest = line.split()
+        if command == "pause":
+            running.clear()
+        elif command == "resume":
+            running.set()
+        elif command == "step":
+            clock.offset += float(rest[0])
+        elif command == "mark":
+            counter.mark()
+            beside.mark()
+        elif command == "stop":
+            break
+    stopping.set()
+    running.set()
+    teller.join()
+    for thread in started:
+        thread.join(30.0)
+    _count_twice(emulator, workers, counter)
+    if config["subject"] == OURS.name:
+        from django_entra_redis.credentials import get_credential_provider
+
+        status = get_credential_provider().status()
+        counter.facts["renewals"] = status.renewals
+        counter.facts["failures"] = status.failures
+    counter.facts["stuck"] = sum(thread.is_alive() for thread in started)
+    report(whole=True)
+    return 0
+
+
+def _warm_up(cache: Any) -> None:
+    for _ in range(TRIES):
+        try:
+            cache.set("warm", 1)
+        except Exception:
+            time.sleep(0.1)
+        else:
+            return
+
+
+def _count_twice(emulator: Any, workers: list[Worker], counter: Any) -> None:
+    """Compare what was counted with what was answered."""
+    import redis
+
+    with redis.Redis.from_url(emulator["backend_url"]) as backend:
+        for worker in workers:
+            value = int(backend.get(f":1:{worker.counts}") or 0)
+            for _ in range(value - worker.incremented - worker.unknown):
+                counter.count("twice")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
