@@ -26,22 +26,25 @@ class Request:
         command: one command's words, or any number of commands packed.
         count: 0 for one command, whose reply is wanted; else how many commands there
             are, whose replies are wanted as a list. Error replies stand in there.
+        key: the key that decides which node of a cluster it is for.
         write: whether it must be the server that is written to.
         once: whether it must not be applied twice.
     """
 
-    __slots__ = ("command", "count", "once", "write")
+    __slots__ = ("command", "count", "key", "once", "write")
 
     def __init__(
         self,
         command: tuple[Any, ...] | bytes,
         count: int = 0,
         *,
+        key: str | None = None,
         write: bool = True,
         once: bool = False,
     ) -> None:
         self.command = command
         self.count = count
+        self.key = key
         self.write = write
         self.once = once
 
@@ -75,27 +78,27 @@ class Operations:
         data = self.dumps(value)
         if timeout == 0:
             # It expires at once, yet Django wants to know whether it was there.
-            return not (yield Request(("EXISTS", key)))
+            return not (yield Request(("EXISTS", key), key=key))
         expiry = () if timeout is None else ("EX", timeout)
-        reply = yield Request(("SET", key, data, "NX", *expiry), once=True)
+        reply = yield Request(("SET", key, data, "NX", *expiry), key=key, once=True)
         return reply is not None
 
     def get(self, key: str, default: Any) -> Operation[Any]:
         """Return a key's value."""
-        data = yield Request(pack_get(key), write=False)
+        data = yield Request(pack_get(key), key=key, write=False)
         return default if data is None else self.loads(data)
 
     def set(self, key: str, value: Any, timeout: int | None) -> Operation[None]:
         """Set a key."""
-        yield Request(pack_set(key, self.dumps(value), timeout))
+        yield Request(pack_set(key, self.dumps(value), timeout), key=key)
 
     def touch(self, key: str, timeout: int | None) -> Operation[bool]:
         """Set a key's timeout; return whether it is there."""
         if timeout is not None:
-            return bool((yield Request(("EXPIRE", key, timeout))))
+            return bool((yield Request(("EXPIRE", key, timeout), key=key)))
         # PERSIST alone says the same of a key without a timeout and of none.
         packed = pack_all([("PERSIST", key), ("EXISTS", key)])
-        replies = yield Request(packed, 2)
+        replies = yield Request(packed, 2, key=key)
         for reply in replies:
             if isinstance(reply, Exception):
                 raise reply
@@ -103,7 +106,7 @@ class Operations:
 
     def delete(self, key: str) -> Operation[bool]:
         """Delete a key; return whether it was there."""
-        return bool((yield Request(("DEL", key))))
+        return bool((yield Request(("DEL", key), key=key)))
 
     def get_many(
         self, keys: Sequence[str], names: Iterable[Any]
@@ -121,7 +124,7 @@ class Operations:
 
     def has_key(self, key: str) -> Operation[bool]:
         """Return whether a key is there."""
-        return bool((yield Request(("EXISTS", key), write=False)))
+        return bool((yield Request(("EXISTS", key), key=key, write=False)))
 
     def incr(self, key: str, delta: int) -> Operation[int]:
         """Add to a number; return the sum.
@@ -132,13 +135,15 @@ class Operations:
         value = None
         if self.server.runs_scripts:
             try:
-                value = yield Request(("EVAL", INCR_SCRIPT, 1, key, delta), once=True)
+                value = yield Request(
+                    ("EVAL", INCR_SCRIPT, 1, key, delta), key=key, once=True
+                )
             except ResponseError as error:
                 if not _refuses_scripts(error):
                     raise
                 self.server.refuse_scripts(error)
-        if not self.server.runs_scripts and (yield Request(("EXISTS", key))):
-            value = yield Request(("INCRBY", key, delta), once=True)
+        if not self.server.runs_scripts and (yield Request(("EXISTS", key), key=key)):
+            value = yield Request(("INCRBY", key, delta), key=key, once=True)
         if value is None:
             raise ValueError(f"Key '{key}' not found.")
         return int(value)
