@@ -39,6 +39,8 @@ from tests.integrations.workers import (
 
 #: Older asyncio connections in use can't be told to reconnect.
 RECONNECTS = hasattr(redis.asyncio.Connection, "mark_for_reconnect")
+#: Seconds between two operations of a client.
+REST = 0.001
 
 
 @pytest.fixture
@@ -75,6 +77,8 @@ def work(emulator: Emulator, client: Any, name: str) -> None:
         turns += 1
         client.set(name, turns)
         assert client.get(name) == str(turns).encode()
+        # Threads that never rest keep a small machine from all else.
+        time.sleep(REST)
 
 
 async def awork(emulator: Emulator, client: Any, name: str) -> None:
@@ -84,6 +88,7 @@ async def awork(emulator: Emulator, client: Any, name: str) -> None:
         turns += 1
         await client.set(name, turns)
         assert await client.get(name) == str(turns).encode()
+        await asyncio.sleep(REST)
 
 
 def listen(emulator: Emulator, protocol: int) -> None:
