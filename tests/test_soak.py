@@ -9,7 +9,7 @@ import pytest
 from benchmarks.soak import __main__ as soak
 from benchmarks.soak.children import EmulatorProcess, LoadProcess, SoakError
 from benchmarks.soak.outcome import Bars, Outcome, make_outcome
-from benchmarks.soak.processes import read_report
+from benchmarks.soak.processes import ProcessRows, read_report
 from benchmarks.soak.progress import Progress
 from benchmarks.soak.scenarios import Scenario, make_scenarios
 from benchmarks.soak.stage import Stage
@@ -167,6 +167,35 @@ def test_exit_status(
     assert soak.main(arguments) == 1
     assert "MISSED" in capsys.readouterr().out
     assert "MISSED" in output.read_text()
+
+
+def test_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A row that misses its bar is played once more, if that is asked for."""
+    missed, met = Outcome(errors=1, problems=("p",)), Outcome(errors=0)
+    outcomes = [missed, met, missed, missed, met]
+    scenario = Scenario("drops", "drops", lambda stage: outcomes.pop(0))
+    monkeypatch.setattr(soak, "make_scenarios", lambda: [scenario])
+    arguments = ["--ours", "--only=drops", "--again"]
+    assert soak.main(arguments) == 0
+    assert "at the second try" in capsys.readouterr().out
+    assert soak.main(arguments) == 1
+    assert soak.main(arguments) == 0
+    assert "at the second try" not in capsys.readouterr().out.partition("met")[2]
+
+
+def test_processes_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """So are the tests of processes."""
+    missed = Row("forks", OURS.title, Outcome(problems=("p",)), ours=True)
+    met = Row("forks", OURS.title, Outcome(errors=0), ours=True)
+    outcomes = [[missed], [met], [missed]]
+    monkeypatch.setattr(ProcessRows, "play", lambda rows, progress: outcomes.pop(0))
+    assert soak.main(["--only=processes", "--again"]) == 0
+    assert soak.main(["--only=processes"]) == 1
+    assert capsys.readouterr().out.count("MISSED") == 1
 
 
 def test_waiting_has_an_end() -> None:
