@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from django_entra_redis.connections import reauthentication_time
-from django_entra_redis.schedule import Policy, renewal_delay, retry_delay
+from django_entra_redis.schedule import Policy, renewal_delay, retry_cap, retry_delay
 from django_entra_redis.tokens import Token
 
 HOUR = 3600.0
@@ -136,13 +136,17 @@ def _run_process(
     ]
     held: Token | None = None
     failures = expired = 0
+    failing_since = 0.0
     now = fleet.rollout * chance.random()
     while now < end:
         requests[int(now)] += 1
         if begin <= now < back:
             failures += 1
-            known = held.life if held is not None else None
-            now += LATENCY + retry_delay(failures, known, None, retry_jitter())
+            failing_since = failing_since if failures > 1 else now
+            cap = retry_cap(None)
+            if held is not None:
+                cap = retry_cap(life, held.expires_at - now, now - failing_since)
+            now += LATENCY + retry_delay(failures, cap, None, retry_jitter())
             continue
         failures = 0
         at = now + LATENCY

@@ -66,9 +66,9 @@ class Status:
 class State:
     """Everything that changes, replaced as a whole: readers need no lock.
 
-    ``due_at`` and ``trusted_until`` are times of the monotonic clock, ``renewed_on``
-    is one of the wall clock. Up to ``trusted_until`` a caller may take the token
-    without a further look.
+    ``due_at``, ``trusted_until`` and ``failing_since`` are times of the monotonic
+    clock, ``renewed_on`` is one of the wall clock. Up to ``trusted_until`` a caller may
+    take the token without a further look.
     """
 
     token: Token | None = None
@@ -78,6 +78,7 @@ class State:
     renewals: int = 0
     failures: int = 0
     outage: int = 0
+    failing_since: float = 0.0
     last_error: TokenRequestError | None = None
 
     def due(self, at: float) -> "State":
@@ -331,6 +332,7 @@ class Renewal:
                 state,
                 failures=state.failures + 1,
                 outage=state.outage + 1,
+                failing_since=state.failing_since if state.outage else now,
                 last_error=TokenRequestError(
                     f"no thread could be started for the request: {error}."
                 ),
@@ -413,10 +415,14 @@ class Renewal:
                 if not hangs:
                     self._end(attempt)
                 return
-            state, text = self.state, str(error)
-            life = state.token.life if state.token else None
+            now, state, text = self._monotonic(), self.state, str(error)
             outage = state.outage + 1
-            delay = retry_delay(outage, life, error.retry_after, self._jitter())
+            since = state.failing_since if state.outage else now
+            cap = retry_cap(None)
+            if state.token is not None:
+                left = state.token.expires_at - now
+                cap = retry_cap(state.token.life, left, now - since)
+            delay = retry_delay(outage, cap, error.retry_after, self._jitter())
             if hangs:
                 self._fetch = None  # it is still in use over there
                 self._hanging += 1
@@ -426,8 +432,9 @@ class Renewal:
                 state,
                 failures=state.failures + 1,
                 outage=outage,
+                failing_since=since,
                 last_error=error,
-            ).due(self._monotonic() + delay)
+            ).due(now + delay)
             self._end(attempt)
             # A build step without a network is no outage: nobody has asked.
             warn = not self._warned and (self._wanted or state.token is not None)

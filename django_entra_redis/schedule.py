@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 #: Share of the time to a renewal that jitter may take off.
 JITTER = 0.1
+#: Seconds between two tries at most, in a long outage.
+LONGEST_PAUSE = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,24 +36,38 @@ def renewal_delay(life: float, policy: Policy, jitter: float) -> float:
     return delay * (1 - JITTER * jitter)
 
 
-def retry_cap(life: float | None) -> float:
-    """Return the longest pause in seconds between two tries, by the token's life."""
-    return 10.0 if life is None else min(max(life / 360, 1.0), 10.0)
+def retry_cap(life: float | None, left: float = 0.0, age: float = 0.0) -> float:
+    """Return the longest pause in seconds between two tries.
+
+    Without a valid token it follows the token's life alone: somebody waits. While a
+    token lives on nobody does, and after an outage of minutes a fleet whose members
+    all try again within seconds would be the next outage: the pauses grow with the
+    outage, and shrink again as the token comes to its end.
+
+    Parameters:
+        life: seconds of life of the last token, ``None`` when there was none.
+        left: seconds until it expires.
+        age: seconds since the outage's first failure.
+    """
+    cap = 10.0 if life is None else min(max(life / 360, 1.0), 10.0)
+    return max(cap, min(left / 6, age / 6, LONGEST_PAUSE))
 
 
 def retry_delay(
-    failures: int, life: float | None, retry_after: float | None, jitter: float
+    failures: int,
+    cap: float,
+    retry_after: float | None,
+    jitter: float,
 ) -> float:
     """Return the seconds from a failed request to the next one: full jitter.
 
     Parameters:
         failures: failed requests in a row, 1 or more.
-        life: seconds of life of the last token, ``None`` when there was none.
+        cap: the longest pause in seconds, of :func:`retry_cap`.
         retry_after: seconds that the endpoint asked for; they are kept, and the
             jitter comes on top, so that a fleet told one time does not come at once.
         jitter: 0 to 1.
     """
-    cap = retry_cap(life)
     return (retry_after or 0.0) + jitter * min(cap, 0.5 * 2.0 ** min(failures - 1, 10))
 
 

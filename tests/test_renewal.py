@@ -629,6 +629,26 @@ def test_retries(bench: Bench, life: float, delays: list[float]) -> None:
     bench.call()
 
 
+def test_retries_in_a_long_outage(bench: Bench) -> None:
+    """While the token lives on they come ever later, so that a fleet spreads out."""
+    token = bench.begin()
+    bench.jitter = 1.0
+    bench.advance(2520.0)
+    began = bench.now
+    while (age := bench.now - began) < 600.0:
+        bench.call().answer(TokenRequestError("it is down."))
+        asked = bench.asked
+        left = token.expires_at - bench.now
+        pause = max(10.0, min(age / 6, left / 6))
+        if age > 60.0:
+            bench.advance(pause - 0.01)
+            assert bench.asked == asked
+        bench.advance(pause + 0.02 - (bench.now - began - age))
+    assert pause > 60.0
+    assert bench.renewal.current() is token
+    bench.call()
+
+
 def test_retry_after(bench: Bench) -> None:
     """What the endpoint asks for is kept, and callers fail at once meanwhile."""
     bench.renewal.start()

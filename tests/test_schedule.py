@@ -63,23 +63,51 @@ def test_longest_pause_between_tries(life: float | None, cap: float) -> None:
     assert retry_cap(life) == cap
 
 
+@pytest.mark.parametrize(
+    ("left", "age", "cap"),
+    [
+        # An outage of a minute ends within 10 s, as one without a token does.
+        (1000, 0, 10),
+        (1000, 60, 10),
+        # Then nobody is in a hurry, until the token comes to its end.
+        (1000, 300, 50),
+        (1000, 600, 100),
+        (10_000, 6000, 120),
+        (300, 600, 50),
+        (60, 6000, 10),
+        (-5, 6000, 10),
+    ],
+)
+def test_pauses_in_a_long_outage(left: float, age: float, cap: float) -> None:
+    """They grow with its age, while there is a token that lives on."""
+    assert retry_cap(HOUR, left, age) == cap
+
+
+@fuzz
+@given(lives, st.floats(0, 1), st.floats(0, DAY))
+def test_no_pause_outlasts_the_token(life: float, share: float, age: float) -> None:
+    """There is time for several tries before it runs out."""
+    left = share * life
+    assert retry_cap(life, left, age) <= max(retry_cap(life), left / 6)
+
+
 def test_pauses_grow() -> None:
     """The pause doubles from half a second up to the cap."""
-    pauses = [retry_delay(failures, HOUR, None, 1) for failures in range(1, 8)]
+    pauses = [retry_delay(failures, 10, None, 1) for failures in range(1, 8)]
     assert pauses == [0.5, 1, 2, 4, 8, 10, 10]
-    assert retry_delay(10**6, 6, None, 1) == 1
+    assert retry_delay(10**6, 1, None, 1) == 1
 
 
 def test_pauses_are_jittered_in_full() -> None:
     """Processes that fail together do not come back together."""
-    assert retry_delay(9, HOUR, None, 0) == 0
-    assert retry_delay(9, HOUR, None, 0.25) == 2.5
+    assert retry_delay(9, 10, None, 0) == 0
+    assert retry_delay(9, 10, None, 0.25) == 2.5
 
 
 def test_retry_after_wins() -> None:
     """What the endpoint asks for is kept, and jitter comes on top."""
-    assert retry_delay(1, 6, 120, 0) == 120
-    assert retry_delay(5, HOUR, 120, 0.5) == 124
+    assert retry_delay(1, 1, 120, 0) == 120
+    assert retry_delay(5, 10, 120, 0.5) == 124
 
 
 @pytest.mark.parametrize(

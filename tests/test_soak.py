@@ -14,7 +14,7 @@ from benchmarks.soak.progress import Progress
 from benchmarks.soak.scenarios import Scenario, make_scenarios
 from benchmarks.soak.stage import Stage
 from benchmarks.soak.subjects import OURS, SUBJECTS, Subject
-from benchmarks.soak.table import Row, render
+from benchmarks.soak.table import Row, render, summarize
 from benchmarks.soak.tally import Counter, Failure, Tally
 from testproject.emulator.journal import Stats
 
@@ -98,6 +98,22 @@ def test_table() -> None:
         lines[2:], (["met"], ["MISSED", "n; p"], ["9"], ["skipped", "why"]), strict=True
     ):
         assert all(word in line for word in words)
+
+
+def test_summary() -> None:
+    """One line a fault: our figures, and how many errors the others raise."""
+    rows = [
+        Row("a", "ours", Outcome(errors=0, auths=3), ours=True),
+        Row("a", "X", Outcome(errors=9), ours=False),
+        Row("b", "ours", Outcome(errors=1), ours=True),
+    ]
+    head, _, *lines = summarize(rows).splitlines()
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    assert head.split("|")[-2].strip() == "errors: X"
+    assert cells == [
+        ["a", "0", "", "3", "", "", "met", "9"],
+        ["b", "1", "", "", "", "", "met", ""],
+    ]
 
 
 def test_rows_of_processes(tmp_path: Path) -> None:
@@ -195,7 +211,8 @@ def test_processes_again(
     monkeypatch.setattr(ProcessRows, "play", lambda rows, progress: outcomes.pop(0))
     assert soak.main(["--only=processes", "--again"]) == 0
     assert soak.main(["--only=processes"]) == 1
-    assert capsys.readouterr().out.count("MISSED") == 1
+    # In both tables.
+    assert capsys.readouterr().out.count("MISSED") == 2
 
 
 def test_waiting_has_an_end() -> None:

@@ -19,7 +19,7 @@ from benchmarks.soak.progress import Progress
 from benchmarks.soak.scenarios import Scenario, make_scenarios
 from benchmarks.soak.stage import Stage
 from benchmarks.soak.subjects import OURS, Subject
-from benchmarks.soak.table import Row, render
+from benchmarks.soak.table import Row, render, summarize
 
 DESCRIPTION = """\
 Puts a cache through faults under steady load from 8 threads, against the emulator with
@@ -168,7 +168,8 @@ def run(options: argparse.Namespace) -> int:
         for (scenario, subject), outcome in outcomes.items()
     ]
     rows += process_rows
-    text = f"{render(rows)}\n\n{_colophon(time.monotonic() - began)}\n"
+    tables = f"{render(rows)}\n\n{summarize(rows)}"
+    text = f"{tables}\n\n{_colophon(time.monotonic() - began)}\n"
     print(text)
     if options.output is not None:
         options.output.write_text(text)

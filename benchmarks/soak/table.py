@@ -58,10 +58,26 @@ class Row:
 
 
 def render(rows: Sequence[Row]) -> str:
-    """Return the table."""
-    lines = [HEADINGS, *(row.cells() for row in rows)]
+    """Return the table, a line for each fault and cache."""
+    return _table([HEADINGS, *(row.cells() for row in rows)])
+
+
+def summarize(rows: Sequence[Row]) -> str:
+    """Return the README's table: our figures, and the errors of the others."""
+    others = list(dict.fromkeys(row.subject for row in rows if not row.ours))
+    found = {(row.fault, row.subject): row.cells() for row in rows if not row.ours}
+    lines = [("fault", *HEADINGS[2:7], "bar", *(f"errors: {name}" for name in others))]
+    for row in rows:
+        if row.ours:
+            fault, _, *figures = row.cells()[:8]
+            beside = (found.get((fault, name), [""] * 3)[2] for name in others)
+            lines.append((fault, *figures, *beside))
+    return _table(lines)
+
+
+def _table(lines: Sequence[Sequence[str]]) -> str:
     widths = [
-        max(len(line[column]) for line in lines) for column in range(len(HEADINGS))
+        max(len(line[column]) for line in lines) for column in range(len(lines[0]))
     ]
     text = ["| " + " | ".join(_padded(lines[0], widths)) + " |"]
     text.append("|" + "|".join("-" * (width + 2) for width in widths) + "|")
