@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from asgiref.sync import sync_to_async
 from django.core.cache import caches
 from django.core.cache.backends.base import (
     DEFAULT_TIMEOUT,
@@ -15,6 +16,7 @@ from django.core.cache.backends.redis import RedisCache
 from django.core.exceptions import SynchronousOnlyOperation
 from django.utils.functional import cached_property
 
+from .compatibility import KeyspaceMethods, glob_escape
 from .imports import no_fork
 from .options import CacheOptions, parse_options, split_location
 from .problems import ConfigurationError
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from .operations import Operation, Operations
 
 
-class EntraRedisCache(RedisCache):
+class EntraRedisCache(KeyspaceMethods, RedisCache):
     """Django's Redis cache, let in with a Microsoft Entra ID token.
 
     Parameters:
@@ -148,7 +150,7 @@ class EntraRedisCache(RedisCache):
     def _clearing(self) -> "Operation[bool]":
         if not self.options.clear_by_scan:
             return self._operations.clear()
-        pattern = self.key_func("*", _glob_escape(self.key_prefix), "*")
+        pattern = self.key_func("*", glob_escape(self.key_prefix), "*")
         return self._operations.clear_matching(pattern)
 
     # -- Django's cache API; the operations are the same for both kinds of caller ----
@@ -173,16 +175,27 @@ class EntraRedisCache(RedisCache):
         made = self.make_and_validate_key(key, version=version)
         return self._cache.run(self._operations.get(made, default))
 
-    def set(
+    # Django's returns nothing; django-redis' a bool.
+    def set(  # type: ignore[override]
         self,
         key: str,
         value: Any,
         timeout: Any = DEFAULT_TIMEOUT,
         version: int | None = None,
-    ) -> None:
-        """Set a key."""
+        *,
+        nx: bool = False,
+        xx: bool = False,
+    ) -> bool | None:
+        """Set a key: in any case, or only if it is not there (``nx``), or if it is
+        (``xx``); with one of these, return whether it was set."""
         made = self.make_and_validate_key(key, version=version)
-        self._cache.run(self._operations.set(made, value, self._seconds(timeout)))
+        seconds = self._seconds(timeout)
+        if nx or xx:
+            _exclude(nx, xx)
+            return self._cache.run(
+                self._keyspace.set_if(made, value, seconds, there=xx)
+            )
+        return self._cache.run(self._operations.set(made, value, seconds))
 
     def touch(
         self, key: str, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None
@@ -262,21 +275,32 @@ class EntraRedisCache(RedisCache):
         except SynchronousOnlyOperation:
             return await super().aget(key, default, version)
 
-    async def aset(
+    async def aset(  # type: ignore[override]
         self,
         key: str,
         value: Any,
         timeout: Any = DEFAULT_TIMEOUT,
         version: int | None = None,
-    ) -> None:
+        *,
+        nx: bool = False,
+        xx: bool = False,
+    ) -> bool | None:
         """See :meth:`set`."""
         made = self.make_and_validate_key(key, version=version)
+        seconds = self._seconds(timeout)
         try:
-            await self._async_cache.run(
-                self._operations.set(made, value, self._seconds(timeout))
+            if nx or xx:
+                _exclude(nx, xx)
+                return await self._async_cache.run(
+                    self._keyspace.set_if(made, value, seconds, there=xx)
+                )
+            return await self._async_cache.run(
+                self._operations.set(made, value, seconds)
             )
         except SynchronousOnlyOperation:
-            await super().aset(key, value, timeout, version)
+            return await sync_to_async(self.set)(
+                key, value, timeout, version, nx=nx, xx=xx
+            )
 
     async def atouch(
         self, key: str, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None
@@ -356,6 +380,6 @@ def entra_caches() -> dict[str, EntraRedisCache]:
     return found
 
 
-def _glob_escape(text: str) -> str:
-    """Return text for a Redis glob pattern that matches just it."""
-    return "".join(f"\\{char}" if char in "*?[]\\^-" else char for char in text)
+def _exclude(nx: bool, xx: bool) -> None:
+    if nx and xx:
+        raise ValueError("Of nx and xx only one can be asked for.")

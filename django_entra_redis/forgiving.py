@@ -27,33 +27,33 @@ class ForgivingOperations(Operations):
 
     def add(self, key: str, value: Any, timeout: int | None) -> Operation[bool]:
         """Return ``False`` while Redis can't be used."""
-        return self._forgive(super().add(key, value, timeout), False)
+        return self.forgive(super().add(key, value, timeout), False)
 
     def get(self, key: str, default: Any) -> Operation[Any]:
         """Return the default while Redis can't be used."""
-        return self._forgive(super().get(key, default), default)
+        return self.forgive(super().get(key, default), default)
 
     def set(self, key: str, value: Any, timeout: int | None) -> Operation[None]:
         """Do nothing while Redis can't be used."""
-        return self._forgive(super().set(key, value, timeout), None)
+        return self.forgive(super().set(key, value, timeout), None)
 
     def touch(self, key: str, timeout: int | None) -> Operation[bool]:
         """Return ``False`` while Redis can't be used."""
-        return self._forgive(super().touch(key, timeout), False)
+        return self.forgive(super().touch(key, timeout), False)
 
     def delete(self, key: str) -> Operation[bool]:
         """Return ``False`` while Redis can't be used."""
-        return self._forgive(super().delete(key), False)
+        return self.forgive(super().delete(key), False)
 
     def get_many(
         self, keys: Sequence[str], names: Iterable[Any]
     ) -> Operation[dict[Any, Any]]:
         """Return nothing while Redis can't be used."""
-        return self._forgive(super().get_many(keys, names), {})
+        return self.forgive(super().get_many(keys, names), {})
 
     def has_key(self, key: str) -> Operation[bool]:
         """Return ``False`` while Redis can't be used."""
-        return self._forgive(super().has_key(key), False)
+        return self.forgive(super().has_key(key), False)
 
     def incr(self, key: str, delta: int) -> Operation[int]:
         """Find no key while Redis can't be used.
@@ -62,27 +62,28 @@ class ForgivingOperations(Operations):
             ValueError: the key is not there.
         """
         missing = ValueError(f"Key '{key}' not found.")
-        return self._forgive(super().incr(key, delta), missing)
+        return self.forgive(super().incr(key, delta), missing)
 
     def set_many(
         self, keys: Sequence[str], data: Mapping[Any, Any], timeout: int | None
     ) -> Operation[list[Any]]:
         """Return all names while Redis can't be used: none of them is set."""
-        return self._forgive(super().set_many(keys, data, timeout), list(data))
+        return self.forgive(super().set_many(keys, data, timeout), list(data))
 
     def delete_many(self, keys: Sequence[str]) -> Operation[None]:
         """Do nothing while Redis can't be used."""
-        return self._forgive(super().delete_many(keys), None)
+        return self.forgive(super().delete_many(keys), None)
 
     def clear(self) -> Operation[bool]:
         """Return ``False`` while Redis can't be used."""
-        return self._forgive(super().clear(), False)
+        return self.forgive(super().clear(), False)
 
     def clear_matching(self, pattern: str) -> Operation[bool]:
         """Return ``False`` while Redis can't be used."""
-        return self._forgive(super().clear_matching(pattern), False)
+        return self.forgive(super().clear_matching(pattern), False)
 
-    def _forgive(self, operation: Operation[T], empty: Any) -> Operation[T]:
+    def forgive(self, operation: Operation[T], empty: Any) -> Operation[T]:
+        """Return an operation that answers as from an empty cache in an outage."""
         try:
             result = yield from operation
         except OUTAGE as error:

@@ -51,6 +51,12 @@ class Request:
 
 Operation = Generator[Request, Any, T]
 
+#: Where a SCAN begins, and what tells that it is over.
+START: Any = 0
+END = 0
+#: Keys that a SCAN looks at in one go.
+BATCH = 1000
+
 # Counts a key that is there, in one round trip; nothing where there is none.
 INCR_SCRIPT = (
     "if redis.call('EXISTS', KEYS[1]) == 1 "
@@ -200,16 +206,46 @@ class Operations:
             )
         raise failure
 
-    def clear_matching(self, pattern: str) -> Operation[bool]:
-        """Delete the keys that match a glob pattern, a batch at a time."""
-        cursor: Any = b"0"
+    def scan(
+        self, cursor: Any, pattern: str, count: int
+    ) -> Operation[tuple[Any, list[bytes]]]:
+        """Return some of the keys that match a glob pattern, and where to go on.
+
+        Parameters:
+            cursor: :data:`START`, or where to go on; :data:`END` comes with the last.
+            count: keys to look at.
+        """
+        # Not a replica: the next call may get another one, to which it means nothing.
+        command = ("SCAN", cursor, "MATCH", pattern, "COUNT", count)
+        cursor, keys = yield Request(command)
+        return int(cursor), keys
+
+    def unlink(self, keys: Sequence[bytes]) -> Operation[int]:
+        """Delete keys as they come from :meth:`scan`; return how many there were."""
+        return int((yield Request(("UNLINK", *keys)))) if keys else 0
+
+    def delete_matching(self, pattern: str, count: int = BATCH) -> Operation[int]:
+        """Delete the keys that match a glob pattern; return how many there were."""
+        cursor, deleted = START, 0
         while True:
-            command = ("SCAN", cursor, "MATCH", pattern, "COUNT", 1000)
-            cursor, keys = yield Request(command)
-            if keys:
-                yield Request(("UNLINK", *keys))
-            if int(cursor) == 0:
-                return True
+            cursor, keys = yield from self.scan(cursor, pattern, count)
+            deleted += yield from self.unlink(keys)
+            if cursor == END:
+                return deleted
+
+    def clear_matching(self, pattern: str) -> Operation[bool]:
+        """Delete the keys that match a glob pattern."""
+        yield from self.delete_matching(pattern)
+        return True
+
+    def forgive(self, operation: Operation[T], empty: Any) -> Operation[T]:
+        """Return an operation that may answer as from an empty cache; this does not.
+
+        Parameters:
+            operation: what to do.
+            empty: the answer while Redis can't be used; an exception is raised.
+        """
+        return operation
 
 
 class Server:

@@ -13,6 +13,29 @@ _FLAGS = ("allow_plaintext_token", "ignore_exceptions", "clear_by_scan")
 _CREDENTIALS = ("username", "password", "credential_provider")
 _SCHEMES = ("redis", "rediss", "unix")
 _DAY = 86400.0
+#: Options of django-redis, and what stands for them here.
+_DJANGO_REDIS: Mapping[str, str] = {
+    "CLIENT_CLASS": "Remove it.",
+    "CLOSE_CONNECTION": "Remove it: connections outlive requests.",
+    "COMPRESSOR": "It is 'compressor' here, such as "
+    "'django_entra_redis.compressors.ZlibCompressor'.",
+    "CONNECTION_FACTORY": "Remove it.",
+    "CONNECTION_POOL_CLASS": "It is 'pool_class' here.",
+    "CONNECTION_POOL_CLASS_KWARGS": "Write what is in it straight into OPTIONS.",
+    "CONNECTION_POOL_KWARGS": "Write what is in it straight into OPTIONS.",
+    "IGNORE_EXCEPTIONS": "It is 'ignore_exceptions' here.",
+    "LOG_IGNORED_EXCEPTIONS": "Remove it: an outage is logged once.",
+    "PARSER_CLASS": "It is 'parser_class' here.",
+    "PASSWORD": "It is 'password' here, which only a cache without an identity has.",
+    "PICKLE_VERSION": "Remove it, or set 'serializer' to one of your own.",
+    "REDIS_CLIENT_CLASS": "Remove it.",
+    "REDIS_CLIENT_KWARGS": "Write what is in it straight into OPTIONS.",
+    "REVERSE_KEY_FUNCTION": "Remove it: keys() finds out what KEY_FUNCTION adds.",
+    "SERIALIZER": "It is 'serializer' here, such as "
+    "'django_entra_redis.serializers.JSONSerializer'.",
+    "SOCKET_CONNECT_TIMEOUT": "It is 'socket_connect_timeout' here.",
+    "SOCKET_TIMEOUT": "It is 'socket_timeout' here.",
+}
 # BaseCache takes these two from OPTIONS; they are nothing to redis-py.
 _BASE_CACHE = ("MAX_ENTRIES", "CULL_FREQUENCY")
 
@@ -69,6 +92,11 @@ def parse_options(
     rest = {key: value for key, value in options.items() if key not in _BASE_CACHE}
     own: dict[str, Any] = {"servers": tuple(servers)}
     at = f"{where}['OPTIONS']"
+    for key in rest.keys() & _DJANGO_REDIS.keys():
+        del rest[key]
+        message = "it is an option of django-redis."
+        problems.append(Problem("E025", f"{at}[{key!r}]", message, _DJANGO_REDIS[key]))
+    problems.sort(key=str)
     for key in _FLAGS:
         if key in rest:
             own[key] = rest.pop(key)

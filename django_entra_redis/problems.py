@@ -14,6 +14,25 @@ class EntraRedisError(Exception):
     """Base of everything that this package raises on its own account."""
 
 
+class MissingExtraError(EntraRedisError, ImportError):
+    """A package that is optional is not installed.
+
+    Parameters:
+        extra: the extra that brings it.
+    """
+
+    def __init__(self, extra: str) -> None:
+        super().__init__(extra)
+        self.extra = extra
+
+    def __str__(self) -> str:
+        return (
+            "OPTIONS['serializer'], OPTIONS['compressor'] or a value in the cache "
+            f"needs {self.extra}, which is not installed: python -m pip install "
+            f'"django-entra-redis[{self.extra}]".'
+        )
+
+
 class ConfigurationError(EntraRedisError, ImproperlyConfigured):
     """``ENTRA_REDIS`` or a cache's settings can't be used as they are.
 

@@ -1,11 +1,24 @@
-"""How values become bytes: Django's way, only faster, and compressors."""
+"""How values become bytes, and how bytes of any of these ways become values.
 
+A change of serializer or compressor leaves what has been written before readable: the
+first bytes tell the format. Reading a pickle may run whatever its writer pleases,
+though, so that the safe serializers read those of plain data alone.
+"""
+
+import io
+import json
 import pickle
-import zlib
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from django.core.cache.backends.redis import RedisSerializer
+from django.core.serializers.json import DjangoJSONEncoder
 from django.utils.module_loading import import_string
+
+from .compressors import Compressor, decompress
+from .problems import EntraRedisError, MissingExtraError
+
+Unpickle = Callable[[bytes], Any]
 
 
 class Serializer(Protocol):
@@ -18,14 +31,8 @@ class Serializer(Protocol):
         """Return what :meth:`dumps` was given."""
 
 
-class Compressor(Protocol):
-    """What ``OPTIONS["compressor"]`` gives."""
-
-    def compress(self, data: bytes) -> bytes:
-        """Return the same in less."""
-
-    def decompress(self, data: bytes) -> bytes:
-        """Return what :meth:`compress` was given."""
+class UnreadableValueError(EntraRedisError, ValueError):
+    """A value in the cache is in no format that the cache's serializer reads."""
 
 
 class PickleSerializer(RedisSerializer):
@@ -35,40 +42,74 @@ class PickleSerializer(RedisSerializer):
     def loads(self, data: bytes) -> Any:  # type: ignore[override]
         """Return the value of some bytes."""
         # Pickles of protocol 2 and newer begin so; Django tries int() on each.
-        if data[:1] == b"\x80":
+        if data[:1] == b"\x80" and len(data) > 1:
             return pickle.loads(data)
         try:
             return int(data)
         except ValueError:
-            return pickle.loads(data)
+            return _read(data, pickle.loads)
 
 
-class ZlibCompressor:
-    """Compresses what is worth it with zlib.
+class JSONSerializer:
+    """Writes JSON, as Django's encoder makes it of dates, decimals and UUIDs too.
 
-    Parameters:
-        level: 1 (fast) to 9 (small).
-        min_length: bytes from which on to compress.
+    Whoever can write to the cache can run no code by it. Tuples come back as lists,
+    keys as strings, dates as text.
     """
 
-    def __init__(self, level: int = 3, min_length: int = 512) -> None:
-        self.level = level
-        self.min_length = min_length
+    def dumps(self, obj: Any) -> Any:
+        """Return JSON, or a number that Redis can count with.
 
-    def compress(self, data: bytes) -> bytes:
-        """Return the data, compressed if it is long enough."""
-        return data if len(data) < self.min_length else zlib.compress(data, self.level)
+        Raises:
+            TypeError: it is nothing that JSON knows.
+        """
+        if type(obj) is int:
+            return obj
+        return json.dumps(obj, cls=DjangoJSONEncoder, separators=(",", ":")).encode()
 
-    def decompress(self, data: bytes) -> bytes:
-        """Return the data as it was; what was never compressed comes back as it is."""
+    def loads(self, data: bytes) -> Any:
+        """Return the value of some bytes: JSON, or what was written before it.
+
+        Raises:
+            UnreadableValueError: it is neither.
+        """
         try:
-            return zlib.decompress(data)
-        except zlib.error:
-            return data
+            return json.loads(data)
+        except (ValueError, RecursionError):
+            return _read(data, _unpickle_plain)
+
+
+class MsgPackSerializer:
+    """Writes MessagePack: as safe as JSON, smaller, and it knows bytes (extra
+    ``msgpack``)."""
+
+    def __init__(self) -> None:
+        self._pack = _msgpack().packb
+
+    def dumps(self, obj: Any) -> Any:
+        """Return MessagePack, or a number that Redis can count with.
+
+        Raises:
+            TypeError: it is nothing that MessagePack knows.
+        """
+        return obj if type(obj) is int else self._pack(obj)
+
+    def loads(self, data: bytes) -> Any:
+        """Return the value of some bytes: MessagePack, or what was written before it.
+
+        Raises:
+            UnreadableValueError: it is neither.
+        """
+        return _read(data, _unpickle_plain)
 
 
 class CompressingSerializer:
-    """A serializer whose bytes are compressed; numbers stay numbers."""
+    """Compresses what a serializer gives, and reads what was never compressed, too.
+
+    Parameters:
+        serializer: turns values into bytes, or into numbers, which stay as they are.
+        compressor: makes less of them.
+    """
 
     def __init__(self, serializer: Serializer, compressor: Compressor) -> None:
         self.serializer = serializer
@@ -105,3 +146,77 @@ def _make(value: Any) -> Any:
     if isinstance(value, str):
         value = import_string(value)
     return value() if callable(value) else value
+
+
+def _read(data: bytes, unpickle: Unpickle) -> Any:
+    """Return the value of bytes that any of these serializers has written.
+
+    Raises:
+        UnreadableValueError: none of them has.
+        MissingExtraError: it takes a package that is not installed.
+    """
+    data = decompress(data)
+    first = data[:1]
+    try:
+        # MessagePack's numbers begin as low as text does, but numbers are not packed.
+        if first < b"\x80":
+            try:
+                return json.loads(data)
+            except ValueError:
+                return unpickle(data)  # those of protocol 0 and 1
+        if first == b"\x80" and len(data) > 1:
+            return unpickle(data)
+        return _msgpack().unpackb(data, strict_map_key=False)
+    except EntraRedisError:
+        raise
+    except Exception as error:
+        failure = type(error).__name__
+    raise UnreadableValueError(
+        f"A value of {len(data)} bytes can't be read ({failure}): something else than "
+        "OPTIONS['serializer'] has written it. Delete it, or give the cache another "
+        "KEY_PREFIX or VERSION."
+    )
+
+
+def _msgpack() -> Any:
+    try:
+        # Optional: imported when it is chosen, or when a value tells of it.
+        import msgpack
+    except ImportError:
+        raise MissingExtraError("msgpack") from None
+    return msgpack
+
+
+#: What a pickle of plain data may name: nothing whose making does anything else.
+_PLAIN = {
+    ("builtins", "complex"),
+    ("builtins", "frozenset"),
+    ("builtins", "set"),
+    ("collections", "OrderedDict"),
+    ("datetime", "date"),
+    ("datetime", "datetime"),
+    ("datetime", "time"),
+    ("datetime", "timedelta"),
+    ("datetime", "timezone"),
+    ("decimal", "Decimal"),
+    ("django.utils.safestring", "SafeString"),
+    ("uuid", "UUID"),
+}
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Reads pickles of plain data ("Restricting Globals", Python's manual)."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return a class that is known to be harmless."""
+        if (module, name) in _PLAIN:
+            return super().find_class(module, name)
+        raise UnreadableValueError(
+            f"A value in the cache was pickled and needs {module}.{name}, which "
+            "OPTIONS['serializer'] does not read, since a pickle may run any code. "
+            "Delete it, or give the cache another KEY_PREFIX or VERSION."
+        )
+
+
+def _unpickle_plain(data: bytes) -> Any:
+    return _PlainUnpickler(io.BytesIO(data)).load()

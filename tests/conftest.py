@@ -1,6 +1,7 @@
 """Fixtures for all tests."""
 
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +14,10 @@ from testproject.emulator.server import find_server
 
 os.environ["DJANGO_SETTINGS_MODULE"] = "tests.settings"
 django.setup()
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # pragma: no cover
+    # Shells have what they run in the background ignore Ctrl-C, and so would all the
+    # processes that tests start and end with it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 #: What decides who asks whom for a token, and over which way: the machine's own
 #: values must not reach a test, and one test's must not reach the next.

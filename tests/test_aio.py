@@ -124,9 +124,9 @@ def test_operations(database: Database) -> None:
     async def main() -> None:
         assert await cache.aget("key") is None
         assert await cache.aget("key", "default") == "default"
-        assert await cache.aset("key", {"a": 1}) is None  # type: ignore[func-returns-value]
+        assert await cache.aset("key", {"a": 1}) is None
         assert await cache.aget("key") == cache.get("key") == {"a": 1}
-        assert await cache.aset("key", 1, 0) is None  # type: ignore[func-returns-value]
+        assert await cache.aset("key", 1, 0) is None
         assert await cache.ahas_key("key") is False
         assert await cache.aadd("key", 5) is True
         assert await cache.aadd("key", 6) is False

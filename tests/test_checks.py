@@ -126,6 +126,13 @@ FAULTS: list[tuple[str, dict[str, Any], Any, str]] = [
         {"default": {}},
         "CACHES['default']['LOCATION']: it is not the URL of a Redis server.",
     ),
+    (
+        "E025",
+        {"OPTIONS": {"CLIENT_CLASS": "django_redis.client.DefaultClient"}},
+        {"default": {}},
+        "CACHES['default']['OPTIONS']['CLIENT_CLASS']: it is an option of "
+        "django-redis.",
+    ),
 ]
 
 

@@ -306,6 +306,16 @@ def test_all_options_that_are_wrong() -> None:
     assert [problem.id for problem in problems] == ["E023"] * 3
 
 
+def test_options_of_django_redis() -> None:
+    """Each is told of, with what stands for it here."""
+    problems = faults(TLS, SOCKET_TIMEOUT=1, CLIENT_CLASS="x", MAX_ENTRIES=5)
+    assert [problem.id for problem in problems] == ["E025"] * 2
+    assert [problem.hint for problem in problems] == [
+        "Remove it.",
+        "It is 'socket_timeout' here.",
+    ]
+
+
 # -- whatever a settings file holds
 
 hosts = st.sampled_from(

@@ -1,20 +1,36 @@
 """Values and bytes: the same as Django's, compressed where asked for."""
 
+import contextlib
+import datetime
+import decimal
 import json
 import pickle
+import sys
+import uuid
 import zlib
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
 from django.core.cache.backends.redis import RedisSerializer
+from django.utils.safestring import SafeString, mark_safe
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from django_entra_redis.compressors import (
+    Lz4Compressor,
+    ZlibCompressor,
+    ZstdCompressor,
+    decompress,
+)
+from django_entra_redis.problems import MissingExtraError
 from django_entra_redis.serializers import (
     CompressingSerializer,
+    JSONSerializer,
+    MsgPackSerializer,
     PickleSerializer,
     Serializer,
-    ZlibCompressor,
+    UnreadableValueError,
     make_serializer,
 )
 
@@ -84,8 +100,9 @@ def test_numbers_are_for_redis_to_count() -> None:
 
 def test_nothing_that_is_no_value() -> None:
     """Somebody else's bytes are an error, not a wrong value."""
-    with pytest.raises(pickle.UnpicklingError):
-        PickleSerializer().loads(b"hello")
+    for serializer in (PickleSerializer(), JSONSerializer()):
+        with pytest.raises(UnreadableValueError, match=r"OPTIONS\['serializer'\]"):
+            serializer.loads(b"hello")
 
 
 @pytest.mark.parametrize(
@@ -152,3 +169,154 @@ def test_the_default_is_djangos() -> None:
     assert isinstance(make_serializer(), RedisSerializer)
     wrapped: Serializer = make_serializer(None, ZlibCompressor)
     assert isinstance(wrapped, CompressingSerializer)
+
+
+# -- after a change of serializer or compressor
+
+PLAIN = {"a": [1, 2.5, None, True, "text" * 300], "b": {"c": []}}
+
+
+def installed(name: str) -> bool:
+    """Return whether an extra is there; one tox environment has them all."""
+    module = {"zstd": "backports.zstd", "lz4": "lz4", "msgpack": "msgpack"}[name]
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+FORMATS = ["pickle", "json", "msgpack"]
+PACKERS = ["none", "zlib", "zstd", "lz4"]
+
+
+def make(serializer: str, compressor: str) -> Serializer:
+    """Return a combination; skip the test if it is not installed."""
+    for extra in (serializer, compressor):
+        if extra in ("msgpack", "zstd", "lz4") and not installed(extra):
+            pytest.skip(f"{extra} is not installed")  # pragma: no cover
+    serializers = {"json": JSONSerializer, "msgpack": MsgPackSerializer}
+    compressors = {
+        "zlib": ZlibCompressor,
+        "zstd": ZstdCompressor,
+        "lz4": Lz4Compressor,
+    }
+    return make_serializer(serializers.get(serializer), compressors.get(compressor))
+
+
+@pytest.mark.parametrize("now", [f"{s}-{c}" for s in FORMATS for c in PACKERS])
+@pytest.mark.parametrize("before", [f"{s}-{c}" for s in FORMATS for c in PACKERS])
+def test_what_was_written_before_a_change(before: str, now: str) -> None:
+    """It stays readable, whatever the change."""
+    old, new = make(*before.split("-")), make(*now.split("-"))
+    kinds: list[Any] = [
+        PLAIN,
+        [],
+        {},
+        "",
+        "short",
+        True,
+        None,
+        0,
+        120,
+        -40,
+        2.5,
+        10**20,
+    ]
+    for value in kinds:
+        assert new.loads(stored(old.dumps(value))) == value
+
+
+def test_plain_data_of_old_pickles() -> None:
+    """What sessions and fragments hold is read out of pickles, and safely."""
+    moment = datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC)
+    value: dict[str, Any] = {
+        "when": [moment, moment.date(), moment.time(), datetime.timedelta(1)],
+        "number": [decimal.Decimal("1.5"), 1j],
+        "sets": [{1}, frozenset({2}), (3,), b"4"],
+        "id": uuid.UUID(int=5),
+        "html": mark_safe("<b>"),
+    }
+    # Older protocols have functions make bytes and sets.
+    for protocol in range(4, pickle.HIGHEST_PROTOCOL + 1):
+        found = JSONSerializer().loads(pickle.dumps(value, protocol))
+        assert found == value
+        assert type(found["html"]) is SafeString
+
+
+class Exploit:
+    """What somebody would write into a cache."""
+
+    ran = False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return setattr, (Exploit, "ran", True)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_no_code_runs(protocol: int) -> None:
+    """A pickle that would run something is refused, by name of what it needs."""
+    data = pickle.dumps(Exploit(), protocol)
+    for hidden in (data, zlib.compress(data)):
+        with pytest.raises(UnreadableValueError, match="setattr"):
+            JSONSerializer().loads(hidden)
+    assert not Exploit.ran
+    PickleSerializer().loads(data)
+    assert Exploit.ran
+    Exploit.ran = False
+
+
+def test_json_is_djangos() -> None:
+    """Dates and their like become text; what it does not know is an error at once."""
+    serializer = JSONSerializer()
+    moment = datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC)
+    data = serializer.dumps({"when": moment, "n": decimal.Decimal("1.5")})
+    assert serializer.loads(data) == {"when": "2026-01-02T00:00:00Z", "n": "1.5"}
+    assert (serializer.dumps(7), serializer.dumps(True)) == (7, b"true")
+    with pytest.raises(TypeError, match="Exploit"):
+        serializer.dumps(Exploit())
+
+
+@fuzz
+@given(st.binary())
+def test_anything_is_read_or_refused(data: bytes) -> None:
+    """Whatever the bytes, a safe serializer has a value or an error of ours."""
+    with contextlib.suppress(UnreadableValueError, MissingExtraError):
+        JSONSerializer().loads(data)
+
+
+def test_nesting_without_end() -> None:
+    """It is refused like anything else that can't be read."""
+    with pytest.raises(UnreadableValueError, match="RecursionError"):
+        JSONSerializer().loads(b"[" * 200_000)
+
+
+@pytest.mark.parametrize(
+    ("extra", "data"),
+    [
+        ("zstd", ZstdCompressor.magic + b"data"),
+        ("lz4", Lz4Compressor.magic + b"data"),
+        ("msgpack", b"\x81\xa1a\x01"),
+    ],
+)
+def test_extra_that_is_missing(
+    monkeypatch: pytest.MonkeyPatch, extra: str, data: bytes
+) -> None:
+    """A value tells which one, and so does choosing it."""
+    for module in ("backports", "compression", "lz4", "msgpack"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(MissingExtraError, match=rf"django-entra-redis\[{extra}\]"):
+        PickleSerializer().loads(data)
+    kinds = {"zstd": ZstdCompressor, "lz4": Lz4Compressor, "msgpack": MsgPackSerializer}
+    with pytest.raises(MissingExtraError, match="not installed"):
+        kinds[extra]()
+
+
+def test_errors_survive_pickling() -> None:
+    """As they do on their way out of a worker process."""
+    error = pickle.loads(pickle.dumps(MissingExtraError("lz4")))
+    assert (error.extra, str(error)) == ("lz4", str(MissingExtraError("lz4")))
+
+
+def test_what_is_not_compressed_stays() -> None:
+    """Reading leaves alone what no compressor has written."""
+    assert decompress(b"as it is") == b"as it is"

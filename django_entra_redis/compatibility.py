@@ -1,0 +1,325 @@
+"""django-redis' methods, on its names and semantics, beside Django's cache API.
+
+A mixin: what it does is imported when it is first used, so that whoever wants Django's
+API alone pays nothing for it.
+"""
+
+from collections.abc import AsyncIterator, Iterator
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from django.utils.functional import cached_property
+
+from .imports import no_fork
+
+if TYPE_CHECKING:
+    from redis import Redis
+    from redis.lock import Lock
+
+    from .aio import AsyncCacheClient
+    from .clients import CacheClient
+    from .keyspace import Keyspace
+    from .locks import AsyncLock
+    from .operations import Operations
+
+_SECOND = timedelta(seconds=1)
+_MILLISECOND = timedelta(milliseconds=1)
+#: Keys that a SCAN looks at, unless ``itersize`` says otherwise.
+_ITERSIZE = 1000
+#: What stands for a key's name while it is found out what is put around it.
+_MARK = "\0name\0"
+
+
+class KeyspaceMethods:
+    """How long keys live, which there are, locks."""
+
+    if TYPE_CHECKING:
+        key_prefix: str
+        version: int
+        key_func: Any
+
+        @property
+        def _cache(self) -> CacheClient:
+            """What carries operations out."""
+
+        @property
+        def _async_cache(self) -> AsyncCacheClient:
+            """What does so in an event loop."""
+
+        @property
+        def _operations(self) -> Operations:
+            """The operations of Django's API."""
+
+        def make_and_validate_key(self, key: str, version: int | None = None) -> str:
+            """Return a key as Redis gets it."""
+
+        def get_client(self, key: str | None = None, *, write: bool = False) -> Redis:
+            """Return redis-py's client."""
+
+    @cached_property
+    def _keyspace(self) -> "Keyspace":
+        with no_fork():
+            from .keyspace import Keyspace
+
+        return Keyspace(self._operations)
+
+    # -- how long keys live ----------------------------------------------------------
+
+    def ttl(self, key: str, version: int | None = None) -> int | None:
+        """Return the seconds that a key will live: ``None`` for ever, 0 if it is not
+        there."""
+        made = self.make_and_validate_key(key, version=version)
+        return self._cache.run(self._keyspace.life("TTL", made))
+
+    async def attl(self, key: str, version: int | None = None) -> int | None:
+        """See :meth:`ttl`."""
+        made = self.make_and_validate_key(key, version=version)
+        return await self._async_cache.run(self._keyspace.life("TTL", made))
+
+    def pttl(self, key: str, version: int | None = None) -> int | None:
+        """Return what :meth:`ttl` does, in milliseconds."""
+        made = self.make_and_validate_key(key, version=version)
+        return self._cache.run(self._keyspace.life("PTTL", made))
+
+    async def apttl(self, key: str, version: int | None = None) -> int | None:
+        """See :meth:`pttl`."""
+        made = self.make_and_validate_key(key, version=version)
+        return await self._async_cache.run(self._keyspace.life("PTTL", made))
+
+    def persist(self, key: str, version: int | None = None) -> bool:
+        """Have a key live for ever; return whether it is there and did not."""
+        made = self.make_and_validate_key(key, version=version)
+        return self._cache.run(self._keyspace.change_life("PERSIST", made))
+
+    async def apersist(self, key: str, version: int | None = None) -> bool:
+        """See :meth:`persist`."""
+        made = self.make_and_validate_key(key, version=version)
+        return await self._async_cache.run(self._keyspace.change_life("PERSIST", made))
+
+    def expire(
+        self, key: str, timeout: int | timedelta, version: int | None = None
+    ) -> bool:
+        """Have a key live for so many seconds; return whether it is there."""
+        return self._change("EXPIRE", key, _whole(timeout, _SECOND), version)
+
+    async def aexpire(
+        self, key: str, timeout: int | timedelta, version: int | None = None
+    ) -> bool:
+        """See :meth:`expire`."""
+        return await self._achange("EXPIRE", key, _whole(timeout, _SECOND), version)
+
+    def pexpire(
+        self, key: str, timeout: int | timedelta, version: int | None = None
+    ) -> bool:
+        """Have a key live for so many milliseconds; return whether it is there."""
+        return self._change("PEXPIRE", key, _whole(timeout, _MILLISECOND), version)
+
+    async def apexpire(
+        self, key: str, timeout: int | timedelta, version: int | None = None
+    ) -> bool:
+        """See :meth:`pexpire`."""
+        amount = _whole(timeout, _MILLISECOND)
+        return await self._achange("PEXPIRE", key, amount, version)
+
+    def expire_at(
+        self, key: str, when: int | datetime, version: int | None = None
+    ) -> bool:
+        """Have a key live until then (seconds since the epoch, or a datetime); return
+        whether it is there."""
+        return self._change("EXPIREAT", key, _timestamp(when, 1), version)
+
+    async def aexpire_at(
+        self, key: str, when: int | datetime, version: int | None = None
+    ) -> bool:
+        """See :meth:`expire_at`."""
+        return await self._achange("EXPIREAT", key, _timestamp(when, 1), version)
+
+    def pexpire_at(
+        self, key: str, when: int | datetime, version: int | None = None
+    ) -> bool:
+        """Do as :meth:`expire_at` does, with milliseconds since the epoch."""
+        return self._change("PEXPIREAT", key, _timestamp(when, 1000), version)
+
+    async def apexpire_at(
+        self, key: str, when: int | datetime, version: int | None = None
+    ) -> bool:
+        """See :meth:`pexpire_at`."""
+        return await self._achange("PEXPIREAT", key, _timestamp(when, 1000), version)
+
+    def _change(self, command: str, key: str, amount: int, version: int | None) -> bool:
+        made = self.make_and_validate_key(key, version=version)
+        return self._cache.run(self._keyspace.change_life(command, made, amount))
+
+    async def _achange(
+        self, command: str, key: str, amount: int, version: int | None
+    ) -> bool:
+        made = self.make_and_validate_key(key, version=version)
+        operation = self._keyspace.change_life(command, made, amount)
+        return await self._async_cache.run(operation)
+
+    # -- which keys there are --------------------------------------------------------
+
+    def keys(self, search: str = "*", version: int | None = None) -> list[str]:
+        """Return the keys that match a glob pattern, without prefix and version."""
+        return list(dict.fromkeys(self.iter_keys(search, version=version)))
+
+    async def akeys(self, search: str = "*", version: int | None = None) -> list[str]:
+        """See :meth:`keys`."""
+        found = [key async for key in self.aiter_keys(search, version=version)]
+        return list(dict.fromkeys(found))
+
+    def iter_keys(
+        self, search: str, itersize: int | None = None, version: int | None = None
+    ) -> Iterator[str]:
+        """Iterate over the keys that match a glob pattern; some may come twice.
+
+        Parameters:
+            itersize: keys that Redis looks at in one go. No connection is held
+                between two of them.
+        """
+        pattern, strip = self._pattern(search, version), self._strip(version)
+        cursor: Any = 0
+        while True:
+            batch = self._keyspace.scan(cursor, pattern, itersize or _ITERSIZE)
+            cursor, found = self._cache.run(batch)
+            yield from map(strip, found)
+            if cursor == 0:
+                return
+
+    async def aiter_keys(
+        self, search: str, itersize: int | None = None, version: int | None = None
+    ) -> AsyncIterator[str]:
+        """See :meth:`iter_keys`."""
+        pattern, strip = self._pattern(search, version), self._strip(version)
+        cursor: Any = 0
+        while True:
+            batch = self._keyspace.scan(cursor, pattern, itersize or _ITERSIZE)
+            cursor, found = await self._async_cache.run(batch)
+            for key in found:
+                yield strip(key)
+            if cursor == 0:
+                return
+
+    def delete_pattern(
+        self,
+        pattern: str,
+        version: int | None = None,
+        prefix: str | None = None,
+        itersize: int | None = None,
+    ) -> int:
+        """Delete the keys that match a glob pattern; return how many there were.
+
+        Parameters:
+            prefix: in place of KEY_PREFIX.
+            itersize: keys that Redis looks at in one go, and deletes.
+        """
+        made = self._pattern(pattern, version, prefix)
+        return self._cache.run(
+            self._keyspace.delete_matching(made, itersize or _ITERSIZE)
+        )
+
+    async def adelete_pattern(
+        self,
+        pattern: str,
+        version: int | None = None,
+        prefix: str | None = None,
+        itersize: int | None = None,
+    ) -> int:
+        """See :meth:`delete_pattern`."""
+        made = self._pattern(pattern, version, prefix)
+        return await self._async_cache.run(
+            self._keyspace.delete_matching(made, itersize or _ITERSIZE)
+        )
+
+    def _pattern(
+        self, search: str, version: int | None, prefix: str | None = None
+    ) -> str:
+        prefix = glob_escape(self.key_prefix if prefix is None else prefix)
+        shown = glob_escape(str(self.version if version is None else version))
+        return str(self.key_func(search, prefix, shown))
+
+    def _strip(self, version: int | None) -> Any:
+        """Return what takes prefix and version off a key as Redis has it."""
+        made = self.key_func(
+            _MARK, self.key_prefix, self.version if version is None else version
+        )
+        before, mark, after = str(made).partition(_MARK)
+        if not mark:
+            raise ValueError(
+                "This cache's KEY_FUNCTION hides the names of the keys, so that they "
+                "can't be listed."
+            )
+
+        def strip(key: bytes) -> str:
+            return key.decode().removeprefix(before).removesuffix(after)
+
+        return strip
+
+    # -- locks -----------------------------------------------------------------------
+
+    def lock(
+        self,
+        key: str,
+        version: int | None = None,
+        timeout: float | None = None,
+        sleep: float = 0.1,
+        blocking: bool = True,
+        blocking_timeout: float | None = None,
+        thread_local: bool = True,
+    ) -> "Lock":
+        """Return a lock that processes share: redis-py's, a context manager.
+
+        Parameters:
+            timeout: seconds after which it is free again, whoever holds it; ``None``
+                for never, also if its holder dies.
+            sleep: seconds between two tries.
+            blocking: whether to wait for it.
+            blocking_timeout: seconds to wait at most; ``None`` for ever.
+            thread_local: whether only the thread that took it may let go of it.
+        """
+        lock: Lock = self.get_client(write=True).lock(
+            self.make_and_validate_key(key, version=version),
+            timeout=timeout,
+            sleep=sleep,
+            blocking=blocking,
+            blocking_timeout=blocking_timeout,
+            thread_local=thread_local,
+        )
+        return lock
+
+    def alock(
+        self,
+        key: str,
+        version: int | None = None,
+        timeout: float | None = None,
+        sleep: float = 0.1,
+        blocking: bool = True,
+        blocking_timeout: float | None = None,
+    ) -> "AsyncLock":
+        """Return the same lock for an event loop: an asynchronous context manager."""
+        with no_fork():
+            from .locks import AsyncLock
+
+        return AsyncLock(
+            self.lock(key, version, timeout, thread_local=False),
+            sleep=sleep,
+            blocking=blocking,
+            blocking_timeout=blocking_timeout,
+        )
+
+
+def glob_escape(text: str) -> str:
+    """Return text for a Redis glob pattern that matches just it."""
+    return "".join(f"\\{char}" if char in "*?[]\\^-" else char for char in text)
+
+
+def _whole(duration: int | timedelta, unit: timedelta) -> int:
+    """Return a duration in a unit."""
+    return duration // unit if isinstance(duration, timedelta) else int(duration)
+
+
+def _timestamp(moment: int | datetime, per_second: int) -> int:
+    """Return a moment as Redis wants it; a number is one already."""
+    if isinstance(moment, datetime):
+        return int(moment.timestamp() * per_second)
+    return int(moment)
