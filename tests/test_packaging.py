@@ -72,7 +72,13 @@ def test_metadata() -> None:
     assert requirements is not None
     plain = {r.split(";")[0].strip() for r in requirements if "extra ==" not in r}
     assert plain == {"django>=5.2", "msal>=1.33", "redis<9,>=5.3"}
-    assert set(message.get_all("Provides-Extra", [])) == {"azure-identity", "hiredis"}
+    assert set(message.get_all("Provides-Extra", [])) == {
+        "azure-identity",
+        "hiredis",
+        "lz4",
+        "msgpack",
+        "zstd",
+    }
 
 
 def test_classifiers_name_what_is_tested() -> None:

@@ -118,8 +118,12 @@ async def alisten(emulator: Emulator, *, decode: bool) -> None:
     admin = redis.asyncio.Redis.from_url(emulator.backend_url)
     numbers: list[int] = []
     sent = 0
-    subscriber = client.pubsub(ignore_subscribe_messages=True)
+    subscriber = client.pubsub()
     await subscriber.subscribe(f"loop-{decode}")
+    # Until it is confirmed, what another connection publishes may come before it.
+    confirmation = await subscriber.get_message(timeout=PATIENCE)
+    assert confirmation is not None
+    assert confirmation["type"] == "subscribe"
     connection: Any = subscriber.connection
     opened = {connection._writer}
     deadline = None
