@@ -877,7 +877,7 @@ def test_replicas(site: Site) -> None:
 
 def test_cluster(monkeypatch: pytest.MonkeyPatch, redis_server: str) -> None:
     """The OSS cluster policy is found by what the server says of itself."""
-    with Emulator(cluster=True) as emulator:
+    with Emulator(cluster=1) as emulator:
         outcome = Site(emulator, monkeypatch).check()
     failed = outcome.steps[-1]
     assert (failed["name"], failed["code"]) == ("ping", "cluster_policy_oss")

@@ -1701,7 +1701,7 @@ def test_trouble_needs_a_real_server(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_cluster(redis_server: str) -> None:
     """The Redis can be a cluster of one node, which has every slot."""
-    with Emulator(cluster=True) as emulator, client(emulator) as made:
+    with Emulator(cluster=1) as emulator, client(emulator) as made:
         assert made.info("server")["redis_mode"] == "cluster"
         wait_until(lambda: made.execute_command("CLUSTER INFO"))
 

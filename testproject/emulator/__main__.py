@@ -61,8 +61,11 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument(
         "--cluster",
-        action="store_true",
-        help="have the Redis be the one node of a cluster",
+        type=int,
+        default=0,
+        metavar="N",
+        help="have the Redis be a Redis Cluster of N primaries, from 3 on with a "
+        "replica each (needs Linux and Redis 7.0)",
     )
     for name, what in PORTS.items():
         result.add_argument(

@@ -26,6 +26,7 @@ from testproject.emulator.certificates import (
     cached_rsa_key,
 )
 from testproject.emulator.clock import Clock
+from testproject.emulator.cluster import ADDRESS, Cluster, Member, Node
 from testproject.emulator.control import PREFIX, ControlEndpoint
 from testproject.emulator.directory import (
     REDIS,
@@ -51,7 +52,7 @@ from testproject.emulator.managed_identity import (
     Imds,
     ManagedIdentities,
 )
-from testproject.emulator.server import Server
+from testproject.emulator.server import Server, ServerError
 from testproject.emulator.sockets import Listener, reset
 from testproject.emulator.web import HttpConnection, Request, Response, Route
 
@@ -86,7 +87,9 @@ class Emulator:
     Ports are ephemeral unless given. With a `directory` its files stay there after
     `stop()`; without one they are in a temporary directory that goes with it.
     `on_event` is called, in the emulator's thread, with a line per event.
-    With `cluster` the Redis is the one node of a cluster.
+    With `cluster` the Redis is a Redis Cluster of so many primaries, from three on with
+    a replica each, as under Azure's OSS cluster policy: `redis_url` leads to some node
+    that is alive, and the nodes announce addresses that no certificate names.
     """
 
     def __init__(
@@ -95,7 +98,7 @@ class Emulator:
         *,
         directory: str | Path | None = None,
         redis_server: str | None = None,
-        cluster: bool = False,
+        cluster: int = 0,
         port: int = 0,
         plaintext_port: int = 0,
         authority_port: int = 0,
@@ -119,11 +122,13 @@ class Emulator:
             "control": control_port,
         }
         self._redis_server = redis_server
-        self._cluster = cluster
+        self._primaries = cluster
+        self._cluster: Cluster | None = None
         self._given_directory = None if directory is None else Path(directory)
         self._clock = Clock()
         self._journal = Journal(on_event)
         self.faults = Faults(self._clock)
+        self._turn = 0
         self._pid = 0
         self._thread: threading.Thread | None = None
         self._http: set[HttpConnection] = set()
@@ -152,7 +157,7 @@ class Emulator:
             raise RuntimeError("the emulator is running already")
         self._make_directory()
         self._pid = os.getpid()
-        self._server = Server(self.directory, self._redis_server, cluster=self._cluster)
+        self._server, self._cluster = self._choose_server()
         try:
             self._make_principals()
             # It starts while the keys are made.
@@ -186,6 +191,12 @@ class Emulator:
         self._server.stop()
         if self._given_directory is None:
             shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _choose_server(self) -> "tuple[Server | Cluster, Cluster | None]":
+        if not self._primaries:
+            return Server(self.directory, self._redis_server), None
+        cluster = Cluster(self.directory, self._redis_server, self._primaries)
+        return cluster, cluster
 
     def _make_directory(self) -> None:
         if self._given_directory is None:
@@ -245,6 +256,9 @@ class Emulator:
             "control": self._serve_control,
         }.items():
             self._listeners[name] = Listener(self._ports[name], serve)
+        if self._cluster is not None:
+            for member in self._cluster.members.values():
+                self._listen_for(member)
         ports = {name: listener.port for name, listener in self._listeners.items()}
         self.redis_url = f"rediss://{HOST}:{ports['gateway']}"
         self.plaintext_url = f"redis://{HOST}:{ports['plaintext']}"
@@ -254,6 +268,14 @@ class Emulator:
         self.app_service_endpoint = (
             f"http://127.0.0.1:{ports['app_service']}{APP_SERVICE_PATH}"
         )
+
+    def _listen_for(self, member: Member) -> Listener:
+        async def serve(sock: socket.socket) -> None:
+            await self._serve_redis(sock, member.server)
+
+        listener = Listener(member.port, serve, ADDRESS)
+        self._listeners[f"node {member.number}"] = listener
+        return listener
 
     def _wire(self) -> None:
         clock, journal, faults = self._clock, self._journal, self.faults
@@ -289,7 +311,7 @@ class Emulator:
             clock, self._identities, faults, journal, self.app_service_header
         )
         self._control = ControlEndpoint(self)
-        self._gateway = Gateway(clock, self._directory, self._server, journal)
+        self._gateway = Gateway(clock, self._directory, journal)
 
     # -- the thread
 
@@ -360,14 +382,31 @@ class Emulator:
     # -- what the ports do with a connection
 
     async def _serve_gateway(self, sock: socket.socket) -> None:
+        await self._serve_redis(sock, self._some_server())
+
+    async def _serve_plaintext(self, sock: socket.socket) -> None:
+        await self._gateway.serve(sock, None, self._some_server())
+
+    async def _serve_redis(self, sock: socket.socket, server: Server) -> None:
         refusal = self._handshakes.refusal
         if refusal is not None:
             await self._close_at_first_byte(sock, refusal)
         else:
-            await self._gateway.serve(sock, self._handshakes.redis)
+            await self._gateway.serve(sock, self._handshakes.redis, server)
 
-    async def _serve_plaintext(self, sock: socket.socket) -> None:
-        await self._gateway.serve(sock, None)
+    def _some_server(self) -> Server:
+        """Return the server, or in turn those of the nodes that take clients."""
+        if isinstance(self._server, Server):
+            return self._server
+        servers = [
+            member.server
+            for member in self._server.members.values()
+            if not self._listeners[f"node {member.number}"].refusing
+        ]
+        # Where no node is left, its server refuses.
+        servers = servers or [self._server.members[1].server]
+        self._turn += 1
+        return servers[self._turn % len(servers)]
 
     async def _serve_authority(self, sock: socket.socket) -> None:
         if not await self._reset(sock, "authority"):
@@ -454,6 +493,19 @@ class Emulator:
     def backend(self) -> str:
         """What runs behind: the path of a redis-server, or "fakeredis"."""
         return self._server.kind
+
+    def nodes(self) -> list[Node]:
+        """Return the cluster's nodes, the dead ones too; none without a cluster."""
+        return [] if self._cluster is None else self._cluster.nodes()
+
+    def node_url(self, number: int) -> str:
+        """Return the administrator's URL of a node: past the gateway, in plain text."""
+        return self._need_cluster().member(number).server.url
+
+    def _need_cluster(self) -> Cluster:
+        if self._cluster is None:
+            raise ServerError("this is no cluster; start the emulator with cluster=3")
+        return self._cluster
 
     @property
     def stats(self) -> Stats:

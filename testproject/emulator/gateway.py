@@ -31,11 +31,12 @@ _AT_ONCE = 0.1
 _AFTER_REPLIES = 10.0
 
 
-class Users(Protocol):
-    """What the gateway asks of the server behind."""
+class Backend(Protocol):
+    """What the gateway asks of a server behind."""
 
     address: tuple[str, int]
     enforces_authentication: bool
+    node: int | None
 
     def credentials(self, object_id: str) -> tuple[str, str] | None:
         """Return who to log in as for a principal; None without an assignment."""
@@ -44,8 +45,11 @@ class Users(Protocol):
 class Connection:
     """One client's connection and its counterpart to the server behind."""
 
-    def __init__(self, gateway: "Gateway", number: int, sock: socket.socket) -> None:
+    def __init__(
+        self, gateway: "Gateway", number: int, sock: socket.socket, server: Backend
+    ) -> None:
         self.number = number
+        self.server = server
         self.client_socket = sock
         self.backend_socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         self.backend_socket.setblocking(False)
@@ -118,7 +122,7 @@ class Connection:
         for piece in stream.feed(data):
             if isinstance(piece, Command):
                 piece = self._authenticate(piece)
-            elif self.token is None and not self._gateway.users.enforces_authentication:
+            elif self.token is None and not self.server.enforces_authentication:
                 self._refuse()
                 continue
             if piece:
@@ -188,10 +192,7 @@ class Connection:
             if len(words) > 1 and words[1] in (b"2", b"3"):
                 self._resp3 = words[1] == b"3"
             if b"AUTH" not in words or len(words) < words.index(b"AUTH") + 3:
-                if (
-                    self.token is None
-                    and not self._gateway.users.enforces_authentication
-                ):
+                if self.token is None and not self.server.enforces_authentication:
                     self._refuse()
                     return b""
                 return command.encoded()
@@ -217,7 +218,7 @@ class Connection:
             self._note(username, None, str(error))
             arguments[place + 1] = secrets.token_hex().encode()
             return self._refused(arguments)
-        credentials = gateway.users.credentials(username)
+        credentials = self.server.credentials(username)
         if credentials is None:
             self._note(username, token, "no access policy assignment")
             return self._refused(arguments)
@@ -229,7 +230,7 @@ class Connection:
         return Command(tuple(arguments)).encoded()
 
     def _refused(self, arguments: list[bytes]) -> bytes:
-        if not self._gateway.users.enforces_authentication:
+        if not self.server.enforces_authentication:
             assert self._client is not None
             self._client.write(
                 b"-WRONGPASS invalid username-password pair or user is disabled.\r\n"
@@ -260,6 +261,7 @@ class Connection:
                 again=again,
                 reason=reason,
                 token_id=None if token is None else token.token_id,
+                node=self.server.node,
             )
         )
 
@@ -352,14 +354,11 @@ class _BackendEnd(asyncio.Protocol):
 
 
 class Gateway:
-    """All connections; every method runs in the emulator's loop."""
+    """All connections, to whichever server; all runs in the emulator's loop."""
 
-    def __init__(
-        self, clock: Clock, directory: Directory, users: Users, journal: Journal
-    ) -> None:
+    def __init__(self, clock: Clock, directory: Directory, journal: Journal) -> None:
         self.clock = clock
         self.directory = directory
-        self.users = users
         self.journal = journal
         self.frozen = False
         self.connections: set[Connection] = set()
@@ -369,7 +368,9 @@ class Gateway:
         self._waiting: list[asyncio.Future[None]] = []
         self._number = 0
 
-    async def serve(self, sock: socket.socket, context: ssl.SSLContext | None) -> None:
+    async def serve(
+        self, sock: socket.socket, context: ssl.SSLContext | None, server: Backend
+    ) -> None:
         """Serve an accepted socket, with TLS where there is a context."""
         loop = self.loop
         while self.frozen:
@@ -377,11 +378,11 @@ class Gateway:
             self._waiting.append(thawed)
             await thawed
         self._number += 1
-        connection = Connection(self, self._number, sock)
+        connection = Connection(self, self._number, sock, server)
         self.handshaking.add(connection)
         backend: asyncio.Transport | None = None
         try:
-            await loop.sock_connect(connection.backend_socket, self.users.address)
+            await loop.sock_connect(connection.backend_socket, server.address)
             backend, _ = await loop.create_connection(
                 lambda: _BackendEnd(connection), sock=connection.backend_socket
             )
@@ -439,6 +440,12 @@ class Gateway:
         for connection in dropped:
             connection.close(abruptly=True)
         return len(dropped)
+
+    def drop_server(self, server: Backend) -> None:
+        """Close the connections to one of the servers behind with RST."""
+        for connection in list(self.connections):
+            if connection.server is server:
+                connection.close(abruptly=True)
 
     def stop(self) -> None:
         """Close everything at once."""

@@ -46,7 +46,10 @@ class TokenRequest:
 
 @dataclass(frozen=True)
 class Authentication:
-    """One AUTH (or HELLO ... AUTH) on a connection to Redis."""
+    """One AUTH (or HELLO ... AUTH) on a connection to Redis.
+
+    `node` is the number of the cluster's node that it leads to.
+    """
 
     at: float
     connection: int
@@ -55,6 +58,7 @@ class Authentication:
     again: bool
     reason: str | None = None
     token_id: str | None = None
+    node: int | None = None
 
 
 class Journal:

@@ -8,6 +8,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,6 @@ import redis
 ADMIN = "emulator"
 _START_TIMEOUT = 20.0
 _ATTEMPTS = 5
-# A cluster's node listens on the port this far above its own, too.
-_CLUSTER_BUS = 10_000
-_SLOTS = 16_384
 # What makes a start last 18 s: a pause (in microseconds) after each key. Redis listens
 # to its clients after each 2 MB that it has read.
 _SLOW_LOAD = ("--key-load-delay", "60000")
@@ -36,7 +35,7 @@ _TROUBLES: dict[str, tuple[str, str]] = {
 
 
 class ServerError(Exception):
-    """The server behind could not be started."""
+    """The server behind could not be started, or cannot do that."""
 
 
 def find_server() -> str | None:
@@ -55,29 +54,93 @@ def find_server() -> str | None:
     return None
 
 
-def _free_port(below: int = 65_536) -> int:
-    while True:
-        with socket.socket() as sock:
-            sock.bind(("127.0.0.1", 0))
-            port: int = sock.getsockname()[1]
-            if port < below:
-                return port
+def _free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+@dataclass(frozen=True, repr=False)
+class Account:
+    """A user's password and ACL rules."""
+
+    password: str
+    rules: str
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """What ACL SETUSER is told."""
+        return ("reset", "on", f">{self.password}", *self.rules.split())
+
+
+class Accounts:
+    """Who may log in at the server, or at all nodes of a cluster, and as what."""
+
+    def __init__(self) -> None:
+        self.admin_password = secrets.token_hex(16)
+        self._users: dict[str, Account] = {}
+
+    def fill(self, rules: dict[str, str]) -> None:
+        """Have these users, with these ACL rules, and no others."""
+        self._users = {name: self.draft(name, rules[name]) for name in rules}
+
+    def draft(self, name: str, rules: str) -> Account:
+        """Return what a user with other rules would be; a new one has a password."""
+        known = self._users.get(name)
+        return Account(known.password if known else secrets.token_hex(16), rules)
+
+    def keep(self, name: str, account: Account) -> None:
+        """Add or change a user."""
+        self._users[name] = account
+
+    def remove(self, name: str) -> None:
+        """Have no such user any more."""
+        self._users.pop(name, None)
+
+    def password(self, name: str) -> str | None:
+        """Return a user's password; None where there is no such user."""
+        account = self._users.get(name)
+        return None if account is None else account.password
+
+    def configuration(self) -> list[str]:
+        """Return the lines of a server's configuration."""
+        return [
+            "user default off",
+            f"user {ADMIN} on >{self.admin_password} ~* &* +@all",
+            *(
+                f"user {name} on >{account.password} {account.rules}"
+                for name, account in self._users.items()
+            ),
+        ]
 
 
 class Server:
-    """A redis-server (or fakeredis) of its own, with one user per principal."""
+    """A redis-server (or fakeredis) of its own, with one user per principal.
+
+    On a free port unless one is given. `node` is its number in a cluster, and
+    `configuration` are further lines of its own.
+    """
 
     def __init__(
-        self, directory: Path, executable: str | None = None, *, cluster: bool = False
+        self,
+        directory: Path,
+        executable: str | None = None,
+        *,
+        accounts: Accounts | None = None,
+        port: int = 0,
+        node: int | None = None,
+        configuration: Iterable[str] = (),
     ) -> None:
+        self.node = node
         self._directory = directory
-        self._cluster = cluster
+        self._accounts = accounts or Accounts()
+        self._port = port
+        self._configuration = tuple(configuration)
         self._trouble: str | None = None
         self._executable = executable or find_server()
         # fakeredis lets anybody do anything: there, the gateway asks for the token.
         self.enforces_authentication = self._executable is not None
-        self._admin_password = secrets.token_hex(16)
-        self._users: dict[str, tuple[str, str]] = {}
         self._process: subprocess.Popen[bytes] | None = None
         self._watchdog: subprocess.Popen[bytes] | None = None
         self._admin: redis.Redis | None = None
@@ -94,7 +157,12 @@ class Server:
         host, port = self.address
         if not self.enforces_authentication:
             return f"redis://{host}:{port}"
-        return f"redis://{ADMIN}:{self._admin_password}@{host}:{port}"
+        return f"redis://{ADMIN}:{self._accounts.admin_password}@{host}:{port}"
+
+    @property
+    def running(self) -> bool:
+        """Whether it has come up and not been stopped."""
+        return self._admin is not None
 
     @property
     def pid(self) -> int:
@@ -104,16 +172,17 @@ class Server:
 
     def credentials(self, object_id: str) -> tuple[str, str] | None:
         """Return who to log in as for a principal; None without an assignment."""
-        user = self._users.get(object_id)
-        if user is None:
+        password = self._accounts.password(object_id)
+        if password is None:
             return None
-        return (object_id, user[0]) if self.enforces_authentication else ("default", "")
+        return (
+            (object_id, password) if self.enforces_authentication else ("default", "")
+        )
 
-    def launch(self, users: dict[str, str]) -> None:
-        """Start the server's process with `users` and their ACL rules."""
-        self._users = {
-            name: (secrets.token_hex(16), rules) for name, rules in users.items()
-        }
+    def launch(self, users: dict[str, str] | None = None) -> None:
+        """Start the server's process, with `users` and their ACL rules."""
+        if users is not None:
+            self._accounts.fill(users)
         self._spawn()
 
     def wait(self) -> None:
@@ -121,9 +190,6 @@ class Server:
         for _ in range(_ATTEMPTS):
             if self._answers():
                 self._watch()
-                if self._cluster:
-                    slots = map(str, range(_SLOTS))
-                    self._execute("CLUSTER ADDSLOTS", *slots)
                 return
             self._spawn()
         raise ServerError(f"{self.kind} does not start: {self._log()}")
@@ -156,14 +222,14 @@ class Server:
             (self._directory / "dump.rdb").unlink()
             self._restart()
         elif trouble is not None:
-            self._execute(*_TROUBLES[trouble][1].split())
+            self.execute(*_TROUBLES[trouble][1].split())
         if mode == "loading":
-            self._execute("CONFIG SET", "rdbcompression", "no")
-            self._execute("EVAL", _POPULATE, "0")
-            self._execute("SAVE")
+            self.execute("CONFIG SET", "rdbcompression", "no")
+            self.execute("EVAL", _POPULATE, "0")
+            self.execute("SAVE")
             self._restart(*_SLOW_LOAD, loading=True)
         elif mode is not None:
-            self._execute(*_TROUBLES[mode][0].split())
+            self.execute(*_TROUBLES[mode][0].split())
 
     def _restart(self, *further: str, loading: bool = False) -> None:
         self.stop()
@@ -174,18 +240,20 @@ class Server:
 
     def set_user(self, object_id: str, rules: str) -> None:
         """Create or change a user; fakeredis does not mind the rules."""
-        user = self._users.get(object_id)
-        password = secrets.token_hex(16) if user is None else user[0]
+        account = self._accounts.draft(object_id, rules)
+        self.grant(object_id, account)
+        self._accounts.keep(object_id, account)
+
+    def grant(self, object_id: str, account: Account) -> None:
+        """Have the running server know a user."""
         if self.enforces_authentication:
-            words = ("reset", "on", f">{password}", *rules.split())
-            self._execute("ACL SETUSER", object_id, *words)
-        self._users[object_id] = (password, rules)
+            self.execute("ACL", "SETUSER", object_id, *account.words)
 
     def delete_user(self, object_id: str) -> None:
         """Delete a user; Redis closes its connections."""
-        self._users.pop(object_id, None)
+        self._accounts.remove(object_id)
         if self.enforces_authentication:
-            self._execute("ACL DELUSER", object_id)
+            self.execute("ACL", "DELUSER", object_id)
 
     def forget(self) -> None:
         """Let go of the processes in a forked child: they are the parent's."""
@@ -196,13 +264,15 @@ class Server:
                     process.stdin.close()
         self._process = self._watchdog = None
 
-    def _execute(self, *words: str) -> None:
+    def execute(self, *words: str | bytes | int) -> Any:
+        """Run one of the administrator's commands."""
         client: Any = self._admin  # not typed in each release of redis-py
-        client.execute_command(*words)
+        if client is None:
+            raise ServerError(f"{self.kind} is not running")
+        return client.execute_command(*words)
 
     def _spawn(self, *further: str) -> None:
-        highest = 65_536 - _CLUSTER_BUS if self._cluster else 65_536
-        self.address = ("127.0.0.1", _free_port(highest))
+        self.address = ("127.0.0.1", self._port or _free_port())
         with (self._directory / "redis.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [*self._command(), *further],
@@ -221,16 +291,9 @@ class Server:
             return [sys.executable, "-P", fake, port]
         # A file, not arguments: those can be read by every user of the machine.
         configuration = self._directory / "redis.conf"
-        users = [
-            "user default off",
-            f"user {ADMIN} on >{self._admin_password} ~* &* +@all",
-            *(
-                f"user {name} on >{password} {rules}"
-                for name, (password, rules) in self._users.items()
-            ),
-        ]
+        lines = [*self._accounts.configuration(), *self._configuration, ""]
         configuration.touch(mode=0o600)
-        configuration.write_text("\n".join([*users, ""]))
+        configuration.write_text("\n".join(lines))
         return [
             self._executable,
             str(configuration),
@@ -240,7 +303,6 @@ class Server:
             *("--port", port),
             *("--daemonize", "no"),
             *("--dir", str(self._directory)),
-            *("--cluster-enabled", "yes" if self._cluster else "no"),
         ]
 
     def _answers(self, *, loading: bool = False) -> bool:

@@ -20,6 +20,21 @@ def reset(sock: socket.socket) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABORTIVE)
 
 
+def hold(host: str, port: int) -> socket.socket:
+    """Keep a port from others: bound and not listening, so it refuses connections.
+
+    On Linux whoever binds it by its number, as Redis does, gets it nonetheless.
+    """
+    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((host, port))
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
 class Listener:
     """A port on loopback; each connection is handed over before any byte of it.
 
@@ -28,12 +43,16 @@ class Listener:
     """
 
     def __init__(
-        self, port: int, serve: Callable[[socket.socket], Coroutine[None, None, None]]
+        self,
+        port: int,
+        serve: Callable[[socket.socket], Coroutine[None, None, None]],
+        host: str = "127.0.0.1",
     ) -> None:
-        self.socket = socket.create_server(("127.0.0.1", port), backlog=_BACKLOG)
+        self.socket = socket.create_server((host, port), backlog=_BACKLOG)
         self.socket.setblocking(False)
         self.port: int = self.socket.getsockname()[1]
         self.refusing = False
+        self._host = host
         self._serve = serve
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -56,11 +75,8 @@ class Listener:
         if refusing:
             asyncio.get_running_loop().remove_reader(self.socket)
             self.socket.close()
-            # Bound and not listening.
-            self.socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self.socket = hold(self._host, self.port)
             self.socket.setblocking(False)
-            self.socket.bind(("127.0.0.1", self.port))
         else:
             self.socket.listen(_BACKLOG)
             self.start()
