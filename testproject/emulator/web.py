@@ -1,6 +1,7 @@
 """A small HTTP/1.1 server on asyncio that can also misbehave on purpose."""
 
 import asyncio
+import functools
 import json
 import logging
 import socket
@@ -62,7 +63,9 @@ class Response:
         return "\r\n".join([*lines, "", ""]).encode("latin-1") + self.body
 
 
-Route = Callable[[Request], Response]
+# What takes its time answers later, for others to be served meanwhile.
+Answer = Response | asyncio.Future[Response]
+Route = Callable[[Request], Answer]
 
 
 class HttpConnection(asyncio.Protocol):
@@ -136,11 +139,28 @@ class HttpConnection(asyncio.Protocol):
             query = dict(parse_qsl(url.query, keep_blank_values=True))
             request = Request(method, url.path, query, headers, body)
             try:
-                response = self._route(request)
+                answer = self._route(request)
             except Exception:
-                logger.exception("the emulator failed at %s", url.path)
-                response = Response.json(500, {"error": "the emulator itself failed"})
-            self._deliver(response, close=close)
+                answer = _failure(url.path)
+            if isinstance(answer, Response):
+                self._deliver(answer, close=close)
+            else:
+                self._busy = True
+                answer.add_done_callback(
+                    functools.partial(self._answered, url.path, close)
+                )
+
+    def _answered(
+        self, path: str, close: bool, answer: asyncio.Future[Response]
+    ) -> None:
+        """Deliver what took its time, and serve what has come in meanwhile."""
+        self._busy = False
+        try:
+            response = answer.result()
+        except Exception:
+            response = _failure(path)
+        self._deliver(response, close=close)
+        self.data_received(b"")
 
     def _deliver(self, response: Response, *, close: bool) -> None:
         transport = self._transport
@@ -168,6 +188,11 @@ class HttpConnection(asyncio.Protocol):
             self._timer = loop.call_later(1, self._dribble, content, position + 1)
         else:
             self._transport.close()
+
+
+def _failure(path: str) -> Response:
+    logger.exception("the emulator failed at %s", path)
+    return Response.json(500, {"error": "the emulator itself failed"})
 
 
 def decode_json(request: Request) -> dict[str, Any]:
