@@ -11,7 +11,7 @@ import os
 import socket
 import ssl
 import threading
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
 from asgiref.sync import sync_to_async
@@ -24,9 +24,11 @@ from .channels import Channel, Target
 from .clients import BACKOFF, RETRIES, CacheClient, uncertain
 from .connections import SharedTls
 from .credentials import EntraCredentialProvider
+from .driving import adrive
 from .exceptions import EntraRedisError
 from .operations import Operation, Request
 from .packing import pack_all
+from .redirections import concerns_all
 
 T = TypeVar("T")
 
@@ -67,7 +69,7 @@ class AsyncCacheClient:
         repeatable += options.connection.get("retry_on_error", ())
         if options.connection.get("retry_on_timeout"):
             repeatable.append(RedisTimeoutError)
-        self._repeatable = tuple(repeatable)
+        self.repeatable: tuple[type[Exception], ...] = tuple(repeatable)
 
     async def run(self, operation: Operation[T]) -> T:
         """Carry out an operation; return its result.
@@ -82,28 +84,34 @@ class AsyncCacheClient:
             )
             result: T = await in_thread(operation)
             return result
-        try:
-            request = next(operation)
-            while True:
-                try:
-                    reply = await self._execute(channels, request)
-                except RedisError as error:
-                    request = operation.throw(error)
-                else:
-                    request = operation.send(reply)
-        except StopIteration as stop:
-            result = stop.value
-            return result
+        return await adrive(
+            operation,
+            lambda request: self.execute(channels, request),
+            self.client.explain,
+        )
 
-    async def _execute(self, channels: "LoopChannels", request: Request) -> Any:
-        """Carry out a request; repeat it if it is safe to."""
+    async def execute(self, channels: "LoopChannels", request: Request) -> Any:
+        """Carry out a request, repeatedly if need be and if that is safe."""
         pool = self.client.pool_for(request)
+        return await self.repeat(request, lambda: self.call(channels, pool, request))
+
+    async def call(self, channels: "LoopChannels", pool: Any, request: Request) -> Any:
+        """Carry out a request once, on the channel that stands in for a pool."""
         command = request.command
         packed = command if isinstance(command, bytes) else pack_all([command])
+        reply = await channels.to(pool).call(packed, request.count)
+        if request.count and (failure := concerns_all(reply)):
+            raise failure
+        return reply
+
+    async def repeat(
+        self, request: Request, attempt: Callable[[], Awaitable[Any]]
+    ) -> Any:
+        """Attempt to carry out a request, repeatedly if that is safe."""
         failures = 0
         while True:
             try:
-                return await channels.to(pool).call(packed, request.count)
+                return await attempt()
             except EntraRedisError:
                 raise  # no token, or no room: trying again would not help
             except RedisError as error:
@@ -111,7 +119,7 @@ class AsyncCacheClient:
             if request.once and getattr(failure, "sent", False):
                 raise uncertain(request, failure)
             failures += 1
-            if failures > RETRIES or not isinstance(failure, self._repeatable):
+            if failures > RETRIES or not isinstance(failure, self.repeatable):
                 raise failure
             await asyncio.sleep(BACKOFF.compute(failures))
 
@@ -261,6 +269,7 @@ def make_target(pool: Any) -> Target:
         wait_timeout=pool.pool_timeout,
         socket_options=options,
         make_ssl=None if tls is None else lambda: _ssl_context(tls, sample),
+        server_hostname=tls.name_of(where["host"]) if tls else None,
     )
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from .aio import AsyncCacheClient
     from .clients import CacheClient
+    from .cluster import AsyncClusterClient, ClusterClient
     from .operations import Operation, Operations
 
 
@@ -36,6 +37,9 @@ class EntraRedisCache(KeyspaceMethods, RedisCache):
         server: ``LOCATION``: one URL, several with commas between, or a list.
         params: the other settings of the cache.
     """
+
+    #: Whether its keys lie on several nodes.
+    clustered = False
 
     def __init__(self, server: str | list[str], params: dict[str, Any]) -> None:
         super().__init__(server, params)
@@ -64,7 +68,9 @@ class EntraRedisCache(KeyspaceMethods, RedisCache):
         Raises:
             ConfigurationError: they can't be used as they are.
         """
-        return parse_options(self._servers, self._given, where)
+        return parse_options(
+            self._servers, self._given, where, clustered=self.clustered
+        )
 
     @property
     def identity(self) -> str | None:
@@ -80,11 +86,12 @@ class EntraRedisCache(KeyspaceMethods, RedisCache):
         url = urlsplit(str(self._servers[0]))
         return f"{url.scheme}://{url.netloc.rpartition('@')[2]}{url.path}"
 
+    # At first use, as Django's own backend imports redis-py: for start-up time. Each
+    # thread comes here, also in a server that is about to fork its workers.
+
     @cached_property
     # The client is none of Django's; what is inherited from there does not use it.
     def _cache(self) -> "CacheClient":  # type: ignore[override]
-        # At first use, as Django's own backend imports redis-py: for start-up time.
-        # Each thread comes here, also in a server that is about to fork its workers.
         with no_fork():
             from .clients import CacheClient
 
@@ -102,7 +109,7 @@ class EntraRedisCache(KeyspaceMethods, RedisCache):
         return AsyncCacheClient(self._cache)
 
     def get_pool(self) -> Any:
-        """Return the pool of connections to the first server."""
+        """Return the pool of connections to the first server in ``LOCATION``."""
         return self._cache.pools[0]
 
     def get_client(self, key: str | None = None, *, write: bool = False) -> "Redis":
@@ -365,6 +372,32 @@ class EntraRedisCache(KeyspaceMethods, RedisCache):
 
     async def aclose(self, **kwargs: Any) -> None:
         """Do nothing, as :meth:`close` does: connections outlive requests."""
+
+
+class EntraRedisClusterCache(EntraRedisCache):
+    """The same on a Redis Cluster: Azure's OSS cluster policy.
+
+    Parameters:
+        server: ``LOCATION``: the URL of the cluster's endpoint; where it has several,
+            each leads to all of it.
+        params: the other settings of the cache.
+    """
+
+    clustered = True
+
+    @cached_property
+    def _cache(self) -> "ClusterClient":  # type: ignore[override]
+        with no_fork():
+            from .cluster import ClusterClient
+
+        return ClusterClient(self.options)
+
+    @cached_property
+    def _async_cache(self) -> "AsyncClusterClient":
+        with no_fork():
+            from .cluster import AsyncClusterClient
+
+        return AsyncClusterClient(self._cache)
 
 
 def entra_caches() -> dict[str, EntraRedisCache]:

@@ -40,6 +40,7 @@ class Target:
         wait_timeout: seconds to wait for room among the commands under way.
         socket_options: (level, option, value) each.
         make_ssl: returns the SSL context, ``None`` for no TLS. May take a while.
+        server_hostname: the name that the server's certificate is to be for.
     """
 
     where: Mapping[str, Any] = field(repr=False)
@@ -51,6 +52,7 @@ class Target:
     wait_timeout: float = 5.0
     socket_options: Sequence[tuple[int, int, int]] = ()
     make_ssl: Callable[[], SSLContext] | None = field(default=None, repr=False)
+    server_hostname: str | None = None
 
     def __str__(self) -> str:
         where = self.where
@@ -237,7 +239,7 @@ class Channel:
             where["host"],
             where["port"],
             ssl=context,
-            server_hostname=where["host"] if context else None,
+            server_hostname=self.target.server_hostname,
         )
         sock = transport.get_extra_info("socket")
         for option in self.target.socket_options:

@@ -7,7 +7,7 @@ left to redis-py's own retry policy.
 
 import copy
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -25,11 +25,13 @@ from redis.exceptions import (
 from redis.retry import Retry
 
 from .defaults import with_defaults
-from .exceptions import EntraRedisError, UncertainResultError
+from .driving import drive
+from .exceptions import EntraRedisError, UncertainResultError, WrongBackendError
 from .forgiving import ForgivingOperations
 from .operations import Operation, Operations, Request, Server
 from .options import CacheOptions
 from .pools import get_pool
+from .redirections import concerns_all, redirection
 from .serializers import make_serializer
 
 T = TypeVar("T")
@@ -58,11 +60,20 @@ class CacheClient:
         self._clients = [redis.Redis(connection_pool=pool) for pool in self.pools]
         self._writer = self.pools[0]
         self._readers = self.pools[1:] or self.pools
-        self._retry = _make_retry(options.connection)
+        self._retry = make_retry(options.connection, ReadOnlyError)
         kind = ForgivingOperations if options.ignore_exceptions else Operations
-        self.operations = kind(
-            make_serializer(options.serializer, options.compressor),
-            _servers.setdefault(self._writer, Server()),
+        self.operations = self.make_operations(kind, self._writer)
+
+    def make_operations(self, kind: type[Operations], shared: Any) -> Operations:
+        """Return the operations of a cache.
+
+        Parameters:
+            kind: their class.
+            shared: what caches have in common that have one server.
+        """
+        return kind(
+            make_serializer(self.options.serializer, self.options.compressor),
+            _servers.setdefault(shared, Server()),
         )
 
     def get_client(self, key: str | None = None, *, write: bool = False) -> redis.Redis:
@@ -85,18 +96,7 @@ class CacheClient:
             TokenError, TokenRefusedError, ConnectionPoolTimeout: no connection.
             redis.RedisError: what redis-py raises.
         """
-        try:
-            request = next(operation)
-            while True:
-                try:
-                    reply = self._execute(request)
-                except RedisError as error:
-                    request = operation.throw(error)
-                else:
-                    request = operation.send(reply)
-        except StopIteration as stop:
-            result: T = stop.value
-            return result
+        return drive(operation, self.execute, self.explain)
 
     def pool_for(self, request: Request) -> Any:
         """Return the pool of a server that may carry out a request."""
@@ -104,15 +104,26 @@ class CacheClient:
             return self._writer if request.write else self._readers[0]
         return random.choice(self._readers)
 
-    def _execute(self, request: Request) -> Any:
+    def execute(self, request: Request) -> Any:
+        """Carry out a request, repeatedly if need be and if that is safe."""
         pool = self.pool_for(request)
         try:
-            return _carry_out(pool, request)
+            return carry_out(pool, request)
         except RedisError as error:
             failure = error
-        return self._repeat(failure, pool, request)
+        return self.repeat(failure, lambda: carry_out(pool, request))
 
-    def _repeat(self, failure: Exception, pool: Any, request: Request) -> Any:
+    def explain(self, error: RedisError) -> RedisError:
+        """Return what to raise for an error of the server's."""
+        if redirection(error) is None:
+            return error
+        return WrongBackendError(
+            "The server is a node of a cluster (OSS cluster policy), which holds other "
+            "keys than this one's: BACKEND should be "
+            "'django_entra_redis.cache.EntraRedisClusterCache'."
+        )
+
+    def repeat(self, failure: Exception, carry_out: Callable[[], Any]) -> Any:
         """Have redis-py's retry policy decide on a failure and what comes after it."""
         pending = [failure]
 
@@ -120,7 +131,7 @@ class CacheClient:
             try:
                 if pending:
                     raise pending.pop()
-                return _carry_out(pool, request), None
+                return carry_out(), None
             except EntraRedisError as error:
                 # No token, no free connection, or an uncertain result: returned, so
                 # that the policy, to which these are connection errors, lets them be.
@@ -136,7 +147,7 @@ def _ignore(error: Exception) -> None:
     """Do nothing about a failure: the connection has been closed already."""
 
 
-def _carry_out(pool: Any, request: Request) -> Any:
+def carry_out(pool: Any, request: Request) -> Any:
     """Carry out a request once; return the reply, or the replies."""
     connection = pool.get_connection()
     clean = False
@@ -147,14 +158,16 @@ def _carry_out(pool: Any, request: Request) -> Any:
         else:
             connection.send_packed_command(connection.pack_command(*command))
         if request.count:
-            reply: Any = _read_many(connection, request.count)
+            reply: Any = read_many(connection, request.count)
+            if failure := concerns_all(reply):
+                raise failure
         else:
             reply = connection.read_response()
         clean = True
         return reply
     except ResponseError as error:
-        # The reply has been read whole. A replica, though, is not what DNS names any
-        # more after a failover.
+        # Everything has been read. A replica, though, is not what DNS names any more
+        # after a failover.
         clean = not isinstance(error, ReadOnlyError)
         raise
     except (ConnectionError, TimeoutError) as error:
@@ -163,24 +176,22 @@ def _carry_out(pool: Any, request: Request) -> Any:
             error, AuthenticationError | BusyLoadingError
         ):
             raise
-        failure = uncertain(request, error)
+        doubt = uncertain(request, error)
     finally:
         # Whatever else went wrong, a reply may be on its way that the next command
         # would take for its own.
         if not clean:
             connection.disconnect()
         pool.release(connection)
-    raise failure
+    raise doubt
 
 
-def _read_many(connection: Any, count: int) -> list[Any]:
+def read_many(connection: Any, count: int) -> list[Any]:
     """Return several replies; an error that is one stands in its place."""
     replies: list[Any] = []
     for _ in range(count):
         try:
             replies.append(connection.read_response())
-        except ReadOnlyError:
-            raise
         except ResponseError as error:
             replies.append(error)
     return replies
@@ -189,16 +200,21 @@ def _read_many(connection: Any, count: int) -> list[Any]:
 def uncertain(request: Request, error: Exception) -> UncertainResultError:
     """Return what to raise for a command that may or may not have been carried out."""
     return UncertainResultError(
-        f"The connection broke before Redis answered {request.command[0]!s}, which is "
+        f"The connection broke before Redis answered {request.name}, which is "
         f"not repeated, since it may have been carried out: {error}"
     )
 
 
-def _make_retry(connection: Mapping[str, Any]) -> Retry:
-    """Return the retry policy for commands that are safe to repeat."""
+def make_retry(connection: Mapping[str, Any], *kinds: type[Exception]) -> Retry:
+    """Return the retry policy for commands that are safe to repeat.
+
+    Parameters:
+        connection: what the settings ask for.
+        kinds: errors beside those of a connection that are worth it.
+    """
     retry = connection.get("retry")
     if retry is None:
-        retry = Retry(BACKOFF, RETRIES, (ConnectionError, ReadOnlyError))
+        retry = Retry(BACKOFF, RETRIES, (ConnectionError, *kinds))
     retry = copy.deepcopy(retry)
     errors = list(connection.get("retry_on_error", ()))
     if connection.get("retry_on_timeout"):

@@ -6,6 +6,7 @@ anew: no other thread ever touches its socket, whatever the kind of pool.
 """
 
 import functools
+import ipaddress
 import random
 import ssl
 from collections.abc import Callable
@@ -195,10 +196,21 @@ class EntraConnection(PlainConnection):
 
 
 class SharedTls:
-    """What the TLS connections of one pool share."""
+    """What the TLS connections to one server, or to all nodes of a cluster, share.
 
-    def __init__(self) -> None:
+    Parameters:
+        hostname: the name in ``LOCATION``, for which certificates are good also where
+            a node of a cluster announces an address that they do not name; ``None``:
+            the name that is connected to.
+    """
+
+    def __init__(self, hostname: str | None = None) -> None:
+        self.hostname = hostname
         self.context: ssl.SSLContext | None = None
+
+    def name_of(self, host: str) -> str:
+        """Return the name that a host's certificate is to be for."""
+        return self.hostname if self.hostname and _is_address(host) else host
 
 
 class SharedTlsConnection(SSLConnection):
@@ -217,10 +229,15 @@ class SharedTlsConnection(SSLConnection):
     # fails when this method goes.
     def _wrap_socket_with_ssl(self, sock: "socket.socket") -> ssl.SSLSocket:
         checks_more = self.ssl_validate_ocsp or self.ssl_validate_ocsp_stapled
+        name = self._tls.name_of(self.host)
         if self._tls.context is not None and not checks_more:
-            return self._tls.context.wrap_socket(sock, server_hostname=self.host)
+            return self._tls.context.wrap_socket(sock, server_hostname=name)
         # The first connection has redis-py build the context, from all its options.
-        wrapped: ssl.SSLSocket = super()._wrap_socket_with_ssl(sock)
+        address, self.host = self.host, name
+        try:
+            wrapped: ssl.SSLSocket = super()._wrap_socket_with_ssl(sock)
+        finally:
+            self.host = address
         self._tls.context = wrapped.context
         return wrapped
 
@@ -233,6 +250,14 @@ def connection_class(kind: type[Any], *, entra: bool) -> type[Any]:
         bases.insert(0, SharedTlsConnection)
     bases.insert(0, EntraConnection if entra else PlainConnection)
     return type(kind.__name__, tuple(bases), {})
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_refusal(error: Exception | None) -> bool:

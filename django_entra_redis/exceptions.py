@@ -4,11 +4,12 @@ Configuration errors are Django's ``ImproperlyConfigured``; errors at run time a
 redis-py's, so that ``except`` clauses written for a Redis cache go on working.
 """
 
-from redis.exceptions import AuthenticationError, ConnectionError
+from redis.exceptions import AuthenticationError, ConnectionError, ResponseError
 
 from .problems import ConfigurationError, EntraRedisError
 
 __all__ = [
+    "ClusterUnavailableError",
     "ConfigurationError",
     "ConnectionPoolTimeout",
     "EntraRedisError",
@@ -16,6 +17,7 @@ __all__ = [
     "TokenRefusedError",
     "TokenRequestError",
     "UncertainResultError",
+    "WrongBackendError",
 ]
 
 
@@ -57,6 +59,14 @@ class TokenRefusedError(EntraRedisError, AuthenticationError):
 
 class ConnectionPoolTimeout(EntraRedisError, ConnectionError):  # noqa: N818 - as TimeoutError is named
     """No connection became free within ``pool_timeout``."""
+
+
+class ClusterUnavailableError(EntraRedisError, ConnectionError):
+    """No node of a cluster can be asked, or none serves a key at the moment."""
+
+
+class WrongBackendError(EntraRedisError, ResponseError):
+    """The cache's ``BACKEND`` is not the one for the cluster policy of its server."""
 
 
 class UncertainResultError(EntraRedisError, ConnectionError):

@@ -33,12 +33,17 @@ class Request:
 
     __slots__ = ("command", "count", "key", "once", "write")
 
+    @property
+    def name(self) -> str:
+        """The command's name; of several, packed already, what they are."""
+        return "commands" if isinstance(self.command, bytes) else str(self.command[0])
+
     def __init__(
         self,
         command: tuple[Any, ...] | bytes,
         count: int = 0,
         *,
-        key: str | None = None,
+        key: str | bytes | None = None,
         write: bool = True,
         once: bool = False,
     ) -> None:
@@ -174,7 +179,7 @@ class Operations:
             pack_set(key, dumps(value), timeout)
             for key, value in zip(keys, data.values(), strict=True)
         ]
-        replies = yield Request(b"".join(commands), len(keys))
+        replies = yield self.each(commands, keys)
         failed = {
             name: reply
             for name, reply in zip(data, replies, strict=True)
@@ -189,6 +194,10 @@ class Operations:
             )
         return list(failed)
 
+    def each(self, commands: Sequence[bytes], keys: Sequence[str]) -> Request:
+        """Return the request for commands that have a key each."""
+        return Request(b"".join(commands), len(commands))
+
     def delete_many(self, keys: Sequence[str]) -> Operation[None]:
         """Delete several keys."""
         if keys:
@@ -197,7 +206,7 @@ class Operations:
     def clear(self) -> Operation[bool]:
         """Empty the whole database."""
         try:
-            return bool((yield Request(("FLUSHDB",))))
+            return (yield from self.flush())
         except ResponseError as error:
             failure = type(error)(
                 f"{error}. Where FLUSHDB is refused (active geo-replication, an access "
@@ -205,6 +214,10 @@ class Operations:
                 "the keys of this cache alone."
             )
         raise failure
+
+    def flush(self) -> Operation[bool]:
+        """Delete every key."""
+        return bool((yield Request(("FLUSHDB",))))
 
     def scan(
         self, cursor: Any, pattern: str, count: int

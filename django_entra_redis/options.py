@@ -76,7 +76,11 @@ def split_location(location: Any) -> tuple[str, ...]:
 
 
 def parse_options(
-    servers: Sequence[str], options: Mapping[str, Any], where: str = "CACHES"
+    servers: Sequence[str],
+    options: Mapping[str, Any],
+    where: str = "CACHES",
+    *,
+    clustered: bool = False,
 ) -> CacheOptions:
     """Check what a cache's settings ask for.
 
@@ -84,6 +88,7 @@ def parse_options(
         servers: the URLs in ``LOCATION``.
         options: its ``OPTIONS``.
         where: what to call the cache in a message.
+        clustered: whether its keys lie on the nodes of a Redis Cluster.
 
     Raises:
         ConfigurationError: with all that is wrong.
@@ -136,6 +141,8 @@ def parse_options(
     checked = CacheOptions(**own, connection=rest)
     if not problems:
         problems = _server_problems(checked, where)
+        if clustered:
+            problems += _cluster_problems(checked, where)
     if problems:
         # Several servers have often the same fault; it is told once.
         raise ConfigurationError(list(dict.fromkeys(problems)))
@@ -181,6 +188,35 @@ def _server_problems(options: CacheOptions, where: str) -> list[Problem]:
                     "a token would cross the network in plain text.",
                     "It should start with rediss://, or, where the network protects "
                     "it, set OPTIONS['allow_plaintext_token'] to True.",
+                )
+            )
+    return problems
+
+
+def _cluster_problems(options: CacheOptions, where: str) -> list[Problem]:
+    """Return what a cluster can't do."""
+    problems = []
+    for server in options.servers:
+        scheme, connection = _read_url(server)
+        if scheme == "unix":
+            problems.append(
+                Problem(
+                    "E026",
+                    f"{where}['LOCATION']",
+                    "a Unix socket leads to no cluster.",
+                    "It should be such as "
+                    "'rediss://contoso.westeurope.redis.azure.net:10000'.",
+                )
+            )
+        path = urlsplit(server).path.strip("/")
+        database = connection.get("db", path or options.connection.get("db"))
+        if str(database or 0) != "0":
+            problems.append(
+                Problem(
+                    "E026",
+                    where,
+                    f"it has database {database}, and a cluster has database 0 alone.",
+                    "Remove db; to tell caches apart, set KEY_PREFIX.",
                 )
             )
     return problems

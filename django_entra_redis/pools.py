@@ -4,12 +4,10 @@ import contextlib
 import os
 import threading
 from collections import deque
-from collections.abc import Hashable, Mapping
 from typing import Any
 from weakref import WeakSet
 
 import redis
-from django.core.signals import setting_changed
 from django.utils.module_loading import import_string
 from redis.connection import Connection, parse_url
 
@@ -17,6 +15,7 @@ from .connections import SharedTls, SharedTlsConnection, connection_class
 from .credentials import EntraCredentialProvider
 from .exceptions import ConnectionPoolTimeout
 from .options import CacheOptions
+from .registry import share
 
 #: Connections that one pool opens at most, unless OPTIONS say otherwise.
 MAX_CONNECTIONS = 100
@@ -195,105 +194,97 @@ class ConnectionPool(redis.ConnectionPool):
             return place.connection
 
 
-# Guards the dictionary below. Reentrant for the sake of signal handlers that use the
-# cache.
-_lock = threading.RLock()
-_shared: dict[Hashable, Any] = {}
+class NodePool(ConnectionPool):
+    """A pool to one node of a cluster.
+
+    At each look at the topology redis-py closes the connections of the node that it
+    has asked, lest they stay in the READONLY mode, in which none of ours ever is.
+    They would cost a TLS handshake each, and be closed from another thread.
+    """
+
+    def disconnect(self, inuse_connections: bool = True) -> None:
+        """Do nothing."""
+
+    def disconnect_free_connections(self, *args: Any, **kwargs: Any) -> None:
+        """Do nothing."""
+
+    def update_active_connections_for_reconnect(
+        self, *args: Any, **kwargs: Any
+    ) -> None:
+        """Do nothing."""
+
+    def hang_up(self) -> None:
+        """Do what :meth:`disconnect` does elsewhere."""
+        super().disconnect()
+
+
 _pools: WeakSet[ConnectionPool] = WeakSet()
 
 
 def get_pool(server: str, options: CacheOptions) -> Any:
     """Return the process's pool for a server and a cache's options.
 
-    Caches share one only if nothing distinguishes their connections: neither the
-    identity nor any option.
-
     Parameters:
         server: its URL.
         options: what the cache's settings ask for.
     """
-    key = (
-        server,
-        options.identity,
-        options.pool_timeout,
-        _key(options.pool_class),
-        _key(options.parser_class),
-        _key(options.connection),
-    )
-    with _lock:
-        if key not in _shared:
-            # The options go along: what they hold must not be collected, and its id
-            # given to something else, while the key is there.
-            _shared[key] = (_make_pool(server, options), options)
-        return _shared[key][0]
+
+    def make() -> Any:
+        pool_class, kwargs = _pool_settings(server, options, ConnectionPool)
+        return pool_class.from_url(server, **kwargs)
+
+    return share("pool", [server], options, make)
 
 
-def reset() -> None:
-    """Close all pools' connections and forget the pools."""
-    disconnect()
-    with _lock:
-        _shared.clear()
+def make_node_pool(
+    server: str, options: CacheOptions, tls: SharedTls, **more: Any
+) -> Any:
+    """Return a new pool for a node of a cluster.
+
+    Parameters:
+        server: the URL in ``LOCATION``.
+        options: what the cache's settings ask for.
+        tls: what all connections to the cluster share.
+        more: ``host``, ``port`` and whatever else only the node's connections have.
+    """
+    pool_class, kwargs = _pool_settings(server, options, NodePool)
+    if "tls" in kwargs:
+        kwargs["tls"] = tls
+    # As from_url() has it: what the URL says goes before what OPTIONS say.
+    said = parse_url(server)
+    said.pop("connection_class", None)
+    return pool_class(**{**kwargs, **said, **more})
 
 
-def disconnect() -> None:
-    """Close all pools' connections; new ones look anew who they are."""
-    with _lock:
-        pools = [pool for pool, _ in _shared.values()]
-    for pool in pools:
-        pool.disconnect()
-
-
-def _make_pool(server: str, options: CacheOptions) -> Any:
-    url = parse_url(server)
+def _pool_settings(
+    server: str, options: CacheOptions, default: type[Any]
+) -> tuple[type[Any], dict[str, Any]]:
+    """Return the class of a cache's pools, and what they are made with."""
     kwargs = dict(options.connection)
-    kind = kwargs.pop("connection_class", None) or url.get(
+    kind = kwargs.get("connection_class") or parse_url(server).get(
         "connection_class", Connection
     )
     own = connection_class(kind, entra=options.identity is not None)
+    kwargs["connection_class"] = own
     if options.identity is not None:
         kwargs["credential_provider"] = EntraCredentialProvider(options.identity)
     if issubclass(own, SharedTlsConnection):
         kwargs["tls"] = SharedTls()
     if options.parser_class is not None:
         kwargs["parser_class"] = _imported(options.parser_class)
-    pool_class = _imported(options.pool_class or ConnectionPool)
+    pool_class = _imported(options.pool_class or default)
     if issubclass(pool_class, ConnectionPool):
         kwargs["pool_timeout"] = options.pool_timeout
     elif issubclass(pool_class, redis.BlockingConnectionPool):
         kwargs.setdefault("timeout", options.pool_timeout)
-    return pool_class.from_url(server, connection_class=own, **kwargs)
+    return pool_class, kwargs
 
 
 def _imported(value: Any) -> Any:
     return import_string(value) if isinstance(value, str) else value
 
 
-def _key(value: Any) -> Hashable:
-    """Return what tells an option from another one; the object itself if need be."""
-    if isinstance(value, Mapping):
-        return tuple(sorted((str(key), _key(item)) for key, item in value.items()))
-    if isinstance(value, list | tuple | set | frozenset):
-        return (type(value), *map(_key, value))
-    if value is None or isinstance(value, str | bytes | int | float | type):
-        return (type(value), value)
-    return (type(value), id(value))
-
-
-def _on_setting_changed(*, setting: str, **kwargs: Any) -> None:
-    if setting == "CACHES":
-        reset()
-    elif setting == "ENTRA_REDIS":
-        # The caches live on, each with its pool: a pool that is forgotten here would
-        # keep its connections' identity at the next change.
-        disconnect()
-
-
-setting_changed.connect(_on_setting_changed)
-
-
 def _after_fork_in_child() -> None:
-    global _lock
-    _lock = threading.RLock()
     for pool in list(_pools):
         pool.reset()
 

@@ -25,7 +25,7 @@ from redis.backoff import NoBackoff
 from redis.credentials import UsernamePasswordCredentialProvider
 from redis.retry import Retry
 
-from django_entra_redis import aio, links, pools
+from django_entra_redis import aio, links, registry
 from django_entra_redis.cache import EntraRedisCache
 from django_entra_redis.credentials import get_credential_provider
 from django_entra_redis.exceptions import (
@@ -64,7 +64,7 @@ def fresh(database: Database, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     monkeypatch.setattr(aio, "FIRST", 0)
     database.admin.flushall()
     yield
-    pools.reset()
+    registry.reset()
     gc.collect()
 
 

@@ -14,7 +14,7 @@ from django.core.cache.backends.redis import RedisCache
 from django.core.exceptions import ImproperlyConfigured
 from django.test import override_settings
 
-from django_entra_redis import pools
+from django_entra_redis import registry
 from django_entra_redis.cache import EntraRedisCache, entra_caches
 from django_entra_redis.exceptions import ConfigurationError
 from testproject.emulator import Emulator
@@ -50,7 +50,7 @@ def empty(database: Database) -> Iterator[None]:
     """Begin with nothing, and leave no connection."""
     database.admin.flushall()
     yield
-    pools.reset()
+    registry.reset()
 
 
 @pytest.fixture
@@ -366,7 +366,7 @@ def test_incr_is_one_round_trip(database: Database, cache: EntraRedisCache) -> N
         assert cache.incr("key") == 2
         assert proxy.replied == len(b":2\r\n")
     finally:
-        pools.reset()
+        registry.reset()
         proxy.close()
 
 

@@ -18,7 +18,7 @@ from redis.backoff import NoBackoff
 from redis.connection import parse_url
 from redis.retry import Retry
 
-from django_entra_redis import pools
+from django_entra_redis import registry
 from django_entra_redis.cache import EntraRedisCache
 from django_entra_redis.exceptions import UncertainResultError
 from testproject.emulator import Emulator
@@ -42,7 +42,7 @@ def empty(database: Database) -> Iterator[None]:
     """Begin with nothing, and leave no connection."""
     database.admin.flushall()
     yield
-    pools.reset()
+    registry.reset()
 
 
 @pytest.fixture
@@ -399,7 +399,7 @@ def test_read_only(
         cache.set("key", 1)
         assert cache.incr("key") == 2
     finally:
-        pools.reset()
+        registry.reset()
         proxy.close()
         replica.stop()
 

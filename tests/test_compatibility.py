@@ -17,7 +17,7 @@ from django.core.cache import caches
 from django.test import override_settings
 from redis.exceptions import LockError
 
-from django_entra_redis import aio, get_redis_connection, pools
+from django_entra_redis import aio, get_redis_connection, registry
 from django_entra_redis.cache import EntraRedisCache
 from testproject.emulator import Emulator
 from tests.caches import PATIENCE, Database, let_in, make_cache, wait_until
@@ -44,7 +44,7 @@ def empty(database: Database) -> Iterator[None]:
     """Begin with nothing, and leave no connection."""
     database.admin.flushall()
     yield
-    pools.reset()
+    registry.reset()
 
 
 class Caller:

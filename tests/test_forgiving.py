@@ -9,7 +9,7 @@ import pytest
 import redis
 from redis.backoff import NoBackoff
 
-from django_entra_redis import aio, clients, pools
+from django_entra_redis import aio, clients, registry
 from django_entra_redis.cache import EntraRedisCache
 from testproject.emulator import Emulator
 from tests.caches import Database, let_in, make_cache, wait_until
@@ -34,7 +34,7 @@ def fresh(database: Database, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     monkeypatch.setattr(clients, "BACKOFF", NoBackoff())
     database.admin.flushall()
     yield
-    pools.reset()
+    registry.reset()
 
 
 def synchronous(cache: EntraRedisCache) -> Call:

@@ -17,7 +17,7 @@ from django.test import override_settings
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from django_entra_redis import pools
+from django_entra_redis import pools, registry
 from django_entra_redis.exceptions import ConnectionPoolTimeout
 from django_entra_redis.pools import ConnectionPool
 from testproject.emulator import Emulator
@@ -38,7 +38,7 @@ def database(
 def make_pool(database: Database) -> Iterator[Callable[..., Any]]:
     """Give what makes pools by OPTIONS; they are closed afterwards."""
     yield lambda **options: database.cache(**options).get_pool()
-    pools.reset()
+    registry.reset()
 
 
 def client_id(connection: Any) -> int:
@@ -176,7 +176,7 @@ def test_unreachable_server_takes_no_place() -> None:
         with pytest.raises(redis.ConnectionError):
             cache.get_pool().get_connection()
     assert cache.get_pool().counts() == (1, 0)
-    pools.reset()
+    registry.reset()
 
 
 def test_no_more_connections_than_in_use_at_once(database: Database) -> None:
@@ -201,7 +201,7 @@ def test_no_more_connections_than_in_use_at_once(database: Database) -> None:
         thread.start()
         thread.join(PATIENCE)
     assert database.received() - before == opened
-    pools.reset()
+    registry.reset()
 
 
 def test_closed_by_the_server(
@@ -483,7 +483,7 @@ def test_unix_socket(tmp_path: Path) -> None:
     cache = make_cache(f"unix://{tmp_path}/nobody.sock", identity=None)
     with pytest.raises(redis.ConnectionError, match=r"nobody\.sock"):
         cache.get("key")
-    pools.reset()
+    registry.reset()
 
 
 class Credential:
@@ -540,4 +540,4 @@ def test_override_settings_closes(database: Database) -> None:
     with override_settings(USE_TZ=False):
         pass
     assert client_id(pool.get_connection()) > number
-    pools.reset()
+    registry.reset()

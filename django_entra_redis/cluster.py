@@ -1,0 +1,293 @@
+"""The clients of a cache on a Redis Cluster (Azure's OSS cluster policy).
+
+They carry out the operations of :mod:`.sharding` on the nodes that :mod:`.topology`
+knows of, and go where nodes redirect them ("Redis cluster specification").
+"""
+
+import asyncio
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any, Self
+
+from redis.exceptions import (
+    AskError,
+    AuthenticationError,
+    ClusterDownError,
+    ConnectionError,
+    MovedError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+    TimeoutError,
+    TryAgainError,
+)
+
+from .aio import AsyncCacheClient, LoopChannels
+from .clients import CacheClient, carry_out, make_retry, read_many
+from .driving import adrive, drive
+from .exceptions import (
+    ClusterUnavailableError,
+    ConnectionPoolTimeout,
+    EntraRedisError,
+)
+from .operations import Operation, Request
+from .options import CacheOptions
+from .packing import pack_all
+from .redirections import cluster_error
+from .sharding import (
+    Batch,
+    Broadcast,
+    ClusterOperations,
+    ForgivingClusterOperations,
+    Visit,
+)
+from .topology import get_topology
+
+#: Redirections that one command may meet, as redis-py has it.
+REDIRECTIONS = 16
+#: What a node answers while the cluster changes: nothing was carried out.
+CHANGING = (AskError, ClusterDownError, TryAgainError)
+#: What of that, and of a failover, is worth another try.
+REPEATABLE = (ClusterDownError, ReadOnlyError, TryAgainError)
+_ASKING = pack_all([("ASKING",)])
+
+#: A request, and the pool of the node that is to carry it out.
+Stop = tuple[Any, Request]
+
+
+class ClusterClient(CacheClient):
+    """What ``EntraRedisClusterCache`` does its work with.
+
+    Parameters:
+        options: what the cache's settings ask for.
+    """
+
+    def __init__(self, options: CacheOptions) -> None:
+        self.options = options
+        self.topology = topology = get_topology(options)
+        self.pools = [topology.entrance]
+        self._retry = make_retry(options.connection, *REPEATABLE)
+        forgiving = options.ignore_exceptions
+        kind = ForgivingClusterOperations if forgiving else ClusterOperations
+        self.operations = self.make_operations(kind, topology)
+
+    def get_client(self, key: str | None = None, *, write: bool = False) -> Any:
+        """Return redis-py's client for what Django's cache API does not have.
+
+        Parameters:
+            key, write: unused; the client finds the node itself.
+        """
+        return self.topology.client
+
+    def explain(self, error: RedisError) -> RedisError:
+        """Return what to raise for an error of the server's."""
+        if isinstance(cluster_error(error), CHANGING):
+            return ClusterUnavailableError(f"The cluster is changing: {error}")
+        return error
+
+    def execute(self, request: Request) -> Any:
+        """Carry out a request, repeatedly if need be and if that is safe."""
+        if not self.topology.known:
+            self.topology.ensure()
+        if isinstance(request, Batch):
+            return drive(self.settle(request, self._scatter(request)), self.execute)
+        if isinstance(request, Broadcast):
+            addresses = self.topology.primaries
+            return {address: self.execute(request.to(address)) for address in addresses}
+        try:
+            return self._attempt(request)
+        except RedisError as error:
+            failure = error
+        return self.repeat(failure, lambda: self._attempt(request))
+
+    def route(self, request: Request) -> Generator[Stop, Any, Any]:
+        """Yield where a request is to be carried out; return the reply.
+
+        That is one node, unless it redirects to another.
+        """
+        if isinstance(request, Visit):
+            pool = self.topology.pool_at(request.address)
+        else:
+            assert request.key is not None
+            pool = self.topology.pool_of(request.key)
+        failure: Exception | None = None
+        for _ in range(REDIRECTIONS):
+            try:
+                return (yield pool, request)
+            except RedisError as error:
+                failure = cluster_error(error)
+            if not isinstance(failure, AskError):
+                self.suspect(failure)
+                raise failure
+            pool = self.topology.follow(failure, pool)
+            if not isinstance(failure, MovedError):
+                return _answer_of(request, (yield pool, _asking(request)))
+        raise ClusterUnavailableError(f"Nodes redirect in a circle: {failure}")
+
+    def settle(self, batch: Batch, replies: list[Any]) -> Operation[list[Any]]:
+        """Have commands carried out one by one that could not be with the others."""
+        for place, reply in enumerate(replies):
+            if _is_unsettled(reply):
+                try:
+                    replies[place] = yield batch.single(place)
+                except ResponseError as error:
+                    replies[place] = self.explain(error)
+        return replies
+
+    def suspect(self, error: Exception) -> None:
+        """Look at the topology anew if an error may tell of a change."""
+        known = isinstance(error, AuthenticationError | ConnectionPoolTimeout)
+        kinds = (ConnectionError, TimeoutError, *REPEATABLE)
+        if isinstance(error, kinds) and not known:
+            self.topology.refresh()
+
+    def _attempt(self, request: Request) -> Any:
+        return drive(self.route(request), _stop)
+
+    def _scatter(self, batch: Batch) -> list[Any]:
+        """Carry out commands on all their nodes at once; return the replies."""
+        replies: list[Any] = [None] * batch.count
+        with ExitStack() as stack:
+            parts = [
+                (_Part(pool), places)
+                for pool, places in self.topology.parts(batch.keys).items()
+            ]
+            for part, places in parts:
+                stack.enter_context(part)
+                part.send(batch.part(places))
+            for part, places in parts:
+                self.place(replies, places, part.receive(len(places)))
+        return replies
+
+    def place(self, replies: list[Any], places: Sequence[int], got: Any) -> None:
+        """Put the replies of a node, or its one failure, in their places."""
+        if isinstance(got, Exception):
+            if isinstance(got, EntraRedisError):
+                raise got
+            self.suspect(got)
+            got = [got] * len(places)
+        for at, reply in zip(places, got, strict=True):
+            replies[at] = reply
+
+
+class AsyncClusterClient(AsyncCacheClient):
+    """Carries out the operations of a cache on a cluster in an event loop.
+
+    Parameters:
+        client: the synchronous client of the same cache.
+    """
+
+    def __init__(self, client: ClusterClient) -> None:
+        super().__init__(client)
+        self.cluster = client
+        self.repeatable += REPEATABLE
+
+    async def execute(self, channels: LoopChannels, request: Request) -> Any:
+        """Carry out a request, repeatedly if need be and if that is safe."""
+        cluster = self.cluster
+
+        async def again(request: Request) -> Any:
+            return await self.execute(channels, request)
+
+        async def stop(at: Stop) -> Any:
+            return await self.call(channels, *at)
+
+        if not cluster.topology.known:
+            await cluster.topology.aensure()
+        if isinstance(request, Batch):
+            replies = await self._scatter(channels, request)
+            return await adrive(cluster.settle(request, replies), again)
+        if isinstance(request, Broadcast):
+            addresses = list(cluster.topology.primaries)
+            visits = [again(request.to(address)) for address in addresses]
+            return dict(zip(addresses, await asyncio.gather(*visits), strict=True))
+        return await self.repeat(request, lambda: adrive(cluster.route(request), stop))
+
+    async def _scatter(self, channels: LoopChannels, batch: Batch) -> list[Any]:
+        """Carry out commands on all their nodes at once; return the replies."""
+        replies: list[Any] = [None] * batch.count
+        parts = self.cluster.topology.parts(batch.keys)
+        answers = await asyncio.gather(
+            *(
+                channels.to(pool).call(batch.part(places), len(places))
+                for pool, places in parts.items()
+            ),
+            return_exceptions=True,
+        )
+        for places, answer in zip(parts.values(), answers, strict=True):
+            if isinstance(answer, BaseException) and not isinstance(answer, RedisError):
+                raise answer
+            self.cluster.place(replies, places, answer)
+        return replies
+
+
+class _Part:
+    """A connection that is sent commands now and asked for the replies later."""
+
+    def __init__(self, pool: Any) -> None:
+        self._pool = pool
+        self._connection: Any = None
+        self._failure: Exception | None = None
+        self._clean = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._connection is not None:
+            # A reply may be on its way that the next command would take for its own.
+            if not self._clean:
+                self._connection.disconnect()
+            self._pool.release(self._connection)
+
+    def send(self, packed: bytes) -> None:
+        """Check the connection out and send commands."""
+        try:
+            self._connection = self._pool.get_connection()
+            self._connection.send_packed_command([packed])
+        except (ConnectionError, TimeoutError) as error:
+            self._failure = error
+
+    def receive(self, count: int) -> list[Any] | Exception:
+        """Return that many replies, or what has gone wrong."""
+        if self._failure is None:
+            try:
+                replies = read_many(self._connection, count)
+            except (ConnectionError, TimeoutError) as error:
+                self._failure = error
+            else:
+                self._clean = True
+                return replies
+        return self._failure
+
+
+def _stop(at: Stop) -> Any:
+    return carry_out(*at)
+
+
+def _asking(request: Request) -> Request:
+    """Return a request as a node takes it that is about to get the slot."""
+    command = request.command
+    packed = command if isinstance(command, bytes) else pack_all([command])
+    return Request(_ASKING + packed, max(1, request.count) + 1, once=request.once)
+
+
+def _answer_of(request: Request, replies: Sequence[Any]) -> Any:
+    """Return the reply to a request without the one to ASKING."""
+    if request.count:
+        return replies[1:]
+    if isinstance(replies[1], Exception):
+        raise replies[1]
+    return replies[1]
+
+
+def _is_unsettled(reply: Any) -> bool:
+    """Whether a command was not carried out, or nobody knows."""
+    kinds = (*CHANGING, ConnectionError, ReadOnlyError, TimeoutError)
+    return isinstance(reply, Exception) and isinstance(cluster_error(reply), kinds)

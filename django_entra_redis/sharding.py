@@ -1,0 +1,134 @@
+"""The operations of a cache whose keys lie on several servers.
+
+Redis takes several keys in one command only if they are in one slot. Hence each key
+gets a command of its own, and what goes to one node goes there in one piece.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from .forgiving import ForgivingOperations
+from .operations import END, START, Operation, Operations, Request
+from .packing import pack_all, pack_get
+
+
+class Batch(Request):
+    """Commands with a key each, whose replies are wanted in the same order.
+
+    Error replies stand in there.
+    """
+
+    __slots__ = ("commands", "keys")
+
+    def __init__(
+        self,
+        commands: Sequence[bytes],
+        keys: Sequence[str | bytes],
+        *,
+        write: bool = True,
+    ) -> None:
+        super().__init__(b"", len(commands), write=write)
+        self.commands = commands
+        self.keys = keys
+
+    def part(self, places: Sequence[int]) -> bytes:
+        """Return the commands in some places as one piece."""
+        return b"".join([self.commands[place] for place in places])
+
+    def single(self, place: int) -> Request:
+        """Return the request for the command in one place."""
+        return Request(self.commands[place], key=self.keys[place], write=self.write)
+
+
+class Broadcast(Request):
+    """A command for each primary; the replies are wanted by its address."""
+
+    __slots__ = ()
+
+    def to(self, address: str) -> "Visit":
+        """Return the request for one of them."""
+        return Visit(self.command, address)
+
+
+class Visit(Request):
+    """A command for one primary, of that address."""
+
+    __slots__ = ("address",)
+
+    def __init__(self, command: tuple[Any, ...] | bytes, address: str) -> None:
+        super().__init__(command)
+        self.address = address
+
+
+class ClusterOperations(Operations):
+    """Operations of a cache on a Redis Cluster; those not here have one key."""
+
+    def each(self, commands: Sequence[bytes], keys: Sequence[str]) -> Request:
+        """Return the request for commands that have a key each."""
+        return Batch(commands, keys)
+
+    def get_many(
+        self, keys: Sequence[str], names: Iterable[Any]
+    ) -> Operation[dict[Any, Any]]:
+        """Return the values of the keys that are there, by the keys' names."""
+        if not keys:
+            return {}
+        found = yield Batch([pack_get(key) for key in keys], keys, write=False)
+        loads = self.loads
+        return {
+            name: loads(data)
+            for name, data in zip(names, _sound(found), strict=True)
+            if data is not None
+        }
+
+    def delete_many(self, keys: Sequence[str]) -> Operation[None]:
+        """Delete several keys."""
+        if keys:
+            _sound((yield Batch([pack_all([("DEL", key)]) for key in keys], keys)))
+
+    def flush(self) -> Operation[bool]:
+        """Empty every primary."""
+        replies = yield Broadcast(("FLUSHDB",))
+        return all(replies.values())
+
+    def scan(
+        self, cursor: Any, pattern: str, count: int
+    ) -> Operation[tuple[Any, list[bytes]]]:
+        """Return some of the keys that match a glob pattern, and where to go on.
+
+        A cursor is the addresses of the primaries that have more, with each one's own.
+        """
+        options = ("MATCH", pattern, "COUNT", count)
+        if cursor == START:
+            replies = yield Broadcast(("SCAN", START, *options))
+            rest = ()
+        else:
+            (address, at), *rest = cursor
+            reply = yield Visit(("SCAN", at, *options), address)
+            replies = {address: reply}
+        found: list[bytes] = []
+        more = []
+        for address, (at, keys) in replies.items():
+            found += keys
+            if int(at) != END:
+                more.append((address, int(at)))
+        return (*more, *rest) or END, found
+
+    def unlink(self, keys: Sequence[bytes]) -> Operation[int]:
+        """Delete keys as they come from :meth:`scan`; return how many there were."""
+        if not keys:
+            return 0
+        commands = [pack_all([("UNLINK", key)]) for key in keys]
+        return sum(_sound((yield Batch(commands, keys))))
+
+
+class ForgivingClusterOperations(ForgivingOperations, ClusterOperations):
+    """The same for a cache that answers like an empty one when it is down."""
+
+
+def _sound(replies: Sequence[Any]) -> Sequence[Any]:
+    """Return replies, unless one is an error, which is raised."""
+    for reply in replies:
+        if isinstance(reply, Exception):
+            raise reply
+    return replies
