@@ -292,7 +292,8 @@ ADVICE: Mapping[str, Advice] = {
         "The principal's access policy does not allow a command or a key that Django's "
         "cache needs.",
         "Assign 'Data Contributor' or 'Data Owner', or widen the custom policy: "
-        "Django needs +@read +@write +ping +eval on the keys of this cache.",
+        "Django needs +@read +@write +ping +eval on the keys of this cache, and "
+        "+cluster|slots on an OSS cluster.",
     ),
     "access_lost": Advice(
         "Redis let the connection in, and then no more: the access policy has been "
@@ -308,9 +309,24 @@ ADVICE: Mapping[str, Advice] = {
         "Use the cache's own host name; the first server in LOCATION is written to.",
     ),
     "cluster_policy_oss": Advice(
-        "The cache has the OSS cluster policy, which this backend does not speak.",
-        "Choose the Enterprise cluster policy when the database is made: it has one "
-        "endpoint for all.",
+        "The cache has the OSS cluster policy: its keys lie on several nodes.",
+        "Set BACKEND to 'django_entra_redis.cache.EntraRedisClusterCache'.",
+    ),
+    "cluster_policy_enterprise": Advice(
+        "The cache has no OSS cluster policy: it is one endpoint for all keys.",
+        "Set BACKEND to 'django_entra_redis.cache.EntraRedisCache'. az "
+        "redisenterprise database show --query clusteringPolicy prints the policy.",
+    ),
+    "cluster_node_unreachable": Advice(
+        "The cluster's endpoint can be reached, but not one of its nodes.",
+        "Let the network through to their ports, too: 85xx of an Azure Managed Redis, "
+        "15xxx of an Azure Cache for Redis; or set OPTIONS['address_remap'].",
+    ),
+    "cluster_unavailable": Advice(
+        "The cluster does not tell its nodes, or none of them serves a part of the "
+        "keys: a failover or a scaling is under way.",
+        "Run the check again in a minute; look at the cache's activity log if it "
+        "stays so.",
     ),
     "round_trip_wrong_value": Advice(
         "What was read is not what was written: something else writes the same keys.",

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .clients import CacheClient
     from .cluster import AsyncClusterClient, ClusterClient
     from .operations import Operation, Operations
+    from .topology import Topology
 
 
 class EntraRedisCache(KeyspaceMethods, RedisCache):
@@ -391,6 +392,10 @@ class EntraRedisClusterCache(EntraRedisCache):
             from .cluster import ClusterClient
 
         return ClusterClient(self.options)
+
+    def get_topology(self) -> "Topology":
+        """Return what knows the cluster's nodes, and which has which key."""
+        return self._cache.topology
 
     @cached_property
     def _async_cache(self) -> "AsyncClusterClient":

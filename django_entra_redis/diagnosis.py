@@ -3,26 +3,20 @@
 Each step is a function that returns what it found, or raises :class:`StepError`.
 """
 
-import contextlib
-import statistics
-import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
-from .cache import EntraRedisCache
+from redis.exceptions import NoPermissionError, RedisError
+
+from .cache import EntraRedisCache, EntraRedisClusterCache
 from .conf import Identity, load_identity
 from .conversation import Conversation
 from .credentials import EntraCredentialProvider
 from .endpoints import Endpoint
 from .examination import Examination, Step, StepError
-from .exceptions import TokenError
+from .exceptions import TokenError, WrongBackendError
 from .problems import ConfigurationError
-
-#: Round trips that are measured.
-ROUND_TRIPS = 20
-#: Seconds that what was written may take to the other servers in ``LOCATION``.
-REPLICATION = 2.0
+from .topology import Topology
+from .trial import facts_of, try_out
 
 
 def diagnose(alias: str, cache: EntraRedisCache, timeout: float) -> Iterator[Step]:
@@ -115,109 +109,50 @@ def _auth(exam: Examination) -> str:
 
 
 def _ping(exam: Examination) -> str:
-    return _found(_version(conversation) for conversation in exam.conversations)
+    cache = exam.cache
+    found = _found(_version(talk, cache.clustered) for talk in exam.conversations)
+    if isinstance(cache, EntraRedisClusterCache):
+        found = f"{found}; {_nodes(exam, cache.get_topology())}"
+    return found
 
 
-def _version(conversation: Conversation) -> str:
+def _version(conversation: Conversation, clustered: bool) -> str:
     conversation.ask("PING")
     try:
-        facts = _facts(conversation.ask("INFO", "server"))
+        facts = facts_of(conversation.ask("INFO", "server"))
     except StepError:
         return "server version not told (INFO is refused)"
     version, mode = facts.get("redis_version", "?"), facts.get("redis_mode", "?")
+    if clustered:
+        return f"Redis {version}"
     if mode == "cluster":
         raise StepError("cluster_policy_oss", f"Redis {version} runs as a cluster.")
     return f"Redis {version}, {mode}: one endpoint for all keys"
 
 
-def _round_trip(exam: Examination) -> str:
-    writer, *readers = exam.conversations
-    key = exam.cache.make_key(f"entra_redis_check.{uuid.uuid4()}")
-    value = uuid.uuid4().hex.encode()
+def _nodes(exam: Examination, topology: Topology) -> str:
+    """Be let in at every primary of a cluster; return what the cluster consists of."""
     try:
-        notes = _try_commands(exam, key, value)
-        times = _measure(writer, key, value)
-        for server, reader in zip(exam.servers[1:], readers, strict=True):
-            _await_replica(server.name, reader, key, value, exam.left)
-    finally:
-        with contextlib.suppress(StepError):
-            writer.ask("DEL", key)
-    with contextlib.suppress(StepError):
-        facts = _facts(writer.ask("INFO", "memory"))
-        notes.append(f"memory policy {facts.get('maxmemory_policy', '?')}")
-    found = (
-        f"min {min(times):.2f}, median {statistics.median(times):.2f}, "
-        f"max {max(times):.2f} ms of {len(times)}"
-    )
-    return "; ".join([found, *notes])
-
-
-def _try_commands(exam: Examination, key: str, value: bytes) -> list[str]:
-    """Try what Django's cache API comes down to; return what is worth knowing.
-
-    All but FLUSHDB, which would take the users' data with it.
-
-    Raises:
-        StepError: naming all commands that are refused.
-    """
-    ask, counter = exam.conversations[0].ask, f"{key}.counter"
-    commands: list[tuple[Any, ...]] = [
-        ("SET", key, value, "EX", 60),
-        ("SET", counter, 1, "NX", "EX", 60),
-        ("INCRBY", counter, 1),
-        ("GET", key),
-        ("MGET", key, counter),
-        ("EXISTS", key),
-        ("PERSIST", key),
-        ("EXPIRE", key, 60),
-        ("DEL", counter),
-    ]
-    if exam.cache.options.clear_by_scan:
-        commands += [("SCAN", 0, "MATCH", counter, "COUNT", 1), ("UNLINK", counter)]
-    refused: dict[str, str] = {}
-    for command in commands:
+        topology.ensure()
+    except WrongBackendError as error:
+        raise StepError("cluster_policy_enterprise", str(error)) from None
+    except NoPermissionError as error:
+        raise StepError("access_policy_too_narrow", str(error)) from None
+    except RedisError as error:
+        raise StepError("cluster_unavailable", f"{error}.") from None
+    for address, pool in topology.primaries.items():
+        node = Endpoint(pool, exam.left)
         try:
-            ask(*command)
+            node.reach()
+            node.shake_hands()
         except StepError as error:
-            if error.code != "access_policy_too_narrow":
-                raise
-            refused.setdefault(command[0], str(error))
-    if refused:
-        pattern = exam.cache.make_key("*")
-        raise StepError(
-            "access_policy_too_narrow",
-            f"{', '.join(refused)} on keys such as '{pattern}': "
-            f"{next(iter(refused.values()))}",
-        )
-    try:
-        ask("EVAL", "return redis.call('EXISTS', KEYS[1])", 1, key)
-    except StepError:
-        return ["no scripts (EVAL), so incr() takes two round trips"]
-    return []
-
-
-def _measure(writer: Conversation, key: str, value: bytes) -> list[float]:
-    times = []
-    for _ in range(ROUND_TRIPS):
-        begun = time.perf_counter()
-        found = writer.ask("GET", key)
-        times.append((time.perf_counter() - begun) * 1000)
-        if found != value:
-            what = "is not there" if found is None else "has another value"
-            raise StepError("round_trip_wrong_value", f"'{key}', just set, {what}.")
-    return times
-
-
-def _await_replica(
-    name: str, reader: Conversation, key: str, value: bytes, left: Callable[[], float]
-) -> None:
-    until = time.monotonic() + min(REPLICATION, left() / 2)
-    while reader.ask("GET", key) != value:
-        if time.monotonic() >= until:
-            raise StepError(
-                "replica_behind", f"'{key}', set on the first server, is not on {name}."
-            )
-        time.sleep(0.02)
+            raise StepError("cluster_node_unreachable", f"{error}") from None
+        conversation = Conversation(node.connection(), exam.token)
+        exam.conversations.append(conversation)
+        conversation.begin()
+        exam.nodes[address] = conversation
+    primaries, replicas = len(topology.primaries), topology.replicas
+    return f"OSS cluster of {primaries} primaries and {replicas} replicas"
 
 
 STEPS: Mapping[str, Callable[[Examination], str]] = {
@@ -228,18 +163,13 @@ STEPS: Mapping[str, Callable[[Examination], str]] = {
     "token": _token,
     "auth": _auth,
     "ping": _ping,
-    "round_trip": _round_trip,
+    "round_trip": try_out,
 }
 
 
 def _found(found: Iterator[str]) -> str:
     """Return what was found at the servers, each thing once."""
     return "; ".join(dict.fromkeys(found))
-
-
-def _facts(info: Any) -> dict[str, str]:
-    text = info.decode() if isinstance(info, bytes) else str(info)
-    return dict(line.split(":", 1) for line in text.split("\r\n") if ":" in line)
 
 
 def _span(seconds: float) -> str:

@@ -69,7 +69,8 @@ class Examination:
         timeout: seconds that all steps may take together.
 
     ``servers`` and ``conversations`` are those of :mod:`.endpoints` and
-    :mod:`.conversation`, one for each server in ``LOCATION``.
+    :mod:`.conversation`, one for each server in ``LOCATION``; then come those of
+    ``nodes``, the primaries of a cluster, by address.
     """
 
     alias: str
@@ -80,6 +81,7 @@ class Examination:
     token: Token | None = None
     servers: list[Any] = field(default_factory=list)
     conversations: list[Any] = field(default_factory=list)
+    nodes: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.deadline = time.monotonic() + self.timeout

@@ -202,6 +202,12 @@ class NodePool(ConnectionPool):
     They would cost a TLS handshake each, and be closed from another thread.
     """
 
+    def reset(self) -> None:
+        """Forget all connections, as a child process must."""
+        super().reset()
+        # redis-py 8 takes this one as it looks, maybe at the moment of a fork.
+        self._lock = threading.RLock()
+
     def disconnect(self, inuse_connections: bool = True) -> None:
         """Do nothing."""
 

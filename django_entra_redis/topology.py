@@ -1,25 +1,29 @@
 """Which node of a cluster has which key, for all caches of a process.
 
-redis-py's ``RedisCluster`` finds that out. It is asked anew in a thread of its own, so
-that nobody waits for it whose node is where it was: at the first sign that nodes have
-moved, at most once in a while.
+redis-py's ``NodesManager`` finds that out, on which its ``RedisCluster`` stands (which
+itself asks for all commands that the server knows first). It looks anew in a thread of
+its own, so that nobody waits for it whose node is where it was: at the first sign that
+nodes have moved, but not all the time.
 
 Nodes are reached through pools like those to a single server: their connections
 authenticate at checkout, whenever the node has joined.
 """
 
-import asyncio
 import os
 import threading
-import time
-from collections.abc import Callable, Iterable
-from concurrent.futures import Future
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 from weakref import WeakSet
 
 from redis import cluster
-from redis.cluster import ClusterNode, RedisCluster
+from redis.cluster import (
+    PRIMARY,
+    REPLICA,
+    ClusterNode,
+    NodesManager,
+    RedisCluster,
+)
 from redis.connection import parse_url
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 from redis.exceptions import (
@@ -33,6 +37,7 @@ from redis.exceptions import (
 from .connections import SharedTls
 from .defaults import with_defaults
 from .exceptions import ClusterUnavailableError, WrongBackendError
+from .flights import Flight
 from .options import CacheOptions
 from .pools import NodePool, make_node_pool
 from .registry import share
@@ -56,12 +61,9 @@ class Topology:
 
     Parameters:
         options: what the cache's settings ask for.
-        monotonic: clock to tell the time by.
     """
 
-    def __init__(
-        self, options: CacheOptions, monotonic: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, options: CacheOptions) -> None:
         connection = with_defaults(options.servers[0], options).connection
         self._options = replace(
             options,
@@ -74,28 +76,22 @@ class Topology:
         self._cluster_options = {
             key: connection[key] for key in CLUSTER_OPTIONS if key in connection
         }
-        names = [_address(server) for server in options.servers]
-        self._tls = SharedTls(names[0][0])
-        # redis-py makes an address of "localhost".
-        nodes = [ClusterNode(*name) for name in names]
-        self._startup = [(node.host, int(node.port)) for node in nodes]
-        self._monotonic = monotonic
+        self._startup = [_address(server) for server in options.servers]
+        self._tls = SharedTls(self._startup[0][0])
+        self._manager: Any = None
         self._client: Any = None
         # By slot; None before the first look. Replaced as a whole, but for the slots
         # that redirections tell of: readers need no lock.
         self._slots: list[Any] | None = None
+        self.replicas = 0
         #: The pools of all primaries, by address.
         self.primaries: dict[str, Any] = {}
         self._pools: dict[Address, Any] = {}
-        self._begin_process()
-        _topologies.add(self)
-
-    def _begin_process(self) -> None:
-        # Guards the look that is under way, when the next may begin, and the pools.
-        # Reentrant for the sake of signal handlers that use the cache.
+        # Guards the pools. Reentrant for the sake of signal handlers that use the
+        # cache.
         self._lock = threading.RLock()
-        self._look: Future[None] | None = None
-        self._next_at = 0.0
+        self._flight = Flight(self._look, pause=PAUSE)
+        _topologies.add(self)
 
     # -- which node ------------------------------------------------------------------
 
@@ -170,17 +166,22 @@ class Topology:
         """redis-py's client for the cluster, on the same pools.
 
         Raises:
-            ClusterUnavailableError: no node can be asked.
-            WrongBackendError: it is no cluster.
+            What :meth:`ensure` does.
         """
+        self.ensure()
         if self._client is None:
-            _wait(self._begin())
+            # Two threads may make one each, and that is all right.
+            self._client = RedisCluster(
+                url=self._options.servers[0],
+                startup_nodes=self._startup_nodes()[1:],
+                connection_pool_class=self._node_pool,
+                **self._cluster_options,
+            )
         return self._client
 
     def refresh(self) -> None:
         """Have somebody look at it, soon; wait for nothing."""
-        if self._monotonic() >= self._next_at:
-            self._begin()
+        self._flight.hint()
 
     def ensure(self) -> None:
         """Return when there has been a look at it.
@@ -191,14 +192,12 @@ class Topology:
             WrongBackendError: it is no cluster.
         """
         if self._slots is None:
-            _wait(self._begin())
+            self._flight.join()
 
     async def aensure(self) -> None:
         """Do as :meth:`ensure` does, without blocking the event loop."""
         if self._slots is None:
-            look = self._begin()
-            await asyncio.wait([asyncio.wrap_future(look)])
-            _wait(look)
+            await self._flight.ajoin()
 
     def disconnect(self) -> None:
         """Close all connections."""
@@ -207,82 +206,66 @@ class Topology:
 
     def after_fork(self) -> None:
         """Go on in a child process, in which no look is under way."""
-        self._begin_process()
-        if self._client is not None:
-            # It may have been locked at the fork, and takes that lock to be collected.
-            _inherited.append(self._client)
-            self._client = None
+        self._lock = threading.RLock()
+        self._flight.reset()
+        # They may have been locked at the fork, and take their locks to be collected.
+        _inherited.append((self._manager, self._client))
+        self._manager = self._client = None
 
-    def _begin(self) -> "Future[None]":
-        with self._lock:
-            if self._look is None:
-                self._look = Future()
-                # Then no waiter that is cancelled cancels it for the others.
-                self._look.set_running_or_notify_cancel()
-                thread = threading.Thread(
-                    target=self._run,
-                    args=(self._look,),
-                    name="entra-redis-topology",
-                    daemon=True,
-                )
-                look = self._look
-                try:
-                    thread.start()
-                except RuntimeError:
-                    # No thread starts at the process's limit, nor at its end.
-                    self._run(look)
-                return look
-            return self._look
-
-    def _run(self, look: "Future[None]") -> None:
-        error: BaseException | None = None
+    def _look(self) -> None:
         try:
-            self._client = self._ask()
-        except Exception as failure:
-            error = _explain(failure).with_traceback(None)
-        with self._lock:
-            self._look = None
-            self._next_at = self._monotonic() + PAUSE
-        if error is None:
-            look.set_result(None)
+            self._manager = self._managed()
+        except Exception as error:
+            failure = _explain(error)
         else:
-            look.set_exception(error)
+            return
+        raise failure
 
-    def _ask(self) -> Any:
-        """Return redis-py's client after it has looked at the topology."""
-        client = self._client
-        if client is not None:
+    def _managed(self) -> Any:
+        """Return redis-py's manager after it has looked at the topology."""
+        manager = self._manager
+        if manager is not None:
             try:
-                client.nodes_manager.initialize()
+                manager.initialize()
             except (RedisError, OSError):
-                client = None  # All nodes that it knew are gone; LOCATION knows others.
-        if client is None:
-            client = RedisCluster(
-                url=self._options.servers[0],
-                startup_nodes=[ClusterNode(*address) for address in self._startup[1:]],
-                # redis-py drops options that it does not know of; the pools have them.
-                connection_pool_class=lambda host, port, **_: self._pool(host, port),
+                manager = None  # All nodes that it knew are gone.
+        if manager is None:
+            manager = NodesManager(
+                startup_nodes=self._startup_nodes(),
+                from_url=True,
+                connection_pool_class=self._node_pool,
                 **self._cluster_options,
             )
-        self._take(client)
-        return client
+        self._take(manager)
+        return manager
 
-    def _take(self, client: Any) -> None:
-        manager = client.nodes_manager
+    def _startup_nodes(self) -> list[Any]:
+        return [ClusterNode(*address) for address in self._startup]
+
+    def _take(self, manager: Any) -> None:
         slots: list[Any] = [None] * REDIS_CLUSTER_HASH_SLOTS
         for slot, nodes in manager.slots_cache.items():
             slots[slot] = nodes[0].redis_connection.connection_pool
         self.primaries = {
             node.name: node.redis_connection.connection_pool
-            for node in client.get_primaries()
+            for node in manager.get_nodes_by_server_type(PRIMARY)
         }
+        self.replicas = len(manager.get_nodes_by_server_type(REPLICA))
         self._slots = slots
-        live = {(node.host, node.port) for node in client.get_nodes()}
+        nodes = [*manager.nodes_cache.values(), *self._startup_nodes()]
+        live = {(node.host, node.port) for node in nodes}.union(self._startup)
         with self._lock:
-            gone = self._pools.keys() - live - set(self._startup)
+            gone = self._pools.keys() - live
             pools = [self._pools.pop(address) for address in gone]
         for pool in pools:
             _hang_up(pool)
+
+    def _node_pool(self, *, host: str, port: int, **ignored: Any) -> Any:
+        """Stand in for the class of redis-py's pools.
+
+        It drops the options that it does not know of, and adds its own.
+        """
+        return self._pool(host, port)
 
     def _pool(self, host: str, port: int) -> Any:
         with self._lock:
@@ -327,13 +310,8 @@ def _hang_up(pool: Any) -> None:
     if isinstance(pool, NodePool):
         pool.hang_up()
     else:
-        pool.disconnect()
-
-
-def _wait(look: "Future[None]") -> None:
-    error = look.exception()
-    if error is not None:
-        raise error.with_traceback(None)
+        # redis-py's would close those in use, too, from this thread.
+        pool.disconnect(inuse_connections=False)
 
 
 def _explain(error: Exception) -> Exception:

@@ -1,0 +1,89 @@
+"""One call at a time, for all who want its outcome."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+
+
+class Flight:
+    """Calls a function in a thread of its own; who comes meanwhile waits for that call.
+
+    Parameters:
+        function: what to call.
+        pause: seconds after a call in which :meth:`hint` makes no other.
+        monotonic: clock to tell the time by.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[], None],
+        *,
+        pause: float,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._function = function
+        self._pause = pause
+        self._monotonic = monotonic
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin anew, as a child process must: there, no call is under way."""
+        # Guards the two attributes below. Reentrant for the sake of signal handlers
+        # that use the cache.
+        self._lock = threading.RLock()
+        self._call: Future[None] | None = None
+        self._next_at = 0.0
+
+    def hint(self) -> None:
+        """Call the function unless it has just been called; wait for nothing."""
+        if self._monotonic() >= self._next_at:
+            self._begin()
+
+    def join(self) -> None:
+        """Wait for a call to end, and raise what it raises."""
+        _settle(self._begin())
+
+    async def ajoin(self) -> None:
+        """Do as :meth:`join` does, without blocking the event loop."""
+        call = self._begin()
+        await asyncio.wait([asyncio.wrap_future(call)])
+        _settle(call)
+
+    def _begin(self) -> "Future[None]":
+        with self._lock:
+            if self._call is not None:
+                return self._call
+            call = self._call = Future()
+            # Then no waiter that is cancelled cancels it for the others.
+            call.set_running_or_notify_cancel()
+            thread = threading.Thread(
+                target=self._run, args=(call,), name="entra-redis-flight", daemon=True
+            )
+        try:
+            thread.start()
+        except RuntimeError:
+            # No thread starts at the process's limit, nor at its end.
+            self._run(call)
+        return call
+
+    def _run(self, call: "Future[None]") -> None:
+        error = None
+        try:
+            self._function()
+        except Exception as failure:
+            error = failure.with_traceback(None)
+        with self._lock:
+            self._call = None
+            self._next_at = self._monotonic() + self._pause
+        if error is None:
+            call.set_result(None)
+        else:
+            call.set_exception(error)
+
+
+def _settle(call: "Future[None]") -> None:
+    error = call.exception()
+    if error is not None:
+        raise error.with_traceback(None)
