@@ -2,7 +2,8 @@
 
 Starts the emulator with short-lived tokens and the site, logs in over HTTP and visits
 it through several renewals. Ends with the line ``demo: renewals=N visits=N errors=0``
-and exit status 0, or not at all well.
+and exit status 0, or not at all well. With --cluster the cache is a Redis Cluster: its
+nodes change places and its slots move while people visit.
 """
 
 import argparse
@@ -17,9 +18,11 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
+import redis
 import requests
 
 from testproject.emulator import Emulator
+from testproject.emulator.server import ServerError
 from testproject.siteprocess import SiteError, SiteProcess
 from testproject.visitor import VisitError, Visitor
 
@@ -30,6 +33,8 @@ PROGRESS_EVERY = 2.0
 #: Seconds of life that one can watch go by on the status page.
 WATCHABLE_LIFETIME = 20.0
 ERRORS_SHOWN = 10
+PRIMARIES = 3
+SLOTS_MOVED = 100
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -57,6 +62,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         default=3,
         metavar="N",
         help="people who visit at the same time (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--cluster",
+        action="store_true",
+        help=f"have the cache be a Redis Cluster of {PRIMARIES} primaries and as many "
+        "replicas (needs Linux and a redis-server of version 7.0 or later)",
     )
     parser.add_argument(
         "--serve",
@@ -176,6 +187,46 @@ class Watch:
             say(f"{_number(closed, 'connection')} closed by expiry")
 
 
+class Rearrangement:
+    """Has a cluster's nodes change places and its slots move, in a thread."""
+
+    def __init__(self, emulator: Emulator, stopping: threading.Event) -> None:
+        self.errors = 0
+        self._emulator = emulator
+        self._stopping = stopping
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def begin(self) -> None:
+        """Tell what there is, and begin to change it; without a cluster, nothing."""
+        nodes = self._emulator.nodes()
+        for node in nodes:
+            of = f" of node {node.replica_of}" if node.replica_of else ""
+            say(f"node {node.number} of the cluster: {node.address}, {node.role}{of}")
+        if nodes:
+            self._thread.start()
+
+    def running(self) -> bool:
+        """Whether it is not through yet."""
+        return self._thread.is_alive()
+
+    def _run(self) -> None:
+        try:
+            self._rearrange()
+        except (ServerError, ValueError, redis.RedisError) as error:
+            if not self._stopping.is_set():
+                self.errors += 1
+                say(f"ERROR: the cluster: {error}")
+
+    def _rearrange(self) -> None:
+        replicas = [node for node in self._emulator.nodes() if node.role == "replica"]
+        for node in replicas:
+            self._emulator.failover(node.number)
+            say(f"node {node.number} has taken over from node {node.replica_of}")
+        giver, taker = (node.number for node in replicas[:2])
+        self._emulator.migrate_slots(giver, taker, SLOTS_MOVED)
+        say(f"{SLOTS_MOVED} slots moved from node {giver} to node {taker}")
+
+
 class Demo:
     """The demo's steps, on a running emulator."""
 
@@ -242,13 +293,19 @@ class Demo:
         lifetime = self.emulator.token_lifetime
         deadline = time.monotonic() + 20 + 2 * self.options.renewals * lifetime
         progress = time.monotonic() + PROGRESS_EVERY
+        rearrangement = Rearrangement(self.emulator, self.stopping)
         crowd.come()
         try:
-            while watch.renewals < self.options.renewals:
+            rearrangement.begin()
+            while watch.renewals < self.options.renewals or rearrangement.running():
                 if self.stopping.wait(LOOK_EVERY) or not self.site.running():
                     break
                 if time.monotonic() > deadline:
-                    say("the renewals did not come")
+                    if rearrangement.running():
+                        self.errors += 1
+                        say("ERROR: the cluster has not come to rest")
+                    else:
+                        say("the renewals did not come")
                     break
                 self._look(watch)
                 crowd.report()
@@ -270,7 +327,7 @@ class Demo:
             say("ERROR: the site's process has ended")
         self.renewals = watch.renewals
         self.visits = crowd.visits
-        self.errors += crowd.errors
+        self.errors += crowd.errors + rearrangement.errors
         stats = self.emulator.stats
         say(
             f"Redis saw {stats.connections_opened} connections, {stats.auths} AUTHs; "
@@ -311,32 +368,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # runners send right after it, must not cut the cleaning up short.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopping.set())
-    with tempfile.TemporaryDirectory(prefix="entra-demo-") as directory:
-        lifetime = options.token_lifetime or 5.0
-        with Emulator(token_lifetime=lifetime) as emulator:
-            say(f"emulator up: authority {emulator.authority_host}")
-            say(f"             cache {emulator.redis_url}, tokens live {lifetime:g} s")
-            environ = {
-                **emulator.environ("service_principal"),
-                "ENTRA_REDIS_EMULATOR": "1",
-            }
-            with SiteProcess(Path(directory), environ, stopping) as site:
-                demo = Demo(options, emulator, site, stopping)
-                try:
-                    demo.prepare()
-                    demo.run()
-                except (SiteError, VisitError, requests.RequestException) as error:
-                    if not stopping.is_set():
-                        demo.errors += 1
-                        say(f"ERROR: {error}")
-                if demo.errors:
-                    _show_log(site.log)
+    try:
+        demo = _run(options, stopping)
+    except ServerError as error:
+        say(f"ERROR: the emulator does not start: {error}")
+        return 1
     if stopping.is_set():
         say("stopped")
         # Ctrl-C is how --serve ends; without it, the demo has been cut short.
         return 1 if demo.errors or not options.serve else 0
     print(demo.closing_line(), flush=True)
     return 0 if demo.passed else 1
+
+
+def _run(options: argparse.Namespace, stopping: threading.Event) -> Demo:
+    """Run the demo in a directory of its own, which then goes."""
+    lifetime = options.token_lifetime or 5.0
+    with (
+        tempfile.TemporaryDirectory(prefix="entra-demo-") as directory,
+        Emulator(lifetime, cluster=PRIMARIES if options.cluster else 0) as emulator,
+    ):
+        say(f"emulator up: authority {emulator.authority_host}")
+        say(f"             cache {emulator.redis_url}, tokens live {lifetime:g} s")
+        environ = {
+            **emulator.environ("service_principal"),
+            "ENTRA_REDIS_EMULATOR": "1",
+        }
+        with SiteProcess(Path(directory), environ, stopping) as site:
+            demo = Demo(options, emulator, site, stopping)
+            try:
+                demo.prepare()
+                demo.run()
+            except (SiteError, VisitError, requests.RequestException) as error:
+                if not stopping.is_set():
+                    demo.errors += 1
+                    say(f"ERROR: {error}")
+            if demo.errors:
+                _show_log(site.log)
+    return demo
 
 
 def _number(count: int, noun: str) -> str:

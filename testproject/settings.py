@@ -8,6 +8,8 @@
 ``REDIS_CA_CERTS``
     PEM file of the authority that signed the cache's certificate, where the system
     does not know it (the emulator's).
+``REDIS_CLUSTER``
+    ``1``: the cache is a Redis Cluster (on Azure: it has the OSS cluster policy).
 ``ENTRA_REDIS_EMULATOR``
     ``1``: tokens come from ``testproject.emulator``, an authority that Microsoft's
     instance discovery has never heard of.
@@ -101,9 +103,13 @@ if not _url:
 if os.environ.get("REDIS_CA_CERTS"):
     _options["ssl_ca_certs"] = os.environ["REDIS_CA_CERTS"]
 
+_backend = "EntraRedisCache"
+if os.environ.get("REDIS_CLUSTER") == "1":
+    _backend = "EntraRedisClusterCache"
+
 CACHES = {
     "default": {
-        "BACKEND": "django_entra_redis.cache.EntraRedisCache",
+        "BACKEND": f"django_entra_redis.cache.{_backend}",
         "LOCATION": _url,
         "KEY_PREFIX": "testproject",
         "OPTIONS": _options,

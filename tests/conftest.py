@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -10,7 +11,9 @@ import django
 import pytest
 
 from testproject.emulator import Emulator
-from testproject.emulator.server import find_server
+from testproject.emulator.cluster import check_server
+from testproject.emulator.server import ServerError, find_server
+from tests.clusters import mend
 
 os.environ["DJANGO_SETTINGS_MODULE"] = "tests.settings"
 django.setup()
@@ -28,6 +31,7 @@ ENVIRONMENT = (
     "IMDS_",
     "MSI_",
     "REDIS_CA_CERTS",
+    "REDIS_CLUSTER",
     "REDIS_URL",
     "ALL_PROXY",
     "CURL_CA_BUNDLE",
@@ -79,6 +83,38 @@ def redis_server() -> str:
             pytest.fail(missing)
         pytest.skip(missing)
     return path
+
+
+@pytest.fixture(scope="session")
+def cluster_server(redis_server: str) -> str:
+    """Return the path of a redis-server that makes up a cluster, or skip the test.
+
+    Under ``CI=true`` a Linux machine has to have one.
+    """
+    try:
+        return check_server(redis_server)
+    except ServerError as error:  # pragma: no cover - a machine has one or it has not
+        if os.environ.get("CI") == "true" and sys.platform == "linux":
+            pytest.fail(str(error))
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def shared_cluster(cluster_server: str) -> Iterator[Emulator]:
+    """Run Entra and a Redis Cluster for all tests of a module."""
+    with Emulator(cluster=3, redis_server=cluster_server) as running:
+        yield running
+
+
+@pytest.fixture
+def cluster(shared_cluster: Emulator) -> Emulator:
+    """Give a Redis Cluster of three primaries and three replicas, whole and empty.
+
+    It is the module's: nodes that a test kills come back, and its counters go on.
+    Tests that move slots or add nodes start one of their own.
+    """
+    mend(shared_cluster)
+    return shared_cluster
 
 
 @pytest.fixture

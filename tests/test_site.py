@@ -130,6 +130,21 @@ def test_emulator_needs_its_authority_trusted(monkeypatch: pytest.MonkeyPatch) -
     assert settings["DATABASES"]["default"]["NAME"] == "/elsewhere/db"
 
 
+@pytest.mark.parametrize(
+    ("value", "backend"), [("1", "EntraRedisClusterCache"), ("0", "EntraRedisCache")]
+)
+def test_cluster_has_a_backend_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, value: str, backend: str
+) -> None:
+    """All else is as with one server."""
+    settings = load_settings(
+        monkeypatch, REDIS_URL="rediss://localhost:1", REDIS_CLUSTER=value
+    )
+    cache = settings["CACHES"]["default"]
+    assert cache["BACKEND"] == f"django_entra_redis.cache.{backend}"
+    assert cache["LOCATION"] == "rediss://localhost:1"
+
+
 def test_open_to_others_only_with_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
     """The key that everybody knows is for loopback."""
     with pytest.raises(ImproperlyConfigured, match="DJANGO_SECRET_KEY"):

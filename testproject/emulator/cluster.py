@@ -205,10 +205,8 @@ def _hold_ports() -> list[socket.socket]:
             return held
 
 
-def _check(executable: str | None, primaries: int) -> str:
+def check_server(executable: str | None) -> str:
     """Return the redis-server if it can make up such a cluster."""
-    if not 0 < primaries <= SLOTS:
-        raise ServerError(f"a cluster has 1 to {SLOTS} primaries, not {primaries}")
     needed = "a cluster needs Linux and a redis-server of version 7.0 or later"
     if sys.platform != "linux":
         raise ServerError(f"{needed}; this is {sys.platform}")
@@ -219,7 +217,7 @@ def _check(executable: str | None, primaries: int) -> str:
     ).stdout
     version = re.search(r"v=(\d+)\.", said)
     if version is None or int(version[1]) < _OLDEST:
-        raise ServerError(f"{needed}; {executable} is {said.strip() or 'none'}")
+        raise ServerError(f"{needed}; {executable} says {said.strip()!r} of itself")
     return executable
 
 
@@ -254,7 +252,11 @@ class Cluster:
 
     def launch(self, users: dict[str, str]) -> None:
         """Start the nodes' processes with `users` and their ACL rules."""
-        self._executable = _check(self._executable, self._primaries)
+        if not 0 < self._primaries <= SLOTS:
+            raise ServerError(
+                f"a cluster has 1 to {SLOTS} primaries, not {self._primaries}"
+            )
+        self._executable = check_server(self._executable)
         self._accounts.fill(users)
         replicas = self._primaries if self._primaries >= _ELECTABLE else 0
         for _ in range(self._primaries + replicas):
