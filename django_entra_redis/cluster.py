@@ -66,7 +66,7 @@ class ClusterClient(CacheClient):
     def __init__(self, options: CacheOptions) -> None:
         self.options = options
         self.topology = topology = get_topology(options)
-        self.pools = [topology.entrance]
+        self.pools = [topology.nodes.entrance]
         self._retry = make_retry(options.connection, *REPEATABLE)
         forgiving = options.ignore_exceptions
         kind = ForgivingClusterOperations if forgiving else ClusterOperations

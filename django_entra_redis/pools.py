@@ -194,36 +194,6 @@ class ConnectionPool(redis.ConnectionPool):
             return place.connection
 
 
-class NodePool(ConnectionPool):
-    """A pool to one node of a cluster.
-
-    At each look at the topology redis-py closes the connections of the node that it
-    has asked, lest they stay in the READONLY mode, in which none of ours ever is.
-    They would cost a TLS handshake each, and be closed from another thread.
-    """
-
-    def reset(self) -> None:
-        """Forget all connections, as a child process must."""
-        super().reset()
-        # redis-py 8 takes this one as it looks, maybe at the moment of a fork.
-        self._lock = threading.RLock()
-
-    def disconnect(self, inuse_connections: bool = True) -> None:
-        """Do nothing."""
-
-    def disconnect_free_connections(self, *args: Any, **kwargs: Any) -> None:
-        """Do nothing."""
-
-    def update_active_connections_for_reconnect(
-        self, *args: Any, **kwargs: Any
-    ) -> None:
-        """Do nothing."""
-
-    def hang_up(self) -> None:
-        """Do what :meth:`disconnect` does elsewhere."""
-        super().disconnect()
-
-
 _pools: WeakSet[ConnectionPool] = WeakSet()
 
 
@@ -236,36 +206,22 @@ def get_pool(server: str, options: CacheOptions) -> Any:
     """
 
     def make() -> Any:
-        pool_class, kwargs = _pool_settings(server, options, ConnectionPool)
+        pool_class, kwargs = pool_settings(server, options, ConnectionPool)
         return pool_class.from_url(server, **kwargs)
 
     return share("pool", [server], options, make)
 
 
-def make_node_pool(
-    server: str, options: CacheOptions, tls: SharedTls, **more: Any
-) -> Any:
-    """Return a new pool for a node of a cluster.
-
-    Parameters:
-        server: the URL in ``LOCATION``.
-        options: what the cache's settings ask for.
-        tls: what all connections to the cluster share.
-        more: ``host``, ``port`` and whatever else only the node's connections have.
-    """
-    pool_class, kwargs = _pool_settings(server, options, NodePool)
-    if "tls" in kwargs:
-        kwargs["tls"] = tls
-    # As from_url() has it: what the URL says goes before what OPTIONS say.
-    said = parse_url(server)
-    said.pop("connection_class", None)
-    return pool_class(**{**kwargs, **said, **more})
-
-
-def _pool_settings(
+def pool_settings(
     server: str, options: CacheOptions, default: type[Any]
 ) -> tuple[type[Any], dict[str, Any]]:
-    """Return the class of a cache's pools, and what they are made with."""
+    """Return the class of a cache's pools, and what they are made with.
+
+    Parameters:
+        server: the URL of what they lead to.
+        options: what the cache's settings ask for.
+        default: their class, unless the settings ask for another.
+    """
     kwargs = dict(options.connection)
     kind = kwargs.get("connection_class") or parse_url(server).get(
         "connection_class", Connection

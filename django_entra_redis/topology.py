@@ -4,27 +4,19 @@ redis-py's ``NodesManager`` finds that out, on which its ``RedisCluster`` stands
 itself asks for all commands that the server knows first). It looks anew in a thread of
 its own, so that nobody waits for it whose node is where it was: at the first sign that
 nodes have moved, but not all the time.
-
-Nodes are reached through pools like those to a single server: their connections
-authenticate at checkout, whenever the node has joined.
 """
 
 import os
-import threading
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any
 from weakref import WeakSet
 
-from redis import cluster
 from redis.cluster import (
     PRIMARY,
     REPLICA,
-    ClusterNode,
     NodesManager,
     RedisCluster,
 )
-from redis.connection import parse_url
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 from redis.exceptions import (
     MovedError,
@@ -34,26 +26,19 @@ from redis.exceptions import (
     ResponseError,
 )
 
-from .connections import SharedTls
-from .defaults import with_defaults
-from .exceptions import ClusterUnavailableError, WrongBackendError
+from .exceptions import (
+    ClusterUnavailableError,
+    EntraRedisError,
+    WrongBackendError,
+)
 from .flights import Flight
+from .nodes import NodePools
 from .options import CacheOptions
-from .pools import NodePool, make_node_pool
 from .registry import share
 
 #: Seconds between two looks at the topology at least, however many redirections or
 #: failures ask for one.
 PAUSE = 0.1
-
-#: Options of ``RedisCluster``, which no connection knows.
-CLUSTER_OPTIONS = ("address_remap", "dynamic_startup_nodes", "require_full_coverage")
-# Before redis-py 6, its parser knows redirections in its cluster client alone.
-_PARSER: dict[str, Any] = (
-    {"parser_class": cluster.ClusterParser} if hasattr(cluster, "ClusterParser") else {}
-)
-
-Address = tuple[str, int]
 
 
 class Topology:
@@ -64,20 +49,7 @@ class Topology:
     """
 
     def __init__(self, options: CacheOptions) -> None:
-        connection = with_defaults(options.servers[0], options).connection
-        self._options = replace(
-            options,
-            connection={
-                key: value
-                for key, value in connection.items()
-                if key not in CLUSTER_OPTIONS
-            },
-        )
-        self._cluster_options = {
-            key: connection[key] for key in CLUSTER_OPTIONS if key in connection
-        }
-        self._startup = [_address(server) for server in options.servers]
-        self._tls = SharedTls(self._startup[0][0])
+        self.nodes = NodePools(options)
         self._manager: Any = None
         self._client: Any = None
         # By slot; None before the first look. Replaced as a whole, but for the slots
@@ -86,10 +58,6 @@ class Topology:
         self.replicas = 0
         #: The pools of all primaries, by address.
         self.primaries: dict[str, Any] = {}
-        self._pools: dict[Address, Any] = {}
-        # Guards the pools. Reentrant for the sake of signal handlers that use the
-        # cache.
-        self._lock = threading.RLock()
         self._flight = Flight(self._look, pause=PAUSE)
         _topologies.add(self)
 
@@ -149,9 +117,7 @@ class Topology:
         """
         # Without a host it is the same one, on another port.
         host = redirect.host or asked.connection_kwargs["host"]
-        remap = self._cluster_options.get("address_remap")
-        address = (host, redirect.port)
-        pool = self._pool(*(remap(address) if remap else address))
+        pool = self.nodes.at(*self.nodes.remap(host, redirect.port))
         if isinstance(redirect, MovedError):
             if self._slots is not None:
                 self._slots[redirect.slot_id] = pool
@@ -172,10 +138,10 @@ class Topology:
         if self._client is None:
             # Two threads may make one each, and that is all right.
             self._client = RedisCluster(
-                url=self._options.servers[0],
-                startup_nodes=self._startup_nodes()[1:],
-                connection_pool_class=self._node_pool,
-                **self._cluster_options,
+                url=self.nodes.url,
+                startup_nodes=self.nodes.startup_nodes()[1:],
+                connection_pool_class=self.nodes,
+                **self.nodes.cluster_options,
             )
         return self._client
 
@@ -201,12 +167,10 @@ class Topology:
 
     def disconnect(self) -> None:
         """Close all connections."""
-        for pool in list(self._pools.values()):
-            _hang_up(pool)
+        self.nodes.disconnect()
 
     def after_fork(self) -> None:
         """Go on in a child process, in which no look is under way."""
-        self._lock = threading.RLock()
         self._flight.reset()
         # They may have been locked at the fork, and take their locks to be collected.
         _inherited.append((self._manager, self._client))
@@ -227,20 +191,18 @@ class Topology:
         if manager is not None:
             try:
                 manager.initialize()
-            except (RedisError, OSError):
+            # The first of them is no RedisError.
+            except (RedisClusterException, RedisError, OSError):
                 manager = None  # All nodes that it knew are gone.
         if manager is None:
             manager = NodesManager(
-                startup_nodes=self._startup_nodes(),
+                startup_nodes=self.nodes.startup_nodes(),
                 from_url=True,
-                connection_pool_class=self._node_pool,
-                **self._cluster_options,
+                connection_pool_class=self.nodes,
+                **self.nodes.cluster_options,
             )
         self._take(manager)
         return manager
-
-    def _startup_nodes(self) -> list[Any]:
-        return [ClusterNode(*address) for address in self._startup]
 
     def _take(self, manager: Any) -> None:
         slots: list[Any] = [None] * REDIS_CLUSTER_HASH_SLOTS
@@ -252,41 +214,7 @@ class Topology:
         }
         self.replicas = len(manager.get_nodes_by_server_type(REPLICA))
         self._slots = slots
-        nodes = [*manager.nodes_cache.values(), *self._startup_nodes()]
-        live = {(node.host, node.port) for node in nodes}.union(self._startup)
-        with self._lock:
-            gone = self._pools.keys() - live
-            pools = [self._pools.pop(address) for address in gone]
-        for pool in pools:
-            _hang_up(pool)
-
-    def _node_pool(self, *, host: str, port: int, **ignored: Any) -> Any:
-        """Stand in for the class of redis-py's pools.
-
-        It drops the options that it does not know of, and adds its own.
-        """
-        return self._pool(host, port)
-
-    def _pool(self, host: str, port: int) -> Any:
-        with self._lock:
-            pool = self._pools.get((host, port))
-            if pool is None:
-                options = self._options
-                pool = make_node_pool(
-                    options.servers[0],
-                    options,
-                    self._tls,
-                    host=host,
-                    port=port,
-                    **_PARSER,
-                )
-                self._pools[host, port] = pool
-            return pool
-
-    @property
-    def entrance(self) -> Any:
-        """The pool to the server that ``LOCATION`` names."""
-        return self._pool(*self._startup[0])
+        self.nodes.keep(manager.nodes_cache.values())
 
 
 _topologies: WeakSet[Topology] = WeakSet()
@@ -301,24 +229,11 @@ def get_topology(options: CacheOptions) -> Topology:
     return found
 
 
-def _address(server: str) -> Address:
-    url = parse_url(server)
-    return url.get("host", "localhost"), int(url.get("port", 6379))
-
-
-def _hang_up(pool: Any) -> None:
-    if isinstance(pool, NodePool):
-        pool.hang_up()
-    else:
-        # redis-py's would close those in use, too, from this thread.
-        pool.disconnect(inuse_connections=False)
-
-
 def _explain(error: Exception) -> Exception:
     """Return what to raise for what redis-py has raised as it looked."""
     cause = error.__cause__ if isinstance(error, RedisClusterException) else None
     error = cause if isinstance(cause, Exception) else error
-    if not isinstance(error, RedisClusterException):
+    if isinstance(error, RedisError | EntraRedisError):
         error.__cause__ = error.__context__ = None
         return error
     refusal = error.__context__
@@ -333,7 +248,9 @@ def _explain(error: Exception) -> Exception:
             "BACKEND should be 'django_entra_redis.cache.EntraRedisCache' "
             "(Enterprise cluster policy, or no cluster)."
         )
-    return ClusterUnavailableError(str(error))
+    return ClusterUnavailableError(
+        f"The cluster does not tell its nodes ({type(error).__name__}: {error})."
+    )
 
 
 def _after_fork_in_child() -> None:

@@ -17,6 +17,7 @@ from django_entra_redis.cache import EntraRedisCache
 from testproject.emulator import Emulator
 
 BACKEND = "django_entra_redis.cache.EntraRedisCache"
+CLUSTER_BACKEND = "django_entra_redis.cache.EntraRedisClusterCache"
 
 
 class Site:

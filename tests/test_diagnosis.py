@@ -19,7 +19,7 @@ from django_entra_redis.diagnosis import STEPS, diagnose
 from django_entra_redis.examination import Examination, Step
 from testproject.emulator import Emulator
 
-from .sites import Credential, ScriptedServer, Site
+from .sites import CLUSTER_BACKEND, Credential, ScriptedServer, Site
 
 #: Seconds that the end of a check may take beyond its ``--timeout``.
 GRACE = 10.0
@@ -618,6 +618,54 @@ def cluster_behind_something_that_adds_err(site: Site) -> Iterator[None]:
         yield
 
 
+def slots(last: int, port: int) -> bytes:
+    """Return what a cluster of one node says, whose slots end somewhere."""
+    node = b"*3\r\n$9\r\n127.0.0.1\r\n:%d\r\n$2\r\nid\r\n" % port
+    return b"*1\r\n*3\r\n:0\r\n:%d\r\n%b" % (last, node)
+
+
+@fault("cluster_policy_enterprise", "ping", says="cluster support disabled|CLUSTER")
+def no_cluster(site: Site) -> None:
+    site.cache["BACKEND"] = CLUSTER_BACKEND
+
+
+@fault("cluster_node_unreachable", "ping", says="127.0.0.1:1: Connection refused")
+def node_behind_a_firewall(site: Site) -> Iterator[None]:
+    with scripted(CLUSTER=slots(16383, 1)) as server:
+        site.use_server(server)
+        site.cache["BACKEND"] = CLUSTER_BACKEND
+        yield
+
+
+@fault("cluster_unavailable", "ping", says="does not tell its nodes")
+def cluster_that_forgets_its_nodes(site: Site) -> Iterator[None]:
+    with scripted(CLUSTER=b"*0\r\n") as server:
+        site.use_server(server)
+        site.cache["BACKEND"] = CLUSTER_BACKEND
+        yield
+
+
+@fault("cluster_unavailable", "round_trip", says="serves slot")
+def slots_that_nobody_serves(site: Site) -> Iterator[None]:
+    with scripted() as server:
+        server.answers = {"CLUSTER": slots(1, server.server_address[1])}
+        site.use_server(server)
+        site.cache["BACKEND"] = CLUSTER_BACKEND
+        yield
+
+
+@fault("cluster_unavailable", "round_trip", says="CLUSTERDOWN|cluster is down")
+def cluster_that_is_down(site: Site) -> Iterator[None]:
+    with scripted() as server:
+        server.answers = {
+            "CLUSTER": slots(16383, server.server_address[1]),
+            "SET": b"-CLUSTERDOWN The cluster is down\r\n",
+        }
+        site.use_server(server)
+        site.cache["BACKEND"] = CLUSTER_BACKEND
+        yield
+
+
 @fault("server_failed", "ping", says="ERR of its own|of its own")
 def error_that_nobody_knows(site: Site) -> Iterator[None]:
     with scripted(PING=b"-ERR of its own\r\n") as server:
@@ -875,12 +923,28 @@ def test_replicas(site: Site) -> None:
     assert outcome.details["tcp"] == "connected to 127.0.0.1"
 
 
-def test_cluster(monkeypatch: pytest.MonkeyPatch, redis_server: str) -> None:
-    """The OSS cluster policy is found by what the server says of itself."""
-    with Emulator(cluster=1) as emulator:
-        outcome = Site(emulator, monkeypatch).check()
-    failed = outcome.steps[-1]
+def test_cluster(cluster: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cluster's policy is found, and each of its primaries is examined."""
+    site = Site(cluster, monkeypatch)
+    failed = site.check().steps[-1]
     assert (failed["name"], failed["code"]) == ("ping", "cluster_policy_oss")
+    site.cache["BACKEND"] = CLUSTER_BACKEND
+    site.options["clear_by_scan"] = True
+    outcome = site.check()
+    assert outcome.report["ok"]
+    assert outcome.details["ping"].endswith("OSS cluster of 3 primaries and 3 replicas")
+    assert "ms of 60" in outcome.details["round_trip"]
+    # A hash tag keeps all keys on one node: the others have nothing to try.
+    site.cache["KEY_PREFIX"] = "{site}"
+    outcome = site.check()
+    assert outcome.report["ok"]
+    assert "ms of 20" in outcome.details["round_trip"]
+    rules = "+@all ~* &*"
+    cluster.set_access(cluster.application.object_id, f"{rules} -cluster")
+    failed = site.check().steps[-1]
+    cluster.set_access(cluster.application.object_id, rules)
+    assert (failed["name"], failed["code"]) == ("ping", "access_policy_too_narrow")
+    assert "+cluster|slots" in failed["detail"]
 
 
 # -- what comes between two steps ----------------------------------------------------
