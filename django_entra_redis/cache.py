@@ -113,6 +113,10 @@ class EntraRedisCache(KeyspaceMethods, RedisCache):
         """Return the pool of connections to the first server in ``LOCATION``."""
         return self._cache.pools[0]
 
+    def get_pools(self) -> list[Any]:
+        """Return the pools of connections to all servers."""
+        return self._cache.pools
+
     def get_client(self, key: str | None = None, *, write: bool = False) -> "Redis":
         """Return redis-py's client, for what Django's cache API does not have."""
         return self._cache.get_client(key, write=write)
@@ -396,6 +400,12 @@ class EntraRedisClusterCache(EntraRedisCache):
     def get_topology(self) -> "Topology":
         """Return what knows the cluster's nodes, and which has which key."""
         return self._cache.topology
+
+    def get_pools(self) -> list[Any]:
+        """Return the pools of connections to all primaries."""
+        topology = self.get_topology()
+        topology.ensure()
+        return list(topology.primaries.values())
 
     @cached_property
     def _async_cache(self) -> "AsyncClusterClient":

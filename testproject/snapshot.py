@@ -137,7 +137,8 @@ def look_at_cache(alias: str) -> CacheSnapshot:
         cache = caches[alias]
         cache.get("round-trip")
         if isinstance(cache, EntraRedisCache):
-            idle, in_use = cache.get_pool().counts()
+            counts = [pool.counts() for pool in cache.get_pools()]
+            idle, in_use = map(sum, zip(*counts, strict=True))
     except FAILURES as failure:
         error = str(failure)
     return CacheSnapshot(

@@ -22,9 +22,11 @@ from .target import VARIABLE, Target
 
 SETTINGS = "tests.django_suite.settings"
 CONTROL = "django.core.cache.backends.redis.RedisCache"
+CLUSTER = "django_entra_redis.cache.EntraRedisClusterCache"
 #: The backends that are compared with it, and how each does its work.
 OURS = {
     "django_entra_redis.cache.EntraRedisCache": "synchronous",
+    CLUSTER: "on a cluster",
     "tests.django_suite.adapters.LoopPerCallCache": "asynchronous, a loop per call",
     "tests.django_suite.adapters.LoopPerTestCache": "asynchronous, a loop per test",
 }
@@ -70,8 +72,10 @@ def main(directory: Path) -> int:
     # The tests mostly sleep: all runs at once, each with a Redis of its own.
     with ExitStack() as stack:
         plain, *entra = (
-            stack.enter_context(Emulator(token_lifetime=3600.0))
-            for _ in range(1 + len(OURS))
+            stack.enter_context(
+                Emulator(token_lifetime=3600.0, cluster=3 if name == CLUSTER else 0)
+            )
+            for name in (CONTROL, *OURS)
         )
         executor = stack.enter_context(ThreadPoolExecutor(1 + len(OURS)))
         running = executor.submit(

@@ -50,7 +50,9 @@ class Target:
                 options = self.options | params.get("OPTIONS", {})
                 if params["BACKEND"].endswith("LocMemCache"):
                     location = params.get("LOCATION", "")
-                    options["db"] = databases.setdefault(location, len(databases))
+                    number = databases.setdefault(location, len(databases))
+                    if "Cluster" not in self.backend:
+                        options["db"] = number
                 applied[alias] = params | {
                     "BACKEND": self.backend,
                     "LOCATION": self.location,
