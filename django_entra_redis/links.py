@@ -113,8 +113,13 @@ class Link(asyncio.Protocol):
         if self.closed:
             call.fail(self._broken(sent=False))
             return future
-        if len(self._waiting) + len(self._sent) >= MAX_IN_FLIGHT:
+        under_way = len(self._waiting) + len(self._sent)
+        if not under_way:
+            self._moved_at = self._loop.time()
+        elif under_way >= MAX_IN_FLIGHT:
             call.timer = self._loop.call_later(self._wait_timeout, self._give_up, call)
+        if self._watch is None and self._timeout is not None:
+            self._watch = self._loop.call_later(self._timeout, self._look)
         self._waiting.append(call)
         self._flush_soon()
         return future
@@ -174,9 +179,11 @@ class Link(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Hand out the replies that are there."""
-        self._moved_at = self._loop.time()
+        if self.closed:
+            return
         reader, sent = self._reader, self._sent
         try:
+            self._moved_at = self._loop.time()
             reader.feed(data)
             reply = reader.gets()
             while reply is not INCOMPLETE and sent:
@@ -193,6 +200,10 @@ class Link(asyncio.Protocol):
         except InvalidResponse as error:
             self.abort(error)
             return
+        except BaseException:
+            # A signal handler's: a reply may be lost, and another one taken for it.
+            self.abort("interrupted")
+            raise
         if reply is not INCOMPLETE:
             # Such as "max number of clients reached", before anything is asked.
             unasked = isinstance(reply, Exception)
@@ -216,14 +227,22 @@ class Link(asyncio.Protocol):
 
     def _flush_soon(self) -> None:
         if not self._flushing:
-            self._flushing = True
             self._loop.call_soon(self._flush)
+            self._flushing = True
 
     def _flush(self) -> None:
         """Send a piece of what has gathered."""
         self._flushing = False
         if self.closed or self._paused:
             return
+        try:
+            self._send()
+        except BaseException:
+            # A signal handler's: what counts as sent may not be, yet gets replies.
+            self.abort("interrupted")
+            raise
+
+    def _send(self) -> None:
         piece = self._rest or self._gather()
         if len(piece) > PIECE:
             view = memoryview(piece)
@@ -238,8 +257,6 @@ class Link(asyncio.Protocol):
     def _gather(self) -> bytes:
         """Return the commands to send next: from here on they may reach the server."""
         waiting, sent = self._waiting, self._sent
-        if not sent:
-            self._moved_at = self._loop.time()
         parts: list[bytes] = []
         room = PIECE
         while waiting and len(sent) < MAX_IN_FLIGHT:
@@ -254,8 +271,6 @@ class Link(asyncio.Protocol):
             if call.timer is not None:
                 call.timer.cancel()
             waiting.popleft()
-        if self._watch is None and self._timeout is not None and sent:
-            self._watch = self._loop.call_later(self._timeout, self._look)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _give_up(self, call: _Call) -> None:
@@ -269,9 +284,9 @@ class Link(asyncio.Protocol):
         )
 
     def _look(self) -> None:
-        """Look whether the server still answers, or takes what it is sent."""
+        """Look whether the server still answers, and the loop has lost no flush."""
         self._watch = None
-        if not self._sent or self._timeout is None:
+        if self._timeout is None or not (self._sent or self._waiting):
             return
         left = self._moved_at + self._timeout - self._loop.time()
         if left > 0:

@@ -305,6 +305,77 @@ def test_no_bound_on_silence() -> None:
     on_wire(test, timeout=None)
 
 
+# -- signal handlers
+
+
+class Interrupted(BaseException):
+    """What a signal handler raises, such as for a task's time limit."""
+
+
+@pytest.mark.parametrize("error", [Interrupted, MemoryError])
+def test_interrupted_while_sending(error: type[BaseException]) -> None:
+    """What counts as sent and was not gets no other command's reply."""
+
+    async def test(wire: Wire) -> None:
+        def interrupt(data: bytes) -> None:
+            raise error
+
+        first = wire.link.submit(pack_get("first"))
+        wire.transport.write = interrupt  # type: ignore[assignment,method-assign]
+        with pytest.raises(error):
+            wire.link._flush()
+        assert wire.transport.aborted == 1
+        with pytest.raises(BrokenLinkError, match="interrupted") as broken:
+            await first
+        assert broken.value.sent
+        with pytest.raises(BrokenLinkError):
+            await wire.link.submit(pack_get("second"))
+
+    on_wire(test)
+
+
+def test_interrupted_while_reading() -> None:
+    """A reply that nobody has got is not made up for by the next one."""
+
+    async def test(wire: Wire) -> None:
+        first = wire.link.submit(pack_get("first"))
+        second = wire.link.submit(pack_get("second"))
+        await turns()
+
+        class Reader:
+            def feed(self, data: bytes) -> None:
+                raise Interrupted
+
+        reader, wire.link._reader = wire.link._reader, Reader()  # type: ignore[assignment]
+        with pytest.raises(Interrupted):
+            wire.link.data_received(b"$5\r\nfirst\r\n")
+        wire.link._reader = reader
+        # What was already on its way.
+        wire.link.data_received(b"$6\r\nsecond\r\n")
+        for future in (first, second):
+            with pytest.raises(BrokenLinkError, match="interrupted"):
+                await future
+        assert wire.transport.aborted == 1
+
+    on_wire(test)
+
+
+def test_interrupted_before_sending() -> None:
+    """A loop that loses a callback leaves nobody waiting for ever."""
+
+    async def test(wire: Wire) -> None:
+        wire.link._flushing = True  # by a callback that never comes
+        future = wire.link.submit(pack_get("key"))
+        await turns()
+        assert not wire.written
+        await wire.loop.forward(5)
+        with pytest.raises(BrokenLinkError, match="nothing within 5 s") as broken:
+            await future
+        assert not broken.value.sent
+
+    on_wire(test)
+
+
 # -- the end
 
 
