@@ -4,11 +4,13 @@ Nothing here but the lock's own commands runs in a thread; waiting is the loop's
 """
 
 import asyncio
+import contextlib
+import contextvars
+import functools
 from types import TracebackType
 from typing import Any, Self
 
-from asgiref.sync import sync_to_async
-from redis.exceptions import LockError
+from redis.exceptions import LockError, RedisError
 from redis.lock import Lock
 
 
@@ -45,14 +47,14 @@ class AsyncLock:
         """
         wait = self._blocking if blocking is None else blocking
         limit = self._blocking_timeout if blocking_timeout is None else blocking_timeout
-        try:
-            async with asyncio.timeout(limit if wait else None):
-                while not await self._try():
-                    if not wait:
-                        return False
-                    await asyncio.sleep(self._sleep)
-        except TimeoutError:
-            return False
+        clock = asyncio.get_running_loop().time
+        deadline = None if limit is None else clock() + limit
+        # As redis-py does it: there is one try at least, and none after the deadline.
+        while not await self._try():
+            late = deadline is not None and clock() + self._sleep > deadline
+            if late or not wait:
+                return False
+            await asyncio.sleep(self._sleep)
         return True
 
     async def release(self) -> None:
@@ -62,12 +64,12 @@ class AsyncLock:
             LockError: it is not ours, or not any more.
         """
         # A task that is cancelled meanwhile lets go of it all the same.
-        releasing = asyncio.ensure_future(_in_thread(self._lock.release))
-        try:
-            await asyncio.shield(releasing)
-        except asyncio.CancelledError:
-            await releasing
-            raise
+        releasing = _in_thread(self._lock.release)
+        cancelled = await _outlast(releasing)
+        if cancelled is not None:
+            releasing.exception()  # has been seen
+            raise cancelled
+        releasing.result()
 
     async def extend(
         self, additional_time: float, *, replace_ttl: bool = False
@@ -107,15 +109,33 @@ class AsyncLock:
     async def _try(self) -> bool:
         # A task that is cancelled meanwhile must not leave a lock behind that nobody
         # knows of.
-        trying = asyncio.ensure_future(_in_thread(self._lock.acquire, blocking=False))
-        try:
-            return bool(await asyncio.shield(trying))
-        except asyncio.CancelledError:
-            if await trying:
+        trying = _in_thread(self._lock.acquire, blocking=False)
+        cancelled = await _outlast(trying)
+        if cancelled is None:
+            return bool(trying.result())
+        if trying.exception() is None and trying.result():
+            with contextlib.suppress(RedisError):
                 await self.release()
-            raise
+        raise cancelled
 
 
-async def _in_thread(function: Any, *args: Any, **kwargs: Any) -> Any:
-    """Call a function of the lock's; not in the thread that all of Django's share."""
-    return await sync_to_async(function, thread_sensitive=False)(*args, **kwargs)
+def _in_thread(function: Any, *args: Any, **kwargs: Any) -> "asyncio.Future[Any]":
+    """Call a function of the lock's; not in the thread that all of Django's share.
+
+    It is no task, which the end of a loop would cancel.
+    """
+    call = functools.partial(function, *args, **kwargs)
+    run = contextvars.copy_context().run
+    return asyncio.get_running_loop().run_in_executor(None, run, call)
+
+
+async def _outlast(future: "asyncio.Future[Any]") -> asyncio.CancelledError | None:
+    """Wait until a future is done, however often this task is cancelled meanwhile;
+    return the last of these cancellations."""
+    cancelled = None
+    while not future.done():
+        try:
+            await asyncio.wait([future])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    return cancelled

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -16,6 +16,7 @@ from asgiref.sync import sync_to_async
 from django.core.cache import caches
 from django.test import override_settings
 from redis.exceptions import LockError
+from redis.lock import Lock
 
 from django_entra_redis import aio, get_redis_connection, registry
 from django_entra_redis.cache import EntraRedisCache
@@ -290,6 +291,79 @@ def test_a_cancelled_task_leaves_no_lock(database: Database) -> None:
 
     asyncio.run(main())
     assert not cache.lock("lock").locked()
+
+
+def test_a_lock_that_is_not_waited_for(database: Database) -> None:
+    """With no time to wait there is one try, as with redis-py's."""
+    cache = database.cache()
+
+    async def main() -> None:
+        free = cache.alock("lock", blocking_timeout=0)
+        assert await free.acquire()
+        assert not await cache.alock("lock", blocking_timeout=0).acquire()
+        await free.release()
+
+    asyncio.run(main())
+
+
+def test_a_task_that_is_cancelled_twice_leaves_no_lock(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does a loop that ends."""
+    cache = database.cache()
+    trying, go_on = threading.Event(), threading.Event()
+    acquire = Lock.acquire
+
+    def slow(lock: Any, **kwargs: Any) -> bool:
+        trying.set()
+        go_on.wait(PATIENCE)
+        return bool(acquire(lock, **kwargs))
+
+    monkeypatch.setattr(Lock, "acquire", slow)
+
+    async def main(end: Callable[[asyncio.Task[Any]], Awaitable[object]]) -> None:
+        trying.clear()
+        go_on.clear()
+        lock = cache.alock("lock")
+        task = asyncio.create_task(lock.acquire())
+        await asyncio.to_thread(trying.wait, PATIENCE)
+        await end(task)
+
+    async def twice(task: asyncio.Task[Any]) -> None:
+        for _ in range(2):
+            task.cancel()
+            await asyncio.sleep(0)
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    async def by_the_loop(task: asyncio.Task[Any]) -> None:
+        asyncio.get_running_loop().call_later(0.01, go_on.set)
+
+    for end in (twice, by_the_loop):
+        asyncio.run(main(end))
+        assert not cache.lock("lock").locked()
+    # Another's lock is let be.
+    cache.set("lock", "another's")
+    asyncio.run(main(twice))
+    assert cache.lock("lock").locked()
+
+
+def test_a_cancelled_task_stays_so(database: Database) -> None:
+    """Whatever comes of the lock meanwhile, the caller's timeout is what it gets."""
+    cache = database.cache()
+
+    async def main() -> None:
+        lock = cache.alock("lock", timeout=60)
+        assert await lock.acquire()
+        await cache.adelete("lock")
+        task = asyncio.create_task(lock.release())
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
 
 
 # -- get_redis_connection()
