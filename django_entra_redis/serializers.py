@@ -92,7 +92,10 @@ class MsgPackSerializer:
         Raises:
             TypeError: it is nothing that MessagePack knows.
         """
-        return obj if type(obj) is int else self._pack(obj)
+        if isinstance(obj, int) and not isinstance(obj, bool):
+            # Also of an enumeration: packed it would be read as text.
+            return int(obj)
+        return self._pack(obj)
 
     def loads(self, data: bytes) -> Any:
         """Return the value of some bytes: MessagePack, or what was written before it.

@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 import decimal
+import enum
 import json
 import pickle
 import sys
@@ -96,6 +97,24 @@ def test_numbers_are_for_redis_to_count() -> None:
     assert serializer.dumps(7) == 7
     assert serializer.loads(b"-7") == -7
     assert serializer.loads(stored(serializer.dumps(True))) is True
+
+
+class Level(enum.IntEnum):
+    """Numbers that are no ``int``, packed as what is a number's text, or nothing."""
+
+    ONE = ord("1")
+    BELL = 7
+    ZLIB = ord("x")
+    LARGE = 200
+
+
+@pytest.mark.parametrize("value", Level)
+def test_numbers_of_an_enumeration(value: Level) -> None:
+    """MessagePack does not know them; they come back as numbers."""
+    for compressor in ("none", "zlib"):
+        for name in FORMATS:
+            serializer = make(name, compressor)
+            assert serializer.loads(stored(serializer.dumps(value))) == value
 
 
 def test_nothing_that_is_no_value() -> None:
