@@ -44,8 +44,9 @@ class _MagicCompressor(ABC):
         """Return the functions that compress and decompress."""
 
     def compress(self, data: bytes) -> bytes:
-        """Return the data, compressed if it is long enough."""
-        return data if len(data) < self.min_length else self._pack(data)
+        """Return the data, compressed if it is long enough, or looks compressed."""
+        short = len(data) < self.min_length and not data.startswith(self.magic)
+        return data if short else self._pack(data)
 
     def decompress(self, data: bytes) -> bytes:
         """Return the data as it was; what was never compressed comes back as it is."""
