@@ -69,6 +69,30 @@ class ZlibCompressor(_MagicCompressor):
         return lambda data: zlib.compress(data, level), zlib.decompress
 
 
+class GzipCompressor(_MagicCompressor):
+    """Compresses with gzip: zlib's data, with more around it."""
+
+    magic = b"\x1f\x8b"
+
+    def _load(self) -> tuple[Callable[[bytes], bytes], Callable[[bytes], bytes]]:
+        # Imported when it is chosen, as the next one: few need them.
+        import gzip
+
+        level = 3 if self.level is None else self.level
+        return lambda data: gzip.compress(data, level), gzip.decompress
+
+
+class LzmaCompressor(_MagicCompressor):
+    """Compresses with LZMA: the smallest, and slow."""
+
+    magic = b"\xfd7zXZ\x00"
+
+    def _load(self) -> tuple[Callable[[bytes], bytes], Callable[[bytes], bytes]]:
+        import lzma
+
+        return lambda data: lzma.compress(data, preset=self.level), lzma.decompress
+
+
 class ZstdCompressor(_MagicCompressor):
     """Compresses with Zstandard: small and fast (extra ``zstd`` before Python 3.14)."""
 
@@ -106,7 +130,14 @@ def decompress(data: bytes) -> bytes:
 
 
 _READERS: Mapping[bytes, type[_MagicCompressor]] = {
-    kind.magic: kind for kind in (ZlibCompressor, ZstdCompressor, Lz4Compressor)
+    kind.magic: kind
+    for kind in (
+        ZlibCompressor,
+        GzipCompressor,
+        LzmaCompressor,
+        ZstdCompressor,
+        Lz4Compressor,
+    )
 }
 
 

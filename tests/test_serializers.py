@@ -4,11 +4,14 @@ import contextlib
 import datetime
 import decimal
 import enum
+import gzip
 import json
+import lzma
 import pickle
 import sys
 import uuid
 import zlib
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
@@ -19,7 +22,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from django_entra_redis.compressors import (
+    GzipCompressor,
     Lz4Compressor,
+    LzmaCompressor,
     ZlibCompressor,
     ZstdCompressor,
     decompress,
@@ -208,7 +213,7 @@ def installed(name: str) -> bool:
 
 
 FORMATS = ["pickle", "json", "msgpack"]
-PACKERS = ["none", "zlib", "zstd", "lz4"]
+PACKERS = ["none", "zlib", "gzip", "lzma", "zstd", "lz4"]
 
 
 def make(serializer: str, compressor: str) -> Serializer:
@@ -219,6 +224,8 @@ def make(serializer: str, compressor: str) -> Serializer:
     serializers = {"json": JSONSerializer, "msgpack": MsgPackSerializer}
     compressors = {
         "zlib": ZlibCompressor,
+        "gzip": GzipCompressor,
+        "lzma": LzmaCompressor,
         "zstd": ZstdCompressor,
         "lz4": Lz4Compressor,
     }
@@ -246,6 +253,18 @@ def test_what_was_written_before_a_change(before: str, now: str) -> None:
     ]
     for value in kinds:
         assert new.loads(stored(old.dumps(value))) == value
+
+
+@pytest.mark.parametrize(
+    "compress",
+    [zlib.compress, gzip.compress, lzma.compress],
+    ids=lambda f: f.__module__,
+)
+def test_what_django_redis_compressed(compress: Callable[[bytes], bytes]) -> None:
+    """Its compressors of Python's own formats write nothing around the data."""
+    data = compress(pickle.dumps(PLAIN))
+    for serializer in (PickleSerializer(), JSONSerializer()):
+        assert serializer.loads(data) == PLAIN
 
 
 def test_plain_data_of_old_pickles() -> None:
