@@ -162,7 +162,11 @@ class EntraRedisCache(KeyspaceMethods, RedisCache):
     def _clearing(self) -> "Operation[bool]":
         if not self.options.clear_by_scan:
             return self._operations.clear()
-        pattern = self.key_func("*", glob_escape(self.key_prefix), "*")
+        # Of all versions; but with "*" for them, a cache with the prefix "a" would
+        # clear the one with "a:b", too.
+        version: Any = self.version
+        versions = "[0-9]*" if isinstance(version, int) else "*"
+        pattern = self.key_func("*", glob_escape(self.key_prefix), versions)
         return self._operations.clear_matching(pattern)
 
     # -- Django's cache API; the operations are the same for both kinds of caller ----

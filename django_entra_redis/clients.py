@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import redis
+from django.utils.functional import cached_property
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.exceptions import (
     AuthenticationError,
@@ -28,11 +29,12 @@ from .defaults import with_defaults
 from .driving import drive
 from .exceptions import EntraRedisError, UncertainResultError, WrongBackendError
 from .forgiving import ForgivingOperations
-from .operations import Operation, Operations, Request, Server
+from .operations import Operation, Operations, Request
 from .options import CacheOptions
 from .pools import get_pool
 from .redirections import concerns_all, redirection
 from .serializers import make_serializer
+from .servers import Server
 
 T = TypeVar("T")
 
@@ -57,7 +59,6 @@ class CacheClient:
             get_pool(server, with_defaults(server, options))
             for server in options.servers
         ]
-        self._clients = [redis.Redis(connection_pool=pool) for pool in self.pools]
         self._writer = self.pools[0]
         self._readers = self.pools[1:] or self.pools
         self._retry = make_retry(options.connection, ReadOnlyError)
@@ -76,6 +77,12 @@ class CacheClient:
             _servers.setdefault(shared, Server()),
         )
 
+    # At first use: each thread and each ASGI request has a cache of its own, and most
+    # of these need none.
+    @cached_property
+    def _clients(self) -> list[redis.Redis]:
+        return [redis.Redis(connection_pool=pool) for pool in self.pools]
+
     def get_client(self, key: str | None = None, *, write: bool = False) -> redis.Redis:
         """Return redis-py's client for what Django's cache API does not have.
 
@@ -83,7 +90,7 @@ class CacheClient:
             key: unused; Django's client has it.
             write: whether the client must be the first server's.
         """
-        if write or len(self._clients) == 1:
+        if write or len(self.pools) == 1:
             return self._clients[0]
         return random.choice(self._clients[1:])
 
@@ -212,10 +219,9 @@ def make_retry(connection: Mapping[str, Any], *kinds: type[Exception]) -> Retry:
         connection: what the settings ask for.
         kinds: errors beside those of a connection that are worth it.
     """
-    retry = connection.get("retry")
+    retry = copy.deepcopy(connection.get("retry"))
     if retry is None:
         retry = Retry(BACKOFF, RETRIES, (ConnectionError, *kinds))
-    retry = copy.deepcopy(retry)
     errors = list(connection.get("retry_on_error", ()))
     if connection.get("retry_on_timeout"):
         errors.append(TimeoutError)

@@ -235,7 +235,9 @@ class KeyspaceMethods:
         self, search: str, version: int | None, prefix: str | None = None
     ) -> str:
         prefix = glob_escape(self.key_prefix if prefix is None else prefix)
-        shown = glob_escape(str(self.version if version is None else version))
+        shown: Any = self.version if version is None else version
+        if not isinstance(shown, int):  # A KEY_FUNCTION may want it as it is.
+            shown = glob_escape(str(shown))
         return str(self.key_func(search, prefix, shown))
 
     def _strip(self, version: int | None) -> Any:

@@ -13,6 +13,7 @@ from redis.exceptions import ResponseError
 
 from .packing import pack_all, pack_get, pack_set
 from .serializers import Serializer
+from .servers import Server, refuses_scripts
 
 logger = logging.getLogger(__name__)
 
@@ -62,11 +63,14 @@ END = 0
 #: Keys that a SCAN looks at in one go.
 BATCH = 1000
 
-# Counts a key that is there, in one round trip; nothing where there is none.
-INCR_SCRIPT = (
-    "if redis.call('EXISTS', KEYS[1]) == 1 "
-    "then return redis.call('INCRBY', KEYS[1], ARGV[1]) end"
-)
+# Counts a key that is there, in one round trip; nothing where there is none. Numbers
+# of Lua's are exact up to 2 ** 53 alone.
+INCR_SCRIPT = """
+if redis.call('EXISTS', KEYS[1]) == 1 then
+  local sum = redis.call('INCRBY', KEYS[1], ARGV[1])
+  if sum < 2^53 and sum > -2^53 then return sum end
+  return redis.call('GET', KEYS[1])
+end"""
 
 
 class Operations:
@@ -80,7 +84,7 @@ class Operations:
         server: what has been found out about the server that is written to.
     """
 
-    def __init__(self, serializer: Serializer, server: "Server") -> None:
+    def __init__(self, serializer: Serializer, server: Server) -> None:
         self.dumps, self.loads = serializer.dumps, serializer.loads
         self.server = server
 
@@ -150,7 +154,7 @@ class Operations:
                     ("EVAL", INCR_SCRIPT, 1, key, delta), key=key, once=True
                 )
             except ResponseError as error:
-                if not _refuses_scripts(error):
+                if not refuses_scripts(error):
                     raise
                 self.server.refuse_scripts(error)
         if not self.server.runs_scripts and (yield Request(("EXISTS", key), key=key)):
@@ -259,40 +263,3 @@ class Operations:
             empty: the answer while Redis can't be used; an exception is raised.
         """
         return operation
-
-
-class Server:
-    """What has been found out about a server, by whichever client."""
-
-    runs_scripts = True
-    down = False
-
-    def refuse_scripts(self, error: ResponseError) -> None:
-        """Take note that it lets no scripts run."""
-        self.runs_scripts = False
-        logger.warning(
-            "Redis lets no scripts run here (%s): incr() takes two round trips from "
-            "now on, as Django's own does.",
-            error,
-        )
-
-    def fail(self, error: Exception) -> None:
-        """Take note that it is down, once for an outage."""
-        if not self.down:
-            logger.warning(
-                "The cache is down and answers like an empty one "
-                "(OPTIONS['ignore_exceptions']): %s",
-                error,
-            )
-        self.down = True
-
-    def succeed(self) -> None:
-        """Take note that it is up."""
-        if self.down:
-            logger.info("The cache is back.")
-        self.down = False
-
-
-def _refuses_scripts(error: ResponseError) -> bool:
-    text = str(error).lower()
-    return "eval" in text and ("no permissions" in text or "unknown command" in text)

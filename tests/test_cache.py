@@ -348,6 +348,15 @@ def test_incr_and_decr(database: Database, cache: EntraRedisCache) -> None:
     assert 0 < database.admin.ttl(":1:key") <= 100
 
 
+@pytest.mark.parametrize("number", [2**53 - 2, 2**53, 2**60, -(2**53), -(2**60)])
+def test_incr_of_a_large_number(cache: EntraRedisCache, number: int) -> None:
+    """Numbers are exact beyond those that a script can hold."""
+    cache.set("key", number)
+    assert cache.incr("key") == number + 1
+    assert cache.decr("key", 3) == number - 2
+    assert cache.get("key") == number - 2
+
+
 def test_incr_of_a_missing_key(database: Database, cache: EntraRedisCache) -> None:
     """That is a ValueError, and makes no key."""
     for operation in (cache.incr, cache.decr):
@@ -404,6 +413,24 @@ def test_clear(database: Database, cache: EntraRedisCache) -> None:
     assert cache.clear() is True
     assert database.admin.dbsize() == 0
     assert database.cache(db=1).get("key") == 1
+
+
+def test_clear_by_scan_of_a_longer_prefix(database: Database) -> None:
+    """A cache whose prefix begins with this one's keeps its keys."""
+    cache = database.cache(clear_by_scan=True, params={"KEY_PREFIX": "a"})
+    other = database.cache(params={"KEY_PREFIX": "a:b"})
+    named = database.cache(
+        clear_by_scan=True, params={"KEY_PREFIX": "a", "VERSION": "beta"}
+    )
+    for one in (cache, other, named):
+        one.set("key", "value")
+    cache.set("key", "value", version=20)
+    assert cache.clear()
+    assert cache.get("key", version=20) is None
+    assert other.get("key") == "value"
+    assert named.get("key") == "value"
+    assert named.clear()
+    assert named.get("key") is None
 
 
 def test_clear_by_scan(database: Database) -> None:

@@ -206,6 +206,11 @@ def test_key_functions_of_ones_own(database: Database) -> None:
     around.set("a:b", 1)
     assert around.keys() == ["a:b"]
     assert around.delete_pattern("a*") == 1
+    counted = database.cache(
+        params={"KEY_FUNCTION": lambda key, prefix, version: f"{version:d}/{key}"}
+    )
+    counted.set("a", 1)
+    assert counted.keys() == ["a"]
     hidden = database.cache(
         params={"KEY_FUNCTION": lambda key, prefix, version: str(hash(key))}
     )

@@ -43,6 +43,7 @@ FLOORS = {
     "defaults": 4,
     "links": 4,
     "channels": 4,
+    "servers": 3,
     "operations": 4,
     "forgiving": 4,
     "sharding": 4,

@@ -16,7 +16,7 @@ from testproject.emulator import Emulator
 from testproject.emulator.server import find_server
 
 from .report import NOTHING, Report, faults
-from .selection import FAKE_LACKS, LABELS, LEFT_OUT
+from .selection import CLUSTER_LACKS, FAKE_LACKS, LABELS, LEFT_OUT
 from .source import fetch
 from .target import VARIABLE, Target
 
@@ -60,6 +60,11 @@ def run(tests: Path, target: Target, environment: Mapping[str, str]) -> Report:
     return Report.load(text, result.returncode)
 
 
+def special(backend: str) -> dict[str, str]:
+    """Return what is left out with one backend alone, each with the reason."""
+    return CLUSTER_LACKS if backend == CLUSTER else {}
+
+
 def main(directory: Path) -> int:
     """Run all, print the counts and what was left out; 0 when ours are as good."""
     tests = fetch(directory)
@@ -92,7 +97,7 @@ def main(directory: Path) -> int:
                     backend,
                     emulator.redis_url,
                     options={"ssl_ca_certs": str(emulator.ca_file)},
-                    left_out=tuple(LEFT_OUT | lacking),
+                    left_out=tuple(LEFT_OUT | lacking | special(backend)),
                 ),
                 # No proxy of this machine's leads to the emulator.
                 emulator.environ("service_principal") | {"NO_PROXY": "localhost"},
@@ -115,13 +120,14 @@ def main(directory: Path) -> int:
         f"left out, {len(LEFT_OUT | lacking)} names:",
         *(f"  {name}: {reason}" for name, reason in LEFT_OUT.items()),
         *(f"  {name}: {reason}" for name, reason in lacking.items()),
+        *(f"  {name} (on a cluster): {why}" for name, why in CLUSTER_LACKS.items()),
     ]
     found = [
         f"{how}: {fault}"
-        for how, report, auths in zip(
-            OURS.values(), reports, authenticated, strict=True
+        for (backend, how), report, auths in zip(
+            OURS.items(), reports, authenticated, strict=True
         )
-        for fault in faults(control, report, LEFT_OUT, auths)
+        for fault in faults(control, report, LEFT_OUT | special(backend), auths)
     ]
     lines += found or ["no fault"]
     sys.stdout.write("\n".join(lines) + "\n")

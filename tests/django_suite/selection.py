@@ -28,6 +28,13 @@ LEFT_OUT = {
     "test_serializer_dumps": "asserts what _cache._serializer makes",
 }
 
+#: Tests that a cluster can't pass, each with the reason.
+CLUSTER_LACKS = {
+    "test_get_client": "asserts that the client is a redis.Redis",
+    "test_view_decorator": "has two caches, told apart by their databases",
+    "test_cache_fragment_cache": "has two caches, told apart by their databases",
+}
+
 #: Tests that fail on every backend where fakeredis stands in for a redis-server.
 FAKE_LACKS = {
     "test_client_driver_info": "fakeredis has no CLIENT INFO (no redis-server here)",
