@@ -414,15 +414,12 @@ class Renewal:
             if attempt is not self._attempt:
                 if not hangs:
                     self._end(attempt)
+                    self._resume(error)
                 return
             now, state, text = self._monotonic(), self.state, str(error)
             outage = state.outage + 1
             since = state.failing_since if state.outage else now
-            cap = retry_cap(None)
-            if state.token is not None:
-                left = state.token.expires_at - now
-                cap = retry_cap(state.token.life, left, now - since)
-            delay = retry_delay(outage, cap, error.retry_after, self._jitter())
+            delay = self._retry_delay(outage, since, error)
             if hangs:
                 self._fetch = None  # it is still in use over there
                 self._hanging += 1
@@ -449,6 +446,32 @@ class Renewal:
             text,
         )
         self._on_failed(status, error)
+
+    def _retry_delay(
+        self, outage: int, since: float, error: TokenRequestError
+    ) -> float:
+        """Return the seconds to the next request after so many failed ones."""
+        token, cap = self.state.token, retry_cap(None)
+        if token is not None:
+            now = self._monotonic()
+            cap = retry_cap(token.life, token.expires_at - now, now - since)
+        return retry_delay(outage, cap, error.retry_after, self._jitter())
+
+    def _resume(self, error: TokenRequestError) -> None:
+        """Go on as after any failure where one of too many hanging requests has ended.
+
+        The lock is held.
+        """
+        state = self.state
+        if (
+            self._hanging == MAX_HANGING - 1
+            and self._attempt is None
+            and state.outage
+            and state.due_at is not None
+        ):
+            delay = self._retry_delay(state.outage, state.failing_since, error)
+            self.state = state.due(min(state.due_at, self._monotonic() + delay))
+            self._changed.notify_all()
 
     def _end(self, attempt: _Attempt) -> None:
         """Let go of a request that is over. The lock is held."""

@@ -513,6 +513,45 @@ def test_many_hanging_requests(bench: Bench) -> None:
     assert bench.renewal.current() is token
 
 
+def test_many_hanging_requests_come_back(bench: Bench) -> None:
+    """Once they have ended, the next one is as near as after any failure."""
+    bench.jitter = 1.0
+    bench.renewal.start()
+    hanging = []
+    for _ in range(MAX_HANGING):
+        hanging.append(bench.call())
+        bench.advance(10.0)
+        bench.advance(10.0)
+    # Also while others still hang.
+    hanging[0].answer(TokenRequestError("the name server is down."))
+    bench.advance(1.9)
+    assert bench.asked == MAX_HANGING
+    bench.advance(0.2)
+    assert bench.asked == MAX_HANGING + 1
+    token = bench.token()
+    bench.call().answer(token)
+    due_at = bench.renewal.state.due_at
+    for call in hanging[1:]:
+        call.answer(TokenRequestError("the name server is down."))
+    assert bench.renewal.current() is token
+    assert bench.renewal.state.due_at == due_at
+
+
+def test_many_hanging_requests_and_a_wait_asked_for(bench: Bench) -> None:
+    """What the last answer asks for is kept, up to the pause that there is anyway."""
+    bench.renewal.start()
+    hanging = []
+    for _ in range(MAX_HANGING):
+        hanging.append(bench.call())
+        bench.advance(10.0)
+        bench.advance(0.0)
+    hanging[0].answer(TokenRequestError("busy.", retry_after=60.0))
+    bench.advance(59.0)
+    assert bench.asked == MAX_HANGING
+    bench.advance(1.1)
+    assert bench.asked == MAX_HANGING + 1
+
+
 def test_many_hanging_requests_and_a_refusal(bench: Bench) -> None:
     """A refused token begins no request where too many hang."""
     token = bench.begin(86_400.0)
