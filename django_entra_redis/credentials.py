@@ -16,6 +16,7 @@ from redis.credentials import StreamingCredentialProvider
 
 from .conf import Identity, load_identity
 from .imports import import_module
+from .installed import tell_if_missing
 from .renewal import Fetch, Renewal, Status
 from .signals import token_renewal_failed, token_renewed
 from .subscriptions import Subscriptions
@@ -156,7 +157,8 @@ def _get_renewal(alias: str) -> Renewal:
         # Another thread may have been here meanwhile.
         renewal = _renewals.get(alias) or _make_renewal(load_identity(alias))
         _renewals[alias] = renewal
-        return renewal
+    tell_if_missing()
+    return renewal
 
 
 def _make_renewal(identity: Identity) -> Renewal:

@@ -1,15 +1,19 @@
 """The system checks' warnings: what works, but should not be."""
 
+import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 from django.core.checks import CheckMessage, Tags, Warning, run_checks
-from django.test import override_settings
+from django.test import modify_settings, override_settings
 
+from django_entra_redis import installed
 from django_entra_redis.checks import check_secrets
+from django_entra_redis.installed import check_installed, tell_if_missing
 
 from .sites import BACKEND
 
@@ -222,3 +226,82 @@ def test_only_for_deployment(source: Path) -> None:
         assert run_checks(tags=[Tags.caches]) == []
         (message,) = run_checks(tags=[Tags.caches], include_deployment_checks=True)
     assert message.id == "django_entra_redis.W004"
+
+
+# -- without the app
+
+
+def without_the_app(*arguments: str, **cache: Any) -> str:
+    """Run Python where the app is not installed; return what it says."""
+    caches = {"default": {"BACKEND": BACKEND, "LOCATION": TLS, "OPTIONS": cache}}
+    code = f"""
+from django.conf import settings
+# As FixedCredential in the README: nobody is asked.
+class Credential:
+    token, expires_on = "secret", 2e10
+    def get_token(self, *scopes):
+        return self
+settings.configure(
+    CACHES={caches!r},
+    ENTRA_REDIS={{"default": {{"CREDENTIAL": Credential(), "USERNAME": "tester"}}}},
+)
+import django
+django.setup()
+{"; ".join(arguments)}
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    return done.stdout + done.stderr
+
+
+CHECK = "from django.core.management import call_command; call_command('check')"
+ASK = (
+    "from django_entra_redis.credentials import get_credential_provider as get; "
+    "get().get_credentials(); get().get_credentials()"
+)
+
+
+def test_app_is_not_installed() -> None:
+    """Django warns of it where the backend is there when its checks begin."""
+    said = without_the_app("import django_entra_redis.cache", CHECK)
+    assert "django_entra_redis.W006" in said
+    assert "HINT: Add it" in said
+
+
+def test_app_is_not_installed_and_a_token_is_asked_for() -> None:
+    """It is logged, once."""
+    assert without_the_app(ASK).count("is not in INSTALLED_APPS. Add it") == 1
+
+
+def test_app_is_not_needed() -> None:
+    """No cache has an identity: whoever uses the provider alone needs no app."""
+    said = without_the_app("import django_entra_redis.cache", CHECK, ASK, identity=None)
+    assert "INSTALLED_APPS" not in said
+
+
+def test_app_is_installed(caplog: pytest.LogCaptureFixture) -> None:
+    """There is nothing to say."""
+    with override_settings(CACHES={"default": {"BACKEND": BACKEND, "LOCATION": TLS}}):
+        assert check_installed() == []
+        tell_if_missing()
+    assert caplog.records == []
+
+
+@modify_settings(INSTALLED_APPS={"remove": "django_entra_redis"})
+def test_app_and_caches_that_are_missing(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cache that can't be built is Django's to tell of; the others count."""
+    monkeypatch.setattr(installed, "_told", threading.Event())
+    broken = {"BACKEND": "no.such.Backend"}
+    good = {"BACKEND": BACKEND, "LOCATION": TLS}
+    with override_settings(CACHES={"default": broken}):
+        assert check_installed() == []
+    with override_settings(CACHES={"default": broken, "good": good}):
+        assert [message.id for message in check_installed()] == [
+            "django_entra_redis.W006"
+        ]
+        tell_if_missing()
+        tell_if_missing()
+    assert len(caplog.records) == 1

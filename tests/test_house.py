@@ -25,6 +25,7 @@ FLOORS = {
     "flights": 0,
     "resp": 0,
     "advice": 0,
+    "installed": 0,
     "conf": 1,
     "options": 1,
     "renewal": 1,
