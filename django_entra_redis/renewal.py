@@ -318,16 +318,16 @@ class Renewal:
         attempt = self._attempt = _Attempt(deadline)
         # Then no waiter that is cancelled cancels it for the others.
         attempt.done.set_running_or_notify_cancel()
-        thread = threading.Thread(
-            target=self._request,
-            args=(attempt,),
-            name=f"entra-redis-token-request:{self.identity}",
-            daemon=True,
-        )
         try:
-            thread.start()
+            threading.Thread(
+                target=self._request,
+                args=(attempt,),
+                name=f"entra-redis-token-request:{self.identity}",
+                daemon=True,
+            ).start()
         except RuntimeError as error:
-            # No thread starts at the process's limit, nor at interpreter shutdown.
+            # No thread starts at the process's limit, nor at interpreter shutdown; a
+            # subinterpreter of its own GIL has no daemon threads at all.
             self.state = replace(
                 state,
                 failures=state.failures + 1,
@@ -494,10 +494,12 @@ class Renewal:
         """Start the thread unless it lives. The lock is held."""
         if self._stopped or (self._thread is not None and self._thread.is_alive()):
             return
-        thread = threading.Thread(
-            target=self._run, name=f"entra-redis-renewal:{self.identity}", daemon=True
-        )
         with contextlib.suppress(RuntimeError):  # as in _begin()
+            thread = threading.Thread(
+                target=self._run,
+                name=f"entra-redis-renewal:{self.identity}",
+                daemon=True,
+            )
             thread.start()
             self._thread = thread
 

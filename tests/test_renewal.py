@@ -1108,6 +1108,20 @@ def test_no_thread_for_a_request(
     assert bench.renewal.current() is token
 
 
+def test_interpreter_without_daemon_threads(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A subinterpreter with its own GIL refuses them when they are made."""
+
+    def refuse(*args: Any, **options: Any) -> None:
+        raise RuntimeError("daemon threads are disabled in this (sub)interpreter")
+
+    monkeypatch.setattr(threading.Thread, "__init__", refuse)
+    bench.renewal.start()
+    with pytest.raises(TokenError, match="daemon threads are disabled"):
+        bench.renewal.current()
+
+
 def test_no_thread_for_a_request_of_an_expired_token(
     bench: Bench, no_threads: Callable[..., None]
 ) -> None:
