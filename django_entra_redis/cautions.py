@@ -41,6 +41,31 @@ def cache_cautions() -> list[Problem]:
     return list(dict.fromkeys(found))
 
 
+def celery_cautions() -> list[Problem]:
+    """Return whether Celery's workers lose their broker at each expiry.
+
+    kombu renews the connections that it keeps in an event loop of its own, which the
+    pools of greenlets do without.
+    """
+    pool = getattr(settings, "CELERY_WORKER_POOL", None)
+    urls = [
+        str(getattr(settings, f"CELERY_{name}", ""))
+        for name in ("BROKER_URL", "BROKER_READ_URL", "RESULT_BACKEND")
+    ]
+    if pool not in ("gevent", "eventlet") or not any(
+        "credential_provider=django_entra_redis" in url for url in urls
+    ):
+        return []
+    return [
+        Problem(
+            "W007",
+            "CELERY_WORKER_POOL",
+            f"with '{pool}' the worker loses its broker whenever a token expires.",
+            "Use 'prefork' or 'threads': kombu renews its connections only there.",
+        )
+    ]
+
+
 def secret_cautions() -> list[Problem]:
     """Return which secrets are written into the settings of a site in production."""
     if settings.DEBUG:

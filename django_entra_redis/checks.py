@@ -6,7 +6,7 @@ from typing import Any
 from django.core.checks import CheckMessage, Error, Tags, Warning, register
 
 from .cache import entra_caches
-from .cautions import cache_cautions, secret_cautions
+from .cautions import cache_cautions, celery_cautions, secret_cautions
 from .conf import identity_problems, load_identity
 from .problems import ConfigurationError, Problem
 
@@ -41,7 +41,7 @@ def check_caches(**kwargs: Any) -> list[CheckMessage]:
 @register(Tags.caches)
 def check_cautions(**kwargs: Any) -> list[CheckMessage]:
     """Warn of what works, but should not be."""
-    return _messages(Warning, cache_cautions())
+    return _messages(Warning, cache_cautions() + celery_cautions())
 
 
 @register(Tags.caches, deploy=True)

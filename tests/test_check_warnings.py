@@ -228,6 +228,32 @@ def test_only_for_deployment(source: Path) -> None:
     assert message.id == "django_entra_redis.W004"
 
 
+BROKER = (
+    f"{TLS}/0?credential_provider="
+    "django_entra_redis.credentials.EntraCredentialProvider"
+)
+
+
+@pytest.mark.parametrize("name", ["BROKER_URL", "BROKER_READ_URL", "RESULT_BACKEND"])
+@pytest.mark.parametrize("pool", ["gevent", "eventlet"])
+def test_celery_with_greenlets(name: str, pool: str) -> None:
+    """kombu does not renew its connections there."""
+    with override_settings(**{"CELERY_WORKER_POOL": pool, f"CELERY_{name}": BROKER}):
+        ((number, said),) = warned()
+    assert number == "W007"
+    assert f"with '{pool}' the worker loses its broker" in said
+
+
+@pytest.mark.parametrize(
+    ("pool", "broker"),
+    [("prefork", BROKER), ("threads", BROKER), (None, BROKER), ("gevent", TLS)],
+)
+def test_celery_as_it_should_be(pool: str | None, broker: str) -> None:
+    """Nothing is said of the other pools, nor of brokers without an identity."""
+    with override_settings(CELERY_WORKER_POOL=pool, CELERY_BROKER_URL=broker):
+        assert warned() == []
+
+
 # -- without the app
 
 
