@@ -142,6 +142,11 @@ ADVICE: Mapping[str, Advice] = {
         "What answered is not an identity endpoint.",
         "Look at AUTHORITY_HOST, or at $IDENTITY_ENDPOINT.",
     ),
+    "token_patched_late": Advice(
+        "gevent or eventlet has patched ssl after urllib3 had imported it.",
+        "Patch before anything else is imported; for gunicorn --preload that is at the "
+        "top of gunicorn.conf.py.",
+    ),
     "token_unknown_tenant": Advice(
         "TENANT_ID is misspelt, or the tenant is in another cloud.",
         "az account show --query tenantId prints it; look at AUTHORITY_HOST too.",

@@ -90,6 +90,13 @@ def explain_error(
         return error
     if isinstance(error, requests.RequestException):
         return _explain_transport(error, timeout=timeout, managed=managed)
+    if isinstance(error, RecursionError):
+        # gevent's patched ssl calls itself where urllib3 has the old one.
+        return TokenRequestError(
+            "ssl calls itself without end: it was monkey-patched after urllib3 had "
+            "been imported.",
+            code="token_patched_late",
+        )
     if answer is None:
         return TokenRequestError(f"{type(error).__name__}: {error}")
     status = f"the identity endpoint answered HTTP {answer.status_code}"

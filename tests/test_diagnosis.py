@@ -3,6 +3,7 @@
 import contextlib
 import re
 import socket
+import ssl
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -329,6 +330,19 @@ def identity_endpoint_that_is_overloaded(site: Site) -> None:
 @fault("token_bad_answer", "token")
 def answer_that_is_no_token(site: Site) -> None:
     site.emulator.faults.fail("garbage", endpoint="token")
+
+
+@fault("token_patched_late", "token", says="monkey-patched after urllib3")
+def ssl_that_gevent_has_patched_too_late(site: Site) -> None:
+    # As gevent's setter of the property does, where urllib3 has the old class.
+    def call_itself(self: ssl.SSLContext, value: object) -> None:
+        call_itself(self, value)
+
+    site.patch.setattr(
+        ssl.SSLContext,
+        "minimum_version",
+        property(lambda self: ssl.TLSVersion.TLSv1_2, call_itself),
+    )
 
 
 @fault("token_unknown_tenant", "token")

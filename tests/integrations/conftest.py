@@ -6,6 +6,7 @@ from importlib.util import find_spec
 PACKAGES = {
     "test_celery.py": "celery",
     "test_channels.py": "channels_redis",
+    "test_greenlets.py": "gevent",
     "test_rq.py": "django_rq",
 }
 

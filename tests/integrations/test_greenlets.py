@@ -1,0 +1,141 @@
+"""gevent and eventlet: greenlets renew, share connections, and hold up nobody."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from testproject.emulator import Emulator
+from tests.integrations.workers import PATIENCE, environment
+from tests.test_processes import ask_until, check, renewed, serving
+
+LIFE = 12.0
+RENEWALS = 3
+PATCHES = {
+    "gevent": "from gevent import monkey; monkey.patch_all()",
+    "eventlet": "import eventlet; eventlet.monkey_patch()",
+}
+
+# No module, since coverage can't follow it from greenlet to greenlet.
+PROGRAM = """
+import json, os, threading, time
+import django
+django.setup()
+from django.core.cache import cache
+from django_entra_redis.credentials import get_credential_provider
+from testproject.emulator import EmulatorControl
+
+control = EmulatorControl.from_file(os.environ["TEST_EMULATOR"])
+over, errors, done = threading.Event(), [], [0] * 20
+
+def work(number):
+    while not over.is_set():
+        try:
+            cache.set(f"key-{number}", number)
+            if cache.get(f"key-{number}") != number:
+                errors.append("another value")
+        except Exception as error:
+            errors.append(f"{type(error).__name__}: {error}")
+        done[number] += 1
+        time.sleep(0.01)
+
+threads = [threading.Thread(target=work, args=(n,)) for n in range(len(done))]
+for thread in threads:
+    thread.start()
+provider = get_credential_provider()
+while provider.status().renewals < RENEWALS:
+    time.sleep(0.05)
+control.fail("hang")
+request = "entra-redis-token-request"
+while not any(t.name.startswith(request) for t in threading.enumerate()):
+    time.sleep(0.01)
+before = list(done)
+while any(now < then + 2 for now, then in zip(done, before)):
+    time.sleep(0.01)
+hung = any(t.name.startswith(request) for t in threading.enumerate())
+over.set()
+for thread in threads:
+    thread.join()
+print(json.dumps({"errors": errors[:3], "hung": hung}), flush=True)
+os._exit(0)
+"""
+
+
+@pytest.fixture
+def emulator(monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
+    """Run the emulator; its clients' coverage is not measured."""
+    for name in ("COVERAGE_PROCESS_CONFIG", "COVERAGE_PROCESS_START"):
+        monkeypatch.delenv(name, raising=False)
+    with Emulator(token_lifetime=LIFE) as running:
+        yield running
+
+
+def run(emulator: Emulator, program: str) -> Any:
+    """Run a program that has the emulator's Redis for a cache."""
+    environ = environment(
+        emulator,
+        DJANGO_SETTINGS_MODULE="tests.processes.settings",
+        TEST_EMULATOR=str(emulator.directory / "emulator.json"),
+        # Long before it is over, so that there is time for an endpoint that hangs.
+        TEST_IDENTITY='{"REFRESH_RATIO": 0.25}',
+    )
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=3 * PATIENCE,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("kind", PATCHES)
+def test_greenlets(emulator: Emulator, kind: str) -> None:
+    """They go through renewals, and on while the identity endpoint hangs."""
+    program = PROGRAM.replace("RENEWALS", str(RENEWALS))
+    done = run(emulator, f"{PATCHES[kind]}\n{program}")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {"errors": [], "hung": True}
+    assert emulator.stats.closed_by_expiry_in_use == 0
+    # The last one hangs.
+    assert emulator.stats.token_requests in (RENEWALS + 1, RENEWALS + 2)
+
+
+def test_patched_too_late(emulator: Emulator) -> None:
+    """The error says what to do."""
+    program = f"""
+import requests
+{PATCHES["gevent"]}
+import django
+django.setup()
+from django.core.cache import cache
+from django_entra_redis.exceptions import TokenError
+try:
+    cache.get("key")
+except TokenError as error:
+    print(error.code)
+"""
+    assert run(emulator, program).stdout == "token_patched_late\n"
+
+
+@pytest.mark.parametrize("preload", [False, True])
+def test_gunicorn(emulator: Emulator, tmp_path: Path, preload: bool) -> None:
+    """Its gevent workers renew; with --preload where its configuration patches."""
+    emulator.token_lifetime = 6.0
+    command = ["gunicorn", "--worker-class=gevent", "--workers=2"]
+    if preload:
+        configuration = tmp_path / "gunicorn.conf.py"
+        configuration.write_text(PATCHES["gevent"])
+        command += ["--preload", f"--config={configuration}"]
+    application = "tests.processes.wsgi:application"
+    with serving(
+        emulator, tmp_path, *command, "--bind=127.0.0.1:{port}", application
+    ) as url:
+        found = ask_until(
+            url, lambda found: len(found) == 2 and all(map(renewed, found.values()))
+        )
+    check(found)
