@@ -1,5 +1,6 @@
 """Every kind of identity, over real HTTP and HTTPS against the emulator."""
 
+import json
 import socket
 import threading
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+import requests
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.serialization import pkcs12
@@ -523,6 +525,47 @@ class Broken:
         if isinstance(self.result, Exception):
             raise self.result
         return self.result
+
+
+def test_proof_that_the_endpoint_quotes(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No assertion is told of, whoever signed it, nor a secret."""
+    real, sent = requests.Session.request, []
+
+    def quote(session: Any, method: str, url: str, **options: Any) -> Any:
+        answer = real(session, method, url, **options)
+        data = options.get("data") or {}
+        proof = data.get("client_assertion") or data.get("client_secret")
+        if proof:
+            sent.append(proof if isinstance(proof, str) else proof.decode())
+            refusal = {"error": "invalid_request", "error_description": f"not {proof}"}
+            answer._content = json.dumps(refusal).encode()
+        return answer
+
+    monkeypatch.setattr(requests.Session, "request", quote)
+    emulator = host.emulator
+    path = emulator.directory / "quoted"
+    path.write_text(emulator.federated_token())
+    for fetch in (
+        host.secret(),
+        host.application(CLIENT_CERTIFICATE=str(emulator.application.certificate_pem)),
+        host.application(KIND="workload_identity", TOKEN_FILE=str(path)),
+    ):
+        with pytest.raises(TokenRequestError, match=r"not .*\*\*\*") as info:
+            fetch()
+        assert sent.pop() not in str(info.value)
+
+
+def test_token_that_a_credential_quotes(host: Host) -> None:
+    """It is not told of either."""
+
+    class Quoting:
+        def get_token(self, *scopes: str) -> None:
+            raise ValueError(f"not {host.emulator.issue_token()}, really")
+
+    with pytest.raises(TokenRequestError, match=r"ValueError: not \*\*\*, really$"):
+        host.fetch(CREDENTIAL=Quoting())()
 
 
 @pytest.mark.parametrize(
