@@ -210,13 +210,18 @@ class Renewal:
     def status(self) -> Status:
         """Return a snapshot of what can be told."""
         state, token = self.state, self.state.token
+        oid = None
+        if token is not None:
+            # Whose token it is says an endpoint; with USERNAME it may say anything.
+            claim = token.claims.get("oid")
+            oid = claim if isinstance(claim, str) else token.username
         due_on = None
         if state.due_at is not None:
             due_on = self._wall() + state.due_at - self._monotonic()
         return Status(
             identity=self.identity,
             kind=self.kind,
-            oid=token.claims.get("oid", token.username) if token else None,
+            oid=oid,
             expires_at=_datetime(token.expires_on if token else None),
             renewed_at=_datetime(state.renewed_on),
             next_renewal_at=_datetime(due_on),

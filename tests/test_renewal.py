@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -972,6 +973,14 @@ def test_refused_old_token_and_an_expired_one(
 
 
 # -- what can be told
+
+
+@pytest.mark.parametrize("claim", [None, 5, ["a", "list"], {"a": "mapping"}])
+def test_status_of_a_token_of_nobody(bench: Bench, claim: object) -> None:
+    """With a user name in the settings a token's ``oid`` may be anything."""
+    bench.renewal.start()
+    bench.call().answer(replace(bench.token(), claims={"oid": claim}))
+    assert bench.renewal.current().username == bench.renewal.status().oid == "user"
 
 
 def test_status(bench: Bench) -> None:
