@@ -120,7 +120,8 @@ class Renewal:
         clock: what to tell the time by.
         jitter: returns a number from 0 to 1.
         on_renewed: called with the status and each new token, in the request's thread.
-        on_failed: called with the status and each error, likewise.
+        on_failed: called with the status and each error, likewise; of a request that
+            hangs, in a thread of its own.
     """
 
     def __init__(
@@ -450,7 +451,18 @@ class Renewal:
             self.identity,
             text,
         )
-        self._on_failed(status, error)
+        if not hangs:
+            self._on_failed(status, error)
+            return
+        # Whoever has noticed may be the schedule's thread, a request or an event loop:
+        # what the callback does, is not for these to wait for.
+        with contextlib.suppress(RuntimeError):  # as in _begin()
+            threading.Thread(
+                target=self._on_failed,
+                args=(status, error),
+                name=f"entra-redis-token-failure:{self.identity}",
+                daemon=True,
+            ).start()
 
     def _retry_delay(
         self, outage: int, since: float, error: TokenRequestError

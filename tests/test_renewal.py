@@ -498,6 +498,41 @@ def test_late_failure(bench: Bench) -> None:
     assert "within 10 s" in str(before.last_error)
 
 
+@pytest.mark.parametrize("caller", [False, True])
+def test_callback_that_blocks(
+    caller: bool, callers: ThreadPoolExecutor, no_threads: Callable[..., None]
+) -> None:
+    """Neither the schedule nor a caller waits for what is told of a hanging request."""
+    bench = Bench()
+    blocked, over = threading.Event(), threading.Event()
+
+    def block(status: Status, error: Exception) -> None:
+        blocked.set()
+        over.wait(PATIENCE)
+
+    bench.renewal._on_failed = block
+    if caller:
+        no_threads(RENEWER)
+        first = callers.submit(bench.renewal.current)
+        bench.call()
+        bench.now += 10.0
+    else:
+        bench.renewal.start()
+        bench.call()
+        bench.advance(10.0)
+    # Without jitter the next request begins at once.
+    waiting = callers.submit(bench.renewal.current)
+    call = bench.call()
+    assert blocked.wait(PATIENCE)
+    token = bench.token()
+    call.answer(token)
+    assert waiting.result(PATIENCE) is token
+    if caller:
+        assert isinstance(first.exception(PATIENCE), TokenError)
+    over.set()
+    bench.close()
+
+
 def test_many_hanging_requests(bench: Bench) -> None:
     """Where requests never come back, further ones begin seldom, yet they begin."""
     bench.jitter = 1.0
