@@ -90,15 +90,27 @@ def refuses(node: Node) -> bool:
     return False
 
 
+def answer(client: redis.Redis, *words: str) -> tuple[str, tuple[str, int] | None]:
+    """Run a command; return what Redis says, and where it leads to.
+
+    Only newer releases of redis-py have classes for this in a client of one server.
+    """
+    try:
+        client.execute_command(*words)
+    except redis.ResponseError as error:
+        text = f"{type(error).__name__} {error}".removeprefix("ResponseError ")
+        kind = text.split()[0].removesuffix("Error").upper()
+        host, _, port = text.split()[-1].rpartition(":")
+        return kind, (host, int(port)) if kind in ("ASK", "MOVED") else None
+    return "OK", None
+
+
 def owner(emulator: Emulator, key: str) -> Node:
     """Return the primary that has a key."""
     for node in primaries(emulator):
-        with (
-            admin(emulator, node.number) as connection,
-            suppress(redis.exceptions.MovedError),
-        ):
-            connection.exists(key)
-            return node
+        with admin(emulator, node.number) as connection:
+            if answer(connection, "EXISTS", key)[0] != "MOVED":
+                return node
     raise AssertionError(f"nobody has {key}")  # pragma: no cover
 
 
@@ -183,10 +195,10 @@ def test_moved(cluster: Emulator) -> None:
     with connect(cluster, first) as made:
         assert made.set(own, "value")
         for key in foreign:
-            with pytest.raises(redis.exceptions.MovedError) as caught:
-                made.set(key, "value")
-            target = place(owner(cluster, key))
-            assert (caught.value.host, caught.value.port) == target
+            assert answer(made, "SET", key, "value") == (
+                "MOVED",
+                place(owner(cluster, key)),
+            )
 
 
 def test_redis_url_leads_to_nodes_in_turn(cluster: Emulator) -> None:
@@ -388,22 +400,15 @@ def test_resharding(cluster_server: str) -> None:
                 before = connection.dbsize()
                 mover.start()
                 wait_until(lambda: connection.dbsize() == before + 75)
-            met: list[redis.exceptions.AskError] = []
-            for key in keys:
-                try:
-                    direct.get(key)
-                except redis.exceptions.AskError as error:
-                    met.append(error)
-            assert len(met) == 75
-            assert {(error.host, error.port) for error in met} == {place(new)}
-            with pytest.raises(redis.exceptions.TryAgainError):
-                direct.mget(keys)
+            met = [answer(direct, "GET", key) for key in keys]
+            assert met.count(("ASK", place(new))) == 75
+            assert met.count(("OK", None)) == 75
+            assert answer(direct, "MGET", *keys)[0] == "TRYAGAIN"
             # The emulator goes on serving meanwhile.
             assert mover.is_alive()
             assert [made.get(key) for key in keys] == [key.encode() for key in keys]
             mover.join()
-            with pytest.raises(redis.exceptions.MovedError):
-                direct.get(keys[0])
+            assert answer(direct, "GET", keys[0]) == ("MOVED", place(new))
             emulator.migrate_slots(1, 2, 50)
             for key in keys + others:
                 assert made.get(key) == key.encode()
