@@ -17,8 +17,10 @@ import pytest
 
 from testproject import demo
 from testproject.emulator import Emulator
+from testproject.emulator.server import ServerError
 from testproject.siteprocess import SiteProcess
 from testproject.visitor import VisitError, Visitor
+from tests.caches import wait_until
 
 CHECKOUT = Path(demo.__file__).parent.parent
 PATIENCE = 120.0
@@ -160,6 +162,68 @@ def test_a_failure_is_a_failure(tmp_path: Path) -> None:
     assert process.returncode == 1
     assert "port is already in use" in output
     assert output.splitlines()[-1] == "demo: renewals=0 visits=0 errors=1"
+
+
+def test_a_redis_without_clusters_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a sentence, not a traceback."""
+    old = tmp_path / "redis-server"
+    old.write_text("#!/bin/sh\necho Redis server v=6.2.14\n")
+    old.chmod(0o700)
+    monkeypatch.setenv("REDIS_SERVER", str(old))
+    with running_demo(tmp_path / "home", "--cluster") as process:
+        output, _ = process.communicate()
+    assert process.returncode == 1
+    assert "ERROR: the emulator does not start: a cluster needs Linux and" in output
+    assert output.count("\n") == 1
+
+
+def test_a_cluster_is_rearranged(
+    cluster: Emulator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its replicas take over, slots move, and that is told."""
+    before = cluster.nodes()
+    rearrangement = demo.Rearrangement(cluster, threading.Event())
+    rearrangement.begin()
+    wait_until(lambda: not rearrangement.running())
+    assert rearrangement.errors == 0
+    roles = [node.role for node in before]
+    assert [node.role for node in cluster.nodes()] == roles[::-1]
+    assert max(node.slots for node in cluster.nodes()) == 5461 + demo.SLOTS_MOVED
+    shown = capsys.readouterr().out
+    assert shown.count(" of the cluster: ") == 6
+    assert shown.count(" has taken over from ") == 3
+    assert f"{demo.SLOTS_MOVED} slots moved" in shown
+
+
+@pytest.mark.parametrize("stopping", [False, True])
+def test_a_cluster_that_fails_is_an_error(
+    cluster: Emulator, monkeypatch: pytest.MonkeyPatch, stopping: bool
+) -> None:
+    """Unless it is Ctrl-C that has ended it."""
+
+    def fail(number: int) -> None:
+        raise ServerError(f"node {number} does not take over")
+
+    monkeypatch.setattr(cluster, "failover", fail)
+    event = threading.Event()
+    if stopping:
+        event.set()
+    rearrangement = demo.Rearrangement(cluster, event)
+    rearrangement.begin()
+    wait_until(lambda: not rearrangement.running())
+    assert rearrangement.errors == (0 if stopping else 1)
+
+
+def test_one_server_is_not_rearranged(
+    emulator: Emulator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """There is nothing to tell."""
+    rearrangement = demo.Rearrangement(emulator, threading.Event())
+    rearrangement.begin()
+    assert not rearrangement.running()
+    assert capsys.readouterr().out == ""
 
 
 def test_no_renewals_is_a_failure(

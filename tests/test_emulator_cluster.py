@@ -90,26 +90,36 @@ def refuses(node: Node) -> bool:
     return False
 
 
-def answer(client: redis.Redis, *words: str) -> tuple[str, tuple[str, int] | None]:
-    """Run a command; return what Redis says, and where it leads to.
+Answer = tuple[str, tuple[str, int] | None]
+
+
+def answers(client: redis.Redis, *commands: tuple[str, ...]) -> list[Answer]:
+    """Run commands in one go; return what Redis says to each, and where it leads to.
 
     Only newer releases of redis-py have classes for this in a client of one server.
     """
-    try:
-        client.execute_command(*words)
-    except redis.ResponseError as error:
-        text = f"{type(error).__name__} {error}".removeprefix("ResponseError ")
-        kind = text.split()[0].removesuffix("Error").upper()
-        host, _, port = text.split()[-1].rpartition(":")
-        return kind, (host, int(port)) if kind in ("ASK", "MOVED") else None
-    return "OK", None
+    with client.pipeline(transaction=False) as pipeline:
+        for command in commands:
+            pipeline.execute_command(*command)
+        replies = pipeline.execute(raise_on_error=False)
+    found: list[Answer] = []
+    for reply in replies:
+        if isinstance(reply, redis.ResponseError):
+            text = f"{type(reply).__name__} {reply}".removeprefix("ResponseError ")
+            kind = text.split()[0].removesuffix("Error").upper()
+            host, _, port = text.split()[-1].rpartition(":")
+            leads = kind in ("ASK", "MOVED")
+            found.append((kind, (host, int(port)) if leads else None))
+        else:
+            found.append(("OK", None))
+    return found
 
 
 def owner(emulator: Emulator, key: str) -> Node:
     """Return the primary that has a key."""
     for node in primaries(emulator):
         with admin(emulator, node.number) as connection:
-            if answer(connection, "EXISTS", key)[0] != "MOVED":
+            if answers(connection, ("EXISTS", key)) == [("OK", None)]:
                 return node
     raise AssertionError(f"nobody has {key}")  # pragma: no cover
 
@@ -195,10 +205,8 @@ def test_moved(cluster: Emulator) -> None:
     with connect(cluster, first) as made:
         assert made.set(own, "value")
         for key in foreign:
-            assert answer(made, "SET", key, "value") == (
-                "MOVED",
-                place(owner(cluster, key)),
-            )
+            target = place(owner(cluster, key))
+            assert answers(made, ("SET", key, "value")) == [("MOVED", target)]
 
 
 def test_redis_url_leads_to_nodes_in_turn(cluster: Emulator) -> None:
@@ -252,7 +260,9 @@ def test_whole_emulator_at_once(cluster: Emulator) -> None:
         open_all()
         cluster.revoke(name)
         wait_until(lambda: cluster.stats.connections_open == 0)
-        open_all(password=cluster.issue_token(lifetime=3.0))
+        for made in open_all():
+            value = cluster.issue_token(lifetime=1.0)
+            assert made.execute_command("AUTH", name, value)
         wait_until(lambda: cluster.stats.connections_open == 0)
         assert cluster.stats.closed_by_expiry == before.closed_by_expiry + len(nodes)
         open_all()
@@ -394,21 +404,21 @@ def test_resharding(cluster_server: str) -> None:
             for key in keys + others:
                 made.set(key, key)
             mover = threading.Thread(
-                target=control.migrate_slots, args=(1, 2, 1, 2.0), daemon=True
+                target=control.migrate_slots, args=(1, 2, 1, 3.0), daemon=True
             )
             with admin(emulator, 2) as connection:
                 before = connection.dbsize()
                 mover.start()
                 wait_until(lambda: connection.dbsize() == before + 75)
-            met = [answer(direct, "GET", key) for key in keys]
-            assert met.count(("ASK", place(new))) == 75
-            assert met.count(("OK", None)) == 75
-            assert answer(direct, "MGET", *keys)[0] == "TRYAGAIN"
+            met = answers(direct, *(("GET", key) for key in keys), ("MGET", *keys))
             # The emulator goes on serving meanwhile.
             assert mover.is_alive()
+            assert met.count(("ASK", place(new))) == 75
+            assert met.count(("OK", None)) == 75
+            assert met[-1] == ("TRYAGAIN", None)
             assert [made.get(key) for key in keys] == [key.encode() for key in keys]
             mover.join()
-            assert answer(direct, "GET", keys[0]) == ("MOVED", place(new))
+            assert answers(direct, ("GET", keys[0])) == [("MOVED", place(new))]
             emulator.migrate_slots(1, 2, 50)
             for key in keys + others:
                 assert made.get(key) == key.encode()
@@ -531,9 +541,11 @@ def test_stopped_while_it_waits(tmp_path: Path, cluster_server: str) -> None:
 def test_fork(cluster: Emulator) -> None:
     """A child keeps no connection to a node open, and none of its ports."""
     node = cluster.nodes()[0]
-    with connect(cluster, node, password=cluster.issue_token(lifetime=2.0)) as made:
-        made.ping()
-        connection = made.connection_pool.get_connection()
+    name = cluster.application.object_id
+    with connect(cluster, node) as made:
+        connection: Any = made.connection_pool.get_connection()
+        connection.send_command("AUTH", name, cluster.issue_token(lifetime=2.0))
+        connection.read_response()
         reader, writer = os.pipe()
         child = os.fork()
         if child == 0:  # pragma: no cover (measured in the parent only)
