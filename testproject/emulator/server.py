@@ -189,7 +189,6 @@ class Server:
         """Return when the server answers; start it elsewhere if its port was taken."""
         for _ in range(_ATTEMPTS):
             if self._answers():
-                self._watch()
                 return
             self._spawn()
         raise ServerError(f"{self.kind} does not start: {self._log()}")
@@ -236,7 +235,6 @@ class Server:
         self._spawn(*further)
         if not self._answers(loading=loading):
             raise ServerError(f"{self.kind} does not start anew: {self._log()}")
-        self._watch()
 
     def set_user(self, object_id: str, rules: str) -> None:
         """Create or change a user; fakeredis does not mind the rules."""
@@ -282,6 +280,7 @@ class Server:
                 # Ctrl-C is for the emulator, which then stops its server.
                 process_group=0,
             )
+        self._watch()
 
     def _command(self) -> list[str]:
         port = str(self.address[1])
@@ -326,8 +325,7 @@ class Server:
                     return True
         admin.close()
         admin.connection_pool.disconnect()
-        self._process.kill()
-        self._process.wait()
+        self._end()
         return False
 
     def _watch(self) -> None:
