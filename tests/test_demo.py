@@ -71,10 +71,17 @@ def files_of(directory: Path) -> set[Path]:
     }
 
 
-def test_demo_goes_through_renewals(tmp_path: Path) -> None:
+@pytest.mark.parametrize("clustered", [False, True], ids=["server", "cluster"])
+def test_demo_goes_through_renewals(
+    tmp_path: Path, clustered: bool, request: pytest.FixtureRequest
+) -> None:
     """It tells what happens, ends with its line, and leaves no file behind."""
+    arguments = ["--token-lifetime", "2"]
+    if clustered:
+        request.getfixturevalue("cluster_server")
+        arguments = ["--cluster"]
     before = files_of(CHECKOUT / "testproject")
-    with running_demo(tmp_path / "home", "--token-lifetime", "2") as process:
+    with running_demo(tmp_path / "home", *arguments) as process:
         output, _ = process.communicate()
     *lines, last = output.splitlines()
     match = CLOSING_LINE.fullmatch(last)
