@@ -1,6 +1,7 @@
 """The Django app: starts the renewal threads and registers the system checks."""
 
 import contextlib
+import importlib
 import logging
 import os
 import threading
@@ -53,6 +54,9 @@ class _Starter:
         try:
             # The caches' backends are imported as the caches are looked at.
             with no_fork():
+                # The package before any of its modules, which would stay locked while
+                # another thread imports the package: Python would have that one fail.
+                importlib.import_module("redis")
                 import_module(".startup", __package__).start_renewals()
         except Exception:
             # A cache of another backend that is broken, an interpreter that is about

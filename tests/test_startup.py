@@ -383,6 +383,37 @@ def test_a_fork_while_backends_are_imported(site: Site) -> None:
     assert output == "0\n"
 
 
+def test_redis_is_imported_meanwhile(site: Site) -> None:
+    """Whoever imports it as the renewals start does not meet a locked module."""
+    output = site.run(
+        """
+        import time
+        from importlib.machinery import PathFinder
+
+        class Slow:
+            def find_spec(self, name, path=None, target=None):
+                spec = PathFinder.find_spec(name, path)
+                if name == "redis.asyncio":
+                    run = spec.loader.exec_module
+                    spec.loader.exec_module = lambda module: (wait(), run(module))
+                return spec
+
+        def wait():
+            # Until the other one waits for a module that is being imported.
+            (starting,) = [
+                t.ident for t in threading.enumerate() if t.name == "entra-redis-start"
+            ]
+            while sys._current_frames()[starting].f_code.co_name != "acquire":
+                time.sleep(0.01)
+
+        sys.meta_path.insert(0, Slow())
+        import redis
+        print(redis.Redis.__name__)
+        """
+    )
+    assert output == "Redis\n"
+
+
 # -- which identities
 
 
