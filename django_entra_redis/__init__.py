@@ -22,11 +22,11 @@ def get_redis_connection(alias: str = "default", write: bool = True) -> "Redis":
     # with it.
     from django.core.cache import caches
 
-    cache = caches[alias]
-    if not hasattr(cache, "get_client"):
+    get_client = getattr(caches[alias], "get_client", None)
+    if get_client is None:
         raise NotImplementedError(
             f"CACHES[{alias!r}] has no Redis behind it: its BACKEND should be "
             "'django_entra_redis.cache.EntraRedisCache'."
         )
-    client: Redis = cache.get_client(write=write)
+    client: Redis = get_client(write=write)
     return client

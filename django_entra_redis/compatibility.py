@@ -40,23 +40,28 @@ class KeyspaceMethods:
         version: int
         key_func: Any
 
-        @property
+        @cached_property
         def _cache(self) -> CacheClient:
             """What carries operations out."""
+            ...
 
-        @property
+        @cached_property
         def _async_cache(self) -> AsyncCacheClient:
             """What does so in an event loop."""
+            ...
 
-        @property
+        @cached_property
         def _operations(self) -> Operations:
             """The operations of Django's API."""
+            ...
 
         def make_and_validate_key(self, key: str, version: int | None = None) -> str:
             """Return a key as Redis gets it."""
+            ...
 
         def get_client(self, key: str | None = None, *, write: bool = False) -> Redis:
             """Return redis-py's client."""
+            ...
 
     @cached_property
     def _keyspace(self) -> "Keyspace":

@@ -18,9 +18,11 @@ class Compressor(Protocol):
 
     def compress(self, data: bytes) -> bytes:
         """Return the same in less."""
+        ...
 
     def decompress(self, data: bytes) -> bytes:
         """Return what :meth:`compress` was given."""
+        ...
 
 
 class _MagicCompressor(ABC):

@@ -17,8 +17,9 @@ from redis.credentials import StreamingCredentialProvider
 from .conf import Identity, load_identity
 from .imports import import_module
 from .installed import tell_if_missing
-from .renewal import Fetch, Renewal, Status
+from .renewal import Fetch, Renewal
 from .signals import token_renewal_failed, token_renewed
+from .status import Status
 from .subscriptions import Subscriptions
 from .tokens import Token
 

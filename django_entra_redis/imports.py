@@ -27,7 +27,7 @@ def no_fork() -> Iterator[None]:
         yield
 
 
-def import_module(name: str, package: str) -> ModuleType:
+def import_module(name: str, package: str | None) -> ModuleType:
     """Import a module; no fork happens meanwhile."""
     with no_fork():
         return importlib.import_module(name, package)

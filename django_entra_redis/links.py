@@ -168,9 +168,9 @@ class Link(asyncio.Protocol):
         if self.closed:
             transport.abort()
 
-    def connection_lost(self, error: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:
         """Tell all that wait."""
-        self.abort(error)
+        self.abort(exc)
 
     def eof_received(self) -> bool:
         """Close: what the server owes will not come."""

@@ -157,7 +157,7 @@ class ConnectionPool(redis.ConnectionPool):
             with contextlib.suppress(IndexError):
                 return self._idle.pop()
             if len(self._made) < self.max_connections:
-                connection = self.connection_class(**self.connection_kwargs)
+                connection: Any = self.connection_class(**self.connection_kwargs)
                 connection.pool_generation = self._generation
                 self._made.add(connection)
                 return connection

@@ -28,6 +28,7 @@ from .schedule import (
     retry_cap,
     retry_delay,
 )
+from .status import Status
 from .tokens import SYSTEM_CLOCK, Clock, Token
 
 logger = logging.getLogger(__name__)
@@ -45,21 +46,6 @@ MAX_HANGING = 3
 HANGING_PAUSE = 300.0
 #: Seconds that a request may be old for a fork to wait for it.
 FORK_PATIENCE = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Status:
-    """What can be told of an identity: never its token."""
-
-    identity: str
-    kind: str
-    oid: str | None
-    expires_at: datetime | None
-    renewed_at: datetime | None
-    next_renewal_at: datetime | None
-    renewals: int
-    failures: int
-    last_error: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,26 +335,26 @@ class Renewal:
         self._changed.notify_all()
 
     def _request(self, attempt: _Attempt) -> None:
-        error = None
+        outcome: Token | TokenRequestError
         try:
             fetch = self._fetch or self._make_fetch()
             with self._changed:
                 # An abandoned one is still in use in here, and not to be shared.
                 if attempt is self._attempt:
                     self._fetch = fetch
-            token = fetch()
+            outcome = fetch()
         except TokenRequestError as failure:
-            error = failure.with_traceback(None)
+            outcome = failure.with_traceback(None)
         except BaseException as failure:
             # Somebody's credential may raise even SystemExit, and whoever waits is to
             # hear of it. The text may hold anything; the type tells where to look.
-            error = TokenRequestError(
+            outcome = TokenRequestError(
                 f"the request failed with {type(failure).__name__}."
             )
-        if error is None:
-            self._succeed(attempt, token)
+        if isinstance(outcome, TokenRequestError):
+            self._fail(attempt, outcome)
         else:
-            self._fail(attempt, error)
+            self._succeed(attempt, outcome)
 
     def _succeed(self, attempt: _Attempt, token: Token) -> None:
         with self._changed:

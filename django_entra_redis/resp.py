@@ -23,7 +23,7 @@ MakeError = Callable[[str], Exception]
 class ReplyReader(Protocol):
     """Is fed bytes; gives replies."""
 
-    def feed(self, data: bytes) -> Any:
+    def feed(self, data: bytes, /) -> Any:
         """Take in what has come."""
 
     def gets(self) -> Any:

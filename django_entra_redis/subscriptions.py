@@ -180,13 +180,12 @@ def _replacements(
     callback: Callback, loop: asyncio.AbstractEventLoop | None
 ) -> list[Callable[[], Callback | None]] | None:
     """Return what to call in place of a callback; ``None`` if it is right as it is."""
-    listener: Any = getattr(callback, "__self__", None)
+    listener, event = _owner(callback)
     subscribed = isinstance(listener, RegisterReAuthForPubSub)
     if not (subscribed or isinstance(listener, RegisterReAuthForPooledConnections)):
         return None
     if callback.__name__.startswith("_raise"):
         return []
-    event = listener._event
     pools = [event.connection_pool] if subscribed else event.connection_pools
     if loop is None:
         # The pools in place of clients that come and go. A subscribed connection's
@@ -223,7 +222,7 @@ async def _refresh(pool: Any, token: Any) -> None:
         for connection in pool._in_use_connections:
             # redis-py would send AUTH once they are back in the pool, where the next
             # task takes its reply for its own.
-            connection.set_re_auth_token(None)
+            connection.set_re_auth_token(None)  # pyright: ignore[reportArgumentType]
 
 
 async def _authenticate(connection: Any, token: Any) -> None:
@@ -256,14 +255,19 @@ def _tries() -> Iterator[list[Exception]]:
             return
 
 
+def _owner(callback: Callback) -> tuple[Any, Any]:
+    """Return the object that a method is bound to, and the event it was made for."""
+    owner = getattr(callback, "__self__", None)
+    return owner, getattr(owner, "_event", None)
+
+
 def _is_inherited(callback: Callback) -> bool:
     """Whether a client's connections are those of the process that forked this one.
 
     redis-py forgets such connections when a pool is used; its callback would send
     AUTH on them, into the parent's conversation.
     """
-    owner = getattr(callback, "__self__", None)
-    event = getattr(owner, "_event", None)
+    owner, event = _owner(callback)
     parts = [
         owner,
         *getattr(event, "connection_pools", ()),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from django_entra_redis.renewal import Status
+from django_entra_redis.status import Status
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 
 from django_entra_redis.cache import EntraRedisCache
 from django_entra_redis.credentials import get_credential_provider
-from django_entra_redis.renewal import Status
+from django_entra_redis.status import Status
 from testproject.history import Event, recent_events
 
 #: Every failure that a cache or an identity has words for.

@@ -25,8 +25,8 @@ from django_entra_redis.credentials import (
     start_renewal,
 )
 from django_entra_redis.exceptions import ConfigurationError, TokenError
-from django_entra_redis.renewal import Status
 from django_entra_redis.signals import token_renewal_failed, token_renewed
+from django_entra_redis.status import Status
 from testproject.emulator import Emulator
 from tests.caches import let_in, wait_until
 

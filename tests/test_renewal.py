@@ -27,9 +27,9 @@ from django_entra_redis.renewal import (
     MAX_HANGING,
     Fetch,
     Renewal,
-    Status,
 )
 from django_entra_redis.schedule import Policy
+from django_entra_redis.status import Status
 from django_entra_redis.tokens import Clock, Token
 from tests.caches import wait_until
 

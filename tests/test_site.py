@@ -21,7 +21,7 @@ from django.core.exceptions import ImproperlyConfigured, PermissionDenied
 from django.http import HttpRequest
 from django.test import RequestFactory, override_settings
 
-from django_entra_redis.renewal import Status
+from django_entra_redis.status import Status
 from testproject import history, siteprocess, snapshot, views
 from testproject.emulator import Emulator
 from testproject.siteprocess import SiteError, SiteProcess

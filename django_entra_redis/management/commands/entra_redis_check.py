@@ -17,8 +17,8 @@ from django.core.management.base import BaseCommand, CommandError
 from django_entra_redis.cache import EntraRedisCache, entra_caches
 from django_entra_redis.diagnosis import diagnose
 from django_entra_redis.examination import Step
-from django_entra_redis.renewal import Status
 from django_entra_redis.signals import token_renewal_failed, token_renewed
+from django_entra_redis.status import Status
 
 
 class Command(BaseCommand):
@@ -30,7 +30,7 @@ class Command(BaseCommand):
         "passed, 1 otherwise."
     )
     # Broken settings are a failed step, not a crash.
-    requires_system_checks: list[str] = []  # noqa: RUF012 - as Django declares it
+    requires_system_checks = []  # noqa: RUF012 - as Django declares it
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Add the command's options."""
