@@ -15,6 +15,7 @@ from email.message import Message
 from email.parser import Parser
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,6 +23,26 @@ import django_entra_redis
 
 ROOT = Path(__file__).parents[1]
 NAME = "django-entra-redis"
+
+#: When the release was, as SOURCE_DATE_EPOCH says it: an even second, for the wheel.
+EPOCH = 1_767_225_600
+#: What an sdist holds at its top, beside what is made for it.
+TOP = {
+    ".ci",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "LICENSE",
+    "README.md",
+    "benchmarks",
+    "django_entra_redis",
+    "docs",
+    "pyproject.toml",
+    "testproject",
+    "tests",
+    "tox.ini",
+}
+#: Tests that read files of the checkout, in a few seconds.
+READING = ["tests/test_advice.py", "tests/test_house.py", "tests/test_packaging.py"]
 
 SETTINGS = """
 INSTALLED_APPS += ["django_entra_redis"]
@@ -34,9 +55,9 @@ CACHES = {
 """
 
 
-def project() -> dict[str, object]:
+def project() -> dict[str, Any]:
     """Return the ``[project]`` table of pyproject.toml."""
-    table: dict[str, object] = tomllib.loads((ROOT / "pyproject.toml").read_text())[
+    table: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())[
         "project"
     ]
     return table
@@ -50,8 +71,11 @@ def test_the_wheel_is_what_is_tested() -> None:
 
 
 def test_version_has_one_source() -> None:
-    """The distribution's version is the module's."""
-    assert metadata.version(NAME) == django_entra_redis.__version__
+    """The distribution's version is the module's, and written down nowhere else."""
+    version = django_entra_redis.__version__
+    assert metadata.version(NAME) == version
+    assert "version" in project()["dynamic"]
+    assert version not in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
 
 def test_readme_is_the_long_description() -> None:
@@ -66,6 +90,9 @@ def test_readme_is_the_long_description() -> None:
 def test_metadata() -> None:
     """Licence, Python, dependencies and extras arrive as pyproject.toml says them."""
     message = metadata.metadata(NAME)
+    assert message["Name"] == NAME
+    assert message["Summary"] == project()["description"]
+    assert message["License-File"] == "LICENSE"
     assert message["License-Expression"] == "MIT"
     assert message["Requires-Python"] == ">=3.11"
     requirements = metadata.requires(NAME)
@@ -81,10 +108,20 @@ def test_metadata() -> None:
     }
 
 
+def test_urls() -> None:
+    """An index links to the repository, and to what is in it."""
+    urls = dict(
+        url.split(", ") for url in metadata.metadata(NAME).get_all("Project-URL", [])
+    )
+    assert urls == project()["urls"]
+    assert urls["Repository"] == f"https://github.com/{NAME}/{NAME}"
+    assert all(url.startswith(urls["Repository"]) for url in urls.values())
+    assert (ROOT / urls["Changelog"].rpartition("/")[2]).is_file()
+
+
 def test_classifiers_name_what_is_tested() -> None:
     """Each Python and Django that is claimed is one that tox runs, and the reverse."""
     classifiers = project()["classifiers"]
-    assert isinstance(classifiers, list)
     tox = (ROOT / "tox.ini").read_text()
     environments = tox.partition("env_list =")[2].partition("skip_missing")[0]
     for claim, factor in (
@@ -105,7 +142,7 @@ def test_classifiers_name_what_is_tested() -> None:
         assert claimed == tested
 
 
-def run(*command: object, directory: Path) -> str:
+def run(*command: object, directory: Path, **environment: str) -> str:
     """Run a command as a user would and return what it printed."""
     result = subprocess.run(
         [str(part) for part in command],
@@ -114,7 +151,8 @@ def run(*command: object, directory: Path) -> str:
             name: value
             for name, value in os.environ.items()
             if not name.startswith(("COVERAGE_", "DJANGO_", "PYTHON"))
-        },
+        }
+        | environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -124,12 +162,32 @@ def run(*command: object, directory: Path) -> str:
     return result.stdout
 
 
+def build(source: Path, folder: Path) -> None:
+    """Build the sdist, and the wheel from it, as an upload does."""
+    run(
+        *(sys.executable, "-m", "build", "--outdir", folder, source),
+        directory=folder,
+        SOURCE_DATE_EPOCH=str(EPOCH),
+    )
+
+
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build the sdist, and the wheel from it, as an upload does."""
+    """Return the folder with what was built of this checkout."""
     folder = tmp_path_factory.mktemp("dist")
-    run(sys.executable, "-m", "build", "--outdir", folder, ROOT, directory=folder)
+    build(ROOT, folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def unpacked(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder that the sdist unpacks to, in another place."""
+    (path,) = built.glob("*.tar.gz")
+    folder = tmp_path_factory.mktemp("unpacked")
+    with tarfile.open(path) as archive:
+        archive.extractall(folder, filter="data")
+    (source,) = folder.iterdir()
+    return source
 
 
 @pytest.fixture(scope="module")
@@ -163,23 +221,40 @@ def test_sdist_contents(built: Path) -> None:
     """The sdist holds what is needed to run the tests, and nothing by accident."""
     (path,) = built.glob("*.tar.gz")
     with tarfile.open(path) as archive:
-        names = [name.partition("/")[2] for name in archive.getnames()]
-    top = {name.partition("/")[0] for name in names}
-    assert top - {".gitignore"} == {
-        "CHANGELOG.md",
-        "CONTRIBUTING.md",
-        "LICENSE",
-        "PKG-INFO",
-        "README.md",
-        "benchmarks",
-        "django_entra_redis",
-        "pyproject.toml",
-        "testproject",
-        "tests",
-        "tox.ini",
+        members = archive.getmembers()
+    names = {member.name.partition("/")[2] for member in members}
+    expected = {
+        path.relative_to(ROOT).as_posix()
+        for top in TOP
+        for path in [ROOT / top, *(ROOT / top).rglob("*")]
+        if path.is_file()
+        if "__pycache__" not in path.parts and path.suffix != ".sqlite3"
     }
-    assert {"tests/conftest.py", "tests/settings.py"} <= set(names)
-    assert not [name for name in names if name.endswith((".pyc", ".sqlite3"))]
+    assert names - {".gitignore", "PKG-INFO"} == expected
+    assert {member.mtime for member in members} == {EPOCH}
+
+
+@pytest.mark.package
+def test_builds_are_reproducible(built: Path, unpacked: Path, tmp_path: Path) -> None:
+    """Whoever builds the sdist again gets the very same files, bit by bit."""
+    for path in unpacked.rglob("*"):
+        os.utime(path)
+    build(unpacked, tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
+        path.name: path.read_bytes() for path in built.iterdir()
+    }
+    assert len(list(built.iterdir())) == 2
+
+
+@pytest.mark.package
+def test_tests_run_from_the_sdist(unpacked: Path) -> None:
+    """Nothing that the tests read of the checkout is missing."""
+    code = (
+        "import sys, pytest; sys.path.insert(0, '.'); "
+        "sys.exit(pytest.main(['-q', '-m', 'not package', *sys.argv[1:]]))"
+    )
+    output = run(sys.executable, "-c", code, *READING, directory=unpacked)
+    assert " passed" in output
 
 
 @pytest.mark.package
@@ -209,7 +284,7 @@ def test_first_use_in_an_empty_environment(wheel: Path, tmp_path: Path) -> None:
     site = tmp_path / "site_of_a_user"
     with (site / "site_of_a_user" / "settings.py").open("a") as settings:
         settings.write(SETTINGS)
-    for module in ("cache", "credentials", "signals"):
+    for module in ("cache", "credentials", "signals", "types"):
         run(python, "-c", f"import django_entra_redis.{module}", directory=tmp_path)
     output = run(python, "-W", "error", "manage.py", "check", directory=site)
     assert output == "System check identified no issues (0 silenced).\n"
