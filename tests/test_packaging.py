@@ -29,10 +29,13 @@ EPOCH = 1_767_225_600
 #: What an sdist holds at its top, beside what is made for it.
 TOP = {
     ".ci",
+    ".github",
+    ".pre-commit-config.yaml",
     "CHANGELOG.md",
     "CONTRIBUTING.md",
     "LICENSE",
     "README.md",
+    "SECURITY.md",
     "benchmarks",
     "django_entra_redis",
     "docs",
