@@ -2,7 +2,7 @@
 
 import gc
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -439,18 +439,6 @@ def contexts(monkeypatch: pytest.MonkeyPatch) -> list[ssl.SSLContext]:
 
     monkeypatch.setattr("redis.connection.ssl.create_default_context", count)
     return built
-
-
-def test_wrap_socket_is_still_there() -> None:
-    """What SharedTlsConnection overrides is private to redis-py: it may go."""
-    method: Callable[..., Any] | None = getattr(
-        SSLConnection, "_wrap_socket_with_ssl", None
-    )
-    assert callable(method), (
-        "redis-py's SSLConnection has no _wrap_socket_with_ssl() any more: "
-        "SharedTlsConnection overrides nothing, and each connection builds an SSL "
-        "context of its own."
-    )
 
 
 def test_one_context_per_pool(
