@@ -6,21 +6,28 @@ list it. Nothing here is remembered, so that ``override_settings`` works.
 
 import difflib
 import os
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from django.conf import settings
 
+from .keys import (
+    CERTIFICATE,
+    COMMON,
+    EXCLUSIVE,
+    FROM_ENVIRONMENT,
+    KEYS,
+    KINDS,
+    PUBLIC_CLOUD,
+    REDIS_SCOPE,
+    REQUIRED,
+    VARIABLES,
+    InvalidValueError,
+)
 from .problems import ConfigurationError, Problem
 from .schedule import Policy
-
-PUBLIC_CLOUD = "login.microsoftonline.com"
-REDIS_SCOPE = "https://redis.azure.com/.default"
-
-Parse = Callable[[Any], Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,135 +69,6 @@ class Identity:
         )
 
 
-class _InvalidValueError(Exception):
-    """A value is not what it should be; the message says what that is."""
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise _InvalidValueError("It should be a string.")
-    return value
-
-
-def _path(value: Any) -> Path:
-    if not isinstance(value, str | os.PathLike):
-        raise _InvalidValueError("It should be the path of a file.")
-    return Path(value)
-
-
-def _flag(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise _InvalidValueError("It should be True or False.")
-    return value
-
-
-def _tenant(value: Any) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9.-]+", _text(value)):
-        raise _InvalidValueError(
-            "It should be the tenant's ID (a GUID) or one of its domains."
-        )
-    return str(value)
-
-
-def _host(value: Any) -> str:
-    match = re.fullmatch(r"(?:https://)?([A-Za-z0-9.:\[\]-]+)/?", _text(value))
-    if match is None:
-        raise _InvalidValueError(f"It should be a host such as '{PUBLIC_CLOUD}'.")
-    return match[1]
-
-
-def _scope(value: Any) -> str:
-    if not re.fullmatch(r"\S+/\.default", _text(value)):
-        raise _InvalidValueError(
-            f"It should end in '/.default', as '{REDIS_SCOPE}' does."
-        )
-    return str(value)
-
-
-def _credential(value: Any) -> Any:
-    if not (isinstance(value, str) or callable(value) or hasattr(value, "get_token")):
-        raise _InvalidValueError(
-            "It should be an object with get_token(*scopes), a callable that returns "
-            "one, or the dotted path of either."
-        )
-    return value
-
-
-def number(low: float, high: float, what: str) -> Parse:
-    """Return a parser of numbers above ``low`` and up to ``high``."""
-
-    def parse(value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise _InvalidValueError(f"It should be {what}.")
-        if not low < value <= high:
-            raise _InvalidValueError(f"It should be {what}.")
-        return float(value)
-
-    return parse
-
-
-_DAY = 86400.0
-
-#: Every key of an identity, with what parses its value.
-KEYS: Mapping[str, Parse] = {
-    "KIND": _text,
-    "TENANT_ID": _tenant,
-    "CLIENT_ID": _text,
-    "CLIENT_SECRET": _text,
-    "CLIENT_CERTIFICATE": _path,
-    "CLIENT_CERTIFICATE_PASSWORD": _text,
-    "SEND_CERTIFICATE_CHAIN": _flag,
-    "OBJECT_ID": _text,
-    "RESOURCE_ID": _text,
-    "TOKEN_FILE": _path,
-    "CREDENTIAL": _credential,
-    "AUTHORITY_HOST": _host,
-    "INSTANCE_DISCOVERY": _flag,
-    "SCOPE": _scope,
-    "USERNAME": _text,
-    "REFRESH_RATIO": number(0, 0.99, "a number between 0 and 1, such as 0.7"),
-    "REFRESH_MARGIN": number(-1e-9, _DAY, "a number of seconds, such as 180"),
-    "REQUEST_TIMEOUT": number(0, _DAY, "a number of seconds above 0, such as 10"),
-}
-
-_COMMON = frozenset(
-    [
-        "KIND",
-        "AUTHORITY_HOST",
-        "INSTANCE_DISCOVERY",
-        "SCOPE",
-        "USERNAME",
-        "REFRESH_RATIO",
-        "REFRESH_MARGIN",
-        "REQUEST_TIMEOUT",
-    ]
-)
-_CERTIFICATE = frozenset(
-    ["CLIENT_CERTIFICATE", "CLIENT_CERTIFICATE_PASSWORD", "SEND_CERTIFICATE_CHAIN"]
-)
-
-#: The keys that each kind knows beside those common to all.
-KINDS: Mapping[str, frozenset[str]] = {
-    "environment": frozenset({"SEND_CERTIFICATE_CHAIN"}),
-    "managed_identity": frozenset({"CLIENT_ID", "OBJECT_ID", "RESOURCE_ID"}),
-    "service_principal": _CERTIFICATE | {"TENANT_ID", "CLIENT_ID", "CLIENT_SECRET"},
-    "workload_identity": frozenset({"TENANT_ID", "CLIENT_ID", "TOKEN_FILE"}),
-}
-_KIND_NAMES = ", ".join(f"'{kind}'" for kind in KINDS)
-
-#: What the variables of azure-identity's EnvironmentCredential and
-#: WorkloadIdentityCredential mean here.
-_VARIABLES: Mapping[str, str] = {
-    "TENANT_ID": "AZURE_TENANT_ID",
-    "CLIENT_ID": "AZURE_CLIENT_ID",
-    "CLIENT_SECRET": "AZURE_CLIENT_SECRET",
-    "CLIENT_CERTIFICATE": "AZURE_CLIENT_CERTIFICATE_PATH",
-    "CLIENT_CERTIFICATE_PASSWORD": "AZURE_CLIENT_CERTIFICATE_PASSWORD",
-    "TOKEN_FILE": "AZURE_FEDERATED_TOKEN_FILE",
-    "AUTHORITY_HOST": "AZURE_AUTHORITY_HOST",
-}
-
-
 def identity_aliases() -> list[str]:
     """Return the names of the identities in the settings."""
     entries = _entries()
@@ -208,16 +86,10 @@ def load_identity(alias: str) -> Identity:
         raise ConfigurationError([_not_a_dict()])
     if alias not in entries:
         known = ", ".join(f"'{name}'" for name in entries) or "none"
-        raise ConfigurationError(
-            [
-                Problem(
-                    "E008",
-                    f"ENTRA_REDIS[{alias!r}]",
-                    "there is no such identity.",
-                    f"The identities there are: {known}. Add it, or name another one.",
-                )
-            ]
-        )
+        where = f"ENTRA_REDIS[{alias!r}]"
+        hint = f"The identities there are: {known}. Add it, or name another one."
+        problem = Problem("E008", where, "there is no such identity.", hint)
+        raise ConfigurationError([problem])
     return parse_identity(alias, entries[alias])
 
 
@@ -273,13 +145,7 @@ def parse_identity(
         if key not in KEYS:
             problems.append(_unknown_key(where, key))
         elif value is not None and value != "":
-            try:
-                values[key] = KEYS[key](value)
-            except _InvalidValueError as error:
-                message = "its value can't be used."
-                problems.append(
-                    Problem("E007", f"{where}[{key!r}]", message, str(error))
-                )
+            _parse(f"{where}[{key!r}]", key, value, values, problems)
     if not problems:
         values = _complete(where, values, environ, problems)
     if problems:
@@ -287,6 +153,16 @@ def parse_identity(
     kind = values.pop("KIND")
     fields = {key.lower(): value for key, value in values.items()}
     return Identity(alias=alias, kind=kind, **fields)
+
+
+def _parse(
+    where: str, key: str, value: Any, values: dict[str, Any], problems: list[Problem]
+) -> None:
+    """Add a key's value to the values, or to the problems."""
+    try:
+        values[key] = KEYS[key](value)
+    except InvalidValueError as error:
+        problems.append(Problem("E007", where, "its value can't be used.", str(error)))
 
 
 def _unknown_key(where: str, key: Any) -> Problem:
@@ -304,7 +180,7 @@ def _complete(
     """Return the values with their kind's defaults; add what is wrong with them."""
     kind = values.get("KIND", "environment")
     if kind not in KINDS:
-        hint = f"It should be one of {_KIND_NAMES}."
+        hint = f"It should be one of {', '.join(map(repr, KINDS))}."
         problems.append(
             Problem("E003", f"{where}['KIND']", f"{kind!r} is no kind.", hint)
         )
@@ -321,7 +197,7 @@ def _complete(
                 )
             )
         kind, own = "credential", frozenset({"CREDENTIAL"})
-    for key in sorted(values.keys() - _COMMON - own):
+    for key in sorted(values.keys() - COMMON - own):
         problems.append(_unused_key(where, key, kind))
     if problems:
         return values
@@ -333,8 +209,7 @@ def _complete(
             values.pop("SEND_CERTIFICATE_CHAIN", None)
         values |= found
     elif kind == "workload_identity":
-        keys = ("TENANT_ID", "CLIENT_ID", "TOKEN_FILE")
-        values = _from_environment(environ, keys, problems) | values
+        values = _from_environment(environ, REQUIRED[kind], problems) | values
     if not problems:
         _check_parts(where, kind, values, problems)
     return {**values, "KIND": kind}
@@ -354,15 +229,9 @@ def _from_environment(
 ) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for key in keys:
-        value = environ.get(_VARIABLES[key])
+        value = environ.get(VARIABLES[key])
         if value:
-            try:
-                values[key] = KEYS[key](value)
-            except _InvalidValueError as error:
-                message = "its value can't be used."
-                problems.append(
-                    Problem("E007", f"${_VARIABLES[key]}", message, str(error))
-                )
+            _parse(f"${VARIABLES[key]}", key, value, values, problems)
     return values
 
 
@@ -371,21 +240,12 @@ def _resolve_environment(
 ) -> tuple[str, dict[str, Any]]:
     """Return the kind that the environment asks for, and its values.
 
-    The order is azure-identity's: secret, certificate, federated token; a managed
-    identity where none of these is complete.
+    A managed identity where nothing else is complete.
     """
-    given = {key for key, name in _VARIABLES.items() if environ.get(name)}
-    application = ("TENANT_ID", "CLIENT_ID")
-    certificate = ("CLIENT_CERTIFICATE", "CLIENT_CERTIFICATE_PASSWORD")
-    kinds: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
-        ("service_principal", ("CLIENT_SECRET",), ()),
-        ("service_principal", certificate[:1], certificate[1:]),
-        ("workload_identity", ("TOKEN_FILE",), ()),
-    )
-    for kind, proof, extra in kinds:
-        if given.issuperset(application + proof):
-            keys = application + proof + extra
-            return kind, _from_environment(environ, keys, problems)
+    given = {key for key, name in VARIABLES.items() if environ.get(name)}
+    for kind, needed, optional in FROM_ENVIRONMENT:
+        if given.issuperset(needed):
+            return kind, _from_environment(environ, needed + optional, problems)
     return "managed_identity", _from_environment(environ, ("CLIENT_ID",), problems)
 
 
@@ -393,13 +253,8 @@ def _check_parts(
     where: str, kind: str, values: Mapping[str, Any], problems: list[Problem]
 ) -> None:
     """Add what the parts of an identity lack or have too much."""
-    required: tuple[str, ...] = ()
-    exclusive: tuple[str, ...] = ()
-    if kind == "managed_identity":
-        exclusive = ("CLIENT_ID", "OBJECT_ID", "RESOURCE_ID")
-    elif kind == "service_principal":
-        required = ("TENANT_ID", "CLIENT_ID")
-        exclusive = ("CLIENT_SECRET", "CLIENT_CERTIFICATE")
+    exclusive = EXCLUSIVE.get(kind, ())
+    if kind == "service_principal":
         if not values.keys() & set(exclusive):
             problems.append(
                 Problem(
@@ -411,7 +266,7 @@ def _check_parts(
                 )
             )
         elif "CLIENT_CERTIFICATE" not in values and (
-            stray := _CERTIFICATE & values.keys()
+            stray := CERTIFICATE & values.keys()
         ):
             problems.append(
                 Problem(
@@ -421,14 +276,12 @@ def _check_parts(
                     "Remove it, or set CLIENT_CERTIFICATE.",
                 )
             )
-    elif kind == "workload_identity":
-        required = ("TENANT_ID", "CLIENT_ID", "TOKEN_FILE")
-    for key in required:
+    for key in REQUIRED.get(kind, ()):
         if key not in values:
             hint = f"Set {key}."
             if kind == "workload_identity":
                 hint = (
-                    f"Set {key}, or ${_VARIABLES[key]}, which AKS sets in pods with "
+                    f"Set {key}, or ${VARIABLES[key]}, which AKS sets in pods with "
                     "the label azure.workload.identity/use."
                 )
             problems.append(Problem("E004", where, f"{key} is missing.", hint))

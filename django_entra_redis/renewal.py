@@ -15,8 +15,7 @@ import random
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, wait
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass, field
 from weakref import WeakSet
 
 from .exceptions import TokenError, TokenRequestError
@@ -28,6 +27,7 @@ from .schedule import (
     retry_cap,
     retry_delay,
 )
+from .state import State
 from .status import Status
 from .tokens import SYSTEM_CLOCK, Clock, Token
 
@@ -35,9 +35,6 @@ logger = logging.getLogger(__name__)
 
 Fetch = Callable[[], Token]
 
-#: Seconds that a renewal may be late before callers see to it themselves: where no
-#: background thread gets to run (uWSGI without threads), they are all there is.
-GRACE = 1.0
 #: Seconds between two looks at the wall clock, which a suspended machine steps.
 LOOK = 30.0
 #: Requests that hang at one time from which on further ones are begun seldom, and the
@@ -46,31 +43,6 @@ MAX_HANGING = 3
 HANGING_PAUSE = 300.0
 #: Seconds that a request may be old for a fork to wait for it.
 FORK_PATIENCE = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class State:
-    """Everything that changes, replaced as a whole: readers need no lock.
-
-    ``due_at``, ``trusted_until`` and ``failing_since`` are times of the monotonic
-    clock, ``renewed_on`` is one of the wall clock. Up to ``trusted_until`` a caller may
-    take the token without a further look.
-    """
-
-    token: Token | None = None
-    renewed_on: float | None = None
-    due_at: float | None = None
-    trusted_until: float = 0.0
-    renewals: int = 0
-    failures: int = 0
-    outage: int = 0
-    failing_since: float = 0.0
-    last_error: TokenRequestError | None = None
-
-    def due(self, at: float) -> "State":
-        """Return the same with the next request due at ``at``."""
-        until = min(self.token.expires_at, at + GRACE) if self.token else 0.0
-        return replace(self, due_at=at, trusted_until=until)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -196,26 +168,7 @@ class Renewal:
 
     def status(self) -> Status:
         """Return a snapshot of what can be told."""
-        state, token = self.state, self.state.token
-        oid = None
-        if token is not None:
-            # Whose token it is says an endpoint; with USERNAME it may say anything.
-            claim = token.claims.get("oid")
-            oid = claim if isinstance(claim, str) else token.username
-        due_on = None
-        if state.due_at is not None:
-            due_on = self._wall() + state.due_at - self._monotonic()
-        return Status(
-            identity=self.identity,
-            kind=self.kind,
-            oid=oid,
-            expires_at=_datetime(token.expires_on if token else None),
-            renewed_at=_datetime(state.renewed_on),
-            next_renewal_at=_datetime(due_on),
-            renewals=state.renewals,
-            failures=state.failures,
-            last_error=None if state.last_error is None else str(state.last_error),
-        )
+        return self.state.status(self.identity, self.kind, self.clock)
 
     def start(self, delay: float = 0.0) -> None:
         """Start the thread; its first request begins ``delay`` seconds from now."""
@@ -320,15 +273,10 @@ class Renewal:
         except RuntimeError as error:
             # No thread starts at the process's limit, nor at interpreter shutdown; a
             # subinterpreter of its own GIL has no daemon threads at all.
-            self.state = replace(
-                state,
-                failures=state.failures + 1,
-                outage=state.outage + 1,
-                failing_since=state.failing_since if state.outage else now,
-                last_error=TokenRequestError(
-                    f"no thread could be started for the request: {error}."
-                ),
-            ).due(now + retry_cap(None))
+            failure = TokenRequestError(
+                f"no thread could be started for the request: {error}."
+            )
+            self.state = state.failed(failure, now).due(now + retry_cap(None))
             self._end(attempt)
             return
         self.state = state.due(deadline)
@@ -372,14 +320,7 @@ class Renewal:
                 due_at = token.received_at + delay
             outage = state.outage if self._warned else 0
             self._warned = False
-            self.state = replace(
-                state,
-                token=token,
-                renewed_on=state.renewed_on if same else self._wall(),
-                renewals=state.renewals + (old is not None and not same),
-                outage=0,
-                last_error=None,
-            ).due(due_at)
+            self.state = state.succeeded(token, self._wall()).due(due_at)
             self._end(attempt)
             if self._attempt is not None:
                 # The late answer to an abandoned request serves those who wait for
@@ -408,22 +349,15 @@ class Renewal:
                     self._end(attempt)
                     self._resume(error)
                 return
-            now, state, text = self._monotonic(), self.state, str(error)
-            outage = state.outage + 1
-            since = state.failing_since if state.outage else now
-            delay = self._retry_delay(outage, since, error)
+            now, text = self._monotonic(), str(error)
+            state = self.state.failed(error, now)
+            delay = self._retry_delay(state, error)
             if hangs:
                 self._fetch = None  # it is still in use over there
                 self._hanging += 1
                 if self._hanging >= MAX_HANGING:
                     delay = HANGING_PAUSE
-            self.state = replace(
-                state,
-                failures=state.failures + 1,
-                outage=outage,
-                failing_since=since,
-                last_error=error,
-            ).due(now + delay)
+            self.state = state.due(now + delay)
             self._end(attempt)
             # A build step without a network is no outage: nobody has asked.
             warn = not self._warned and (self._wanted or state.token is not None)
@@ -450,15 +384,10 @@ class Renewal:
                 daemon=True,
             ).start()
 
-    def _retry_delay(
-        self, outage: int, since: float, error: TokenRequestError
-    ) -> float:
-        """Return the seconds to the next request after so many failed ones."""
-        token, cap = self.state.token, retry_cap(None)
-        if token is not None:
-            now = self._monotonic()
-            cap = retry_cap(token.life, token.expires_at - now, now - since)
-        return retry_delay(outage, cap, error.retry_after, self._jitter())
+    def _retry_delay(self, state: State, error: TokenRequestError) -> float:
+        """Return the seconds from a failure to the next request."""
+        cap = state.retry_cap(self._monotonic())
+        return retry_delay(state.outage, cap, error.retry_after, self._jitter())
 
     def _resume(self, error: TokenRequestError) -> None:
         """Go on as after any failure where one of too many hanging requests has ended.
@@ -472,7 +401,7 @@ class Renewal:
             and state.outage
             and state.due_at is not None
         ):
-            delay = self._retry_delay(state.outage, state.failing_since, error)
+            delay = self._retry_delay(state, error)
             self.state = state.due(min(state.due_at, self._monotonic() + delay))
             self._changed.notify_all()
 
@@ -604,7 +533,3 @@ if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows has no fork
         after_in_parent=_forks.after_in_parent,
         after_in_child=_forks.after_in_child,
     )
-
-
-def _datetime(seconds: float | None) -> datetime | None:
-    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)

@@ -14,8 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from django_entra_redis.conf import (
-    KEYS,
-    KINDS,
     Identity,
     identity_aliases,
     identity_problems,
@@ -23,6 +21,7 @@ from django_entra_redis.conf import (
     parse_identity,
 )
 from django_entra_redis.exceptions import EntraRedisError
+from django_entra_redis.keys import KEYS, KINDS
 from django_entra_redis.problems import ConfigurationError, Problem
 from django_entra_redis.schedule import Policy
 

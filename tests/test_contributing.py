@@ -10,7 +10,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from django_entra_redis import identities
-from django_entra_redis.conf import KINDS
+from django_entra_redis.keys import KINDS
 from testproject.emulator import KINDS as EMULATED
 
 from .commands import (

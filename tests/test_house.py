@@ -19,6 +19,7 @@ FLOORS = {
     "status": 0,
     "tokens": 0,
     "schedule": 0,
+    "keys": 0,
     "imports": 0,
     "packing": 0,
     "redirections": 0,
@@ -30,6 +31,7 @@ FLOORS = {
     "types": 1,
     "conf": 1,
     "options": 1,
+    "state": 1,
     "renewal": 1,
     "sessions": 1,
     "subscriptions": 1,
@@ -78,6 +80,7 @@ NEIGHBOURS = {
     # Apart for the sake of start-up time: the others need redis-py.
     ("exceptions", "problems"),
     ("tokens", "exceptions"),
+    ("renewal", "state"),
     ("serializers", "compressors"),
     ("pools", "connections"),
     ("nodes", "connections"),
@@ -128,8 +131,7 @@ LONG = {
     "advice": "a table: every failure's cause and cure",
     "cache": "Django's whole cache API, for both kinds of caller",
     "compatibility": "every method of django-redis, for both kinds of caller",
-    "conf": "every key of the settings, with what is said of a wrong one",
-    "renewal": "one state machine, which two modules would tear apart",
+    "renewal": "the threads and those who wait for them, who share one lock",
 }
 LENGTH = 300
 

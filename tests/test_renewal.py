@@ -21,7 +21,6 @@ import pytest
 
 from django_entra_redis.exceptions import TokenError, TokenRequestError
 from django_entra_redis.renewal import (
-    GRACE,
     HANGING_PAUSE,
     LOOK,
     MAX_HANGING,
@@ -29,6 +28,7 @@ from django_entra_redis.renewal import (
     Renewal,
 )
 from django_entra_redis.schedule import Policy
+from django_entra_redis.state import GRACE
 from django_entra_redis.status import Status
 from django_entra_redis.tokens import Clock, Token
 from tests.caches import wait_until

@@ -14,8 +14,9 @@ from django.test import override_settings
 from redis.connection import ConnectionPool, SSLConnection
 
 from django_entra_redis import credentials, signals, types
-from django_entra_redis.conf import KEYS, KINDS, identity_problems
+from django_entra_redis.conf import identity_problems
 from django_entra_redis.defaults import with_defaults
+from django_entra_redis.keys import KEYS, KINDS
 from django_entra_redis.options import CacheOptions, parse_options
 from django_entra_redis.status import Status
 
