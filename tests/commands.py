@@ -52,13 +52,23 @@ def python_modules_in(text: str) -> list[str]:
     return re.findall(pattern, text)
 
 
+def tables(text: str) -> list[list[list[str]]]:
+    """Return the tables in a Markdown text, each as rows of cells, the header first."""
+    found = []
+    lines = text.splitlines()
+    for number, line in enumerate(lines):
+        if re.fullmatch(r"\|[ :|-]+\|", line):
+            rows = itertools.takewhile(
+                lambda row: row.startswith("|"),
+                [lines[number - 1], *lines[number + 1 :]],
+            )
+            found.append(
+                [[cell.strip() for cell in row.strip("|").split(" | ")] for row in rows]
+            )
+    return found
+
+
 def table(text: str, heading: str) -> list[list[str]]:
-    """Return the rows of the Markdown table whose first column is headed so."""
-    start = re.search(
-        rf"^\| {re.escape(heading)} \|.*\n\|[ :|-]+\|\n", text, re.MULTILINE
-    )
-    assert start is not None, f"there is no table headed {heading!r}"
-    rows = itertools.takewhile(
-        lambda line: line.startswith("|"), text[start.end() :].splitlines()
-    )
-    return [[cell.strip() for cell in row.strip("|").split(" | ")] for row in rows]
+    """Return the rows of the one table whose first column is headed so."""
+    (found,) = [table[1:] for table in tables(text) if table[0][0] == heading]
+    return found

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import django
 import pytest
 
+from django_entra_redis.signals import token_renewal_failed, token_renewed
 from testproject.emulator import Emulator
 from testproject.emulator.cluster import check_server
 from testproject.emulator.server import ServerError, find_server
@@ -68,6 +69,17 @@ def no_thread_left() -> Iterator[None]:
         thread.join(max(0.0, deadline - time.monotonic()))
     names = [thread.name for thread in left if thread.is_alive()]
     assert not names, f"threads left behind: {names}"
+
+
+@pytest.fixture
+def receivers_kept() -> Iterator[None]:
+    """Have the signals forget whoever a test has connected."""
+    signals = (token_renewed, token_renewal_failed)
+    before = [list(sent.receivers) for sent in signals]
+    yield
+    for sent, receivers in zip(signals, before, strict=True):
+        sent.receivers[:] = receivers
+        sent.sender_receivers_cache.clear()
 
 
 @pytest.fixture(scope="session")

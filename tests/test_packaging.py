@@ -45,7 +45,13 @@ TOP = {
     "tox.ini",
 }
 #: Tests that read files of the checkout, in a few seconds.
-READING = ["tests/test_advice.py", "tests/test_house.py", "tests/test_packaging.py"]
+READING = [
+    "tests/test_advice.py",
+    "tests/test_contributing.py",
+    "tests/test_house.py",
+    "tests/test_packaging.py",
+    "tests/test_readme.py",
+]
 
 SETTINGS = """
 INSTALLED_APPS += ["django_entra_redis"]
