@@ -16,6 +16,8 @@ from django.core.cache.backends.redis import RedisCache
 from django.core.exceptions import SynchronousOnlyOperation
 from django.utils.functional import cached_property
 
+# For the sake of its system check, which is registered with it.
+from . import installed as installed
 from .compatibility import KeyspaceMethods, glob_escape
 from .imports import no_fork
 from .options import CacheOptions, parse_options, split_location

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from django.utils.functional import cached_property
 
 # For its system check: each cache of this package is one of these.
-from . import installed as installed
 from .imports import no_fork
 
 if TYPE_CHECKING:

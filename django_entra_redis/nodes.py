@@ -23,9 +23,8 @@ from .pools import ConnectionPool, pool_settings
 #: Options of redis-py's cluster client, which no connection knows.
 CLUSTER_OPTIONS = ("address_remap", "dynamic_startup_nodes", "require_full_coverage")
 # Before redis-py 6, its parser knows redirections in its cluster client alone.
-_PARSER: dict[str, Any] = (
-    {"parser_class": cluster.ClusterParser} if hasattr(cluster, "ClusterParser") else {}
-)
+_parser = getattr(cluster, "ClusterParser", None)
+_PARSER: dict[str, Any] = {"parser_class": _parser} if _parser else {}
 
 Address = tuple[str, int]
 

@@ -56,6 +56,10 @@ class ConnectionPool(redis.ConnectionPool):
         self.pool_timeout = pool_timeout
         kwargs["max_connections"] = kwargs.get("max_connections") or MAX_CONNECTIONS
         super().__init__(*args, **kwargs)
+        # One of somebody else's knows no renewal.
+        provider = self.connection_kwargs.get("credential_provider")
+        own = isinstance(provider, EntraCredentialProvider)
+        self._provider = provider if own else None
         _pools.add(self)
 
     def reset(self) -> None:
@@ -153,6 +157,10 @@ class ConnectionPool(redis.ConnectionPool):
             return set(self._made).difference(self._idle)
 
     def _make_or_wait(self) -> Any:
+        if self._provider is not None:
+            # In an outage of the identity nobody queues behind those who have a
+            # connection, and wait for a token with it.
+            self._provider.renewal.current()
         with self._gate:
             with contextlib.suppress(IndexError):
                 return self._idle.pop()

@@ -137,7 +137,8 @@ class Topology:
         self.ensure()
         if self._client is None:
             # Two threads may make one each, and that is all right.
-            self._client = RedisCluster(
+            make: Any = RedisCluster
+            self._client = make(
                 url=self.nodes.url,
                 startup_nodes=self.nodes.startup_nodes()[1:],
                 connection_pool_class=self.nodes,
@@ -195,7 +196,8 @@ class Topology:
             except (RedisClusterException, RedisError, OSError):
                 manager = None  # All nodes that it knew are gone.
         if manager is None:
-            manager = NodesManager(
+            make: Any = NodesManager
+            manager = make(
                 startup_nodes=self.nodes.startup_nodes(),
                 from_url=True,
                 connection_pool_class=self.nodes,

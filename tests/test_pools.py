@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 import redis
+from django.conf import settings
 from django.test import override_settings
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from django_entra_redis import pools, registry
-from django_entra_redis.exceptions import ConnectionPoolTimeout
+from django_entra_redis.exceptions import ConnectionPoolTimeout, TokenError
 from django_entra_redis.pools import ConnectionPool
 from testproject.emulator import Emulator
 from tests.caches import PATIENCE, Database, let_in, make_cache, wait_until
@@ -541,3 +542,23 @@ def test_override_settings_closes(database: Database) -> None:
         pass
     assert client_id(pool.get_connection()) > number
     registry.reset()
+
+
+def test_a_token_is_waited_for_without_a_connection(
+    emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever finds no token is told so, not that connections are in use."""
+    emulator.faults.fail("hang", endpoint="token")
+    with let_in(emulator, monkeypatch):
+        identity = {**settings.ENTRA_REDIS["default"], "REQUEST_TIMEOUT": 1.0}
+        with override_settings(ENTRA_REDIS={"default": identity}):
+            cache = make_cache(
+                emulator.redis_url,
+                ssl_ca_certs=str(emulator.ca_file),
+                max_connections=1,
+                pool_timeout=0.1,
+            )
+            with ThreadPoolExecutor(4) as executor:
+                futures = [executor.submit(cache.get, "key") for _ in range(4)]
+                errors = [future.exception(PATIENCE) for future in futures]
+    assert {type(error) for error in errors} == {TokenError}
