@@ -20,6 +20,7 @@ PARTS = (
     "operations",
     "threads",
     "async",
+    "cluster",
     "identity",
     "connections",
     "connect",
@@ -102,6 +103,7 @@ def versions(server: RedisServer) -> str:
 def measure(part: str, executable: str, cpus: str, report: Report) -> None:
     """Measure a part."""
     # After the settings: these import redis-py and Django's caches.
+    from .cluster import measure_cluster
     from .connections import measure_connections
     from .identity import measure_identity
     from .operations import measure_operations, measure_threads
@@ -114,6 +116,7 @@ def measure(part: str, executable: str, cpus: str, report: Report) -> None:
         "operations": measure_operations,
         "threads": measure_threads,
         "async": measure_tasks,
+        "cluster": measure_cluster,
         "connections": measure_connections,
         "hiredis": measure_parsers,
     }

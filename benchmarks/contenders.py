@@ -9,6 +9,7 @@ OURS = "django-entra-redis"
 DJANGO = "Django RedisCache"
 DJANGO_REDIS = "django-redis"
 BARE = "redis.Redis"
+CLUSTER = "on a cluster"
 
 _BACKENDS = {
     OURS: "django_entra_redis.cache.EntraRedisCache",
@@ -37,6 +38,13 @@ def cache_settings(url: str) -> dict[str, dict[str, Any]]:
     }
     settings[OURS]["OPTIONS"] = {"identity": None, "socket_timeout": PATIENCE}
     return settings
+
+
+def cluster_settings(url: str) -> dict[str, dict[str, Any]]:
+    """Return the settings of the package's cache on a cluster."""
+    backend = "django_entra_redis.cache.EntraRedisClusterCache"
+    options = {"identity": None, "socket_timeout": PATIENCE}
+    return {CLUSTER: {"BACKEND": backend, "LOCATION": url, "OPTIONS": options}}
 
 
 def one_kilobyte(seed: int = 0) -> dict[str, str]:

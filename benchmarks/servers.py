@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -18,6 +19,7 @@ import redis
 from testproject.emulator import EmulatorControl
 
 START_TIMEOUT = 30.0
+SLOTS = 16384
 
 
 class ServerError(Exception):
@@ -97,23 +99,28 @@ class RedisServer(_Process):
     Parameters:
         executable: its path.
         cpus: those that it may run on; none for any.
+        options: further words of its command line.
     """
 
-    def __init__(self, executable: str, cpus: Sequence[int] = ()) -> None:
+    def __init__(
+        self, executable: str, cpus: Sequence[int] = (), *options: str
+    ) -> None:
         super().__init__(cpus)
-        self._executable = executable
+        self.executable = executable
+        self._options = options
         with socket.socket() as sock:
             sock.bind(("127.0.0.1", 0))
-            self._port: int = sock.getsockname()[1]
-        self.url = f"redis://127.0.0.1:{self._port}"
+            self.port: int = sock.getsockname()[1]
+        self.url = f"redis://127.0.0.1:{self.port}"
         self._looks = 0
 
     def command(self) -> list[str]:
         """Return what to run."""
         return [
-            self._executable,
-            *("--port", str(self._port), "--bind", "127.0.0.1"),
+            self.executable,
+            *("--port", str(self.port), "--bind", "127.0.0.1"),
             *("--save", "", "--appendonly", "no", "--dir", str(self.directory)),
+            *self._options,
         ]
 
     def ready(self) -> bool:
@@ -128,7 +135,7 @@ class RedisServer(_Process):
 
     def another(self) -> "RedisServer":
         """Return a further one of the same kind, to be started."""
-        return RedisServer(self._executable, self.cpus)
+        return RedisServer(self.executable, self.cpus)
 
     def connections_opened(self) -> int:
         """Return how many connections clients have opened since it serves."""
@@ -142,6 +149,67 @@ class RedisServer(_Process):
         with redis.Redis.from_url(self.url) as client:
             told: dict[str, Any] = client.info(section)
             return told
+
+
+class ClusterServers:
+    """A Redis Cluster of primaries alone, with nothing before it.
+
+    Parameters:
+        executable: path of redis-server.
+        cpus: those that it may run on; none for any.
+        primaries: how many there are.
+    """
+
+    def __init__(
+        self, executable: str, cpus: Sequence[int] = (), primaries: int = 3
+    ) -> None:
+        self._nodes = []
+        for _ in range(primaries):
+            # The port of the cluster's bus is free to choose.
+            with socket.socket() as sock:
+                sock.bind(("127.0.0.1", 0))
+                bus = str(sock.getsockname()[1])
+            words = ("--cluster-enabled", "yes", "--cluster-port", bus)
+            self._nodes.append((RedisServer(executable, cpus, *words), bus))
+        self._stack = ExitStack()
+        self.url = self._nodes[0][0].url
+
+    def __enter__(self) -> Self:
+        """Start the nodes, have them meet and share the slots."""
+        with ExitStack() as stack:
+            first, bus = self._nodes[0]
+            share = -(-SLOTS // len(self._nodes))
+            clients = []
+            for number, (node, _) in enumerate(self._nodes):
+                stack.enter_context(node)
+                client: Any = stack.enter_context(redis.Redis.from_url(node.url))
+                begin, end = share * number, min(share * (number + 1), SLOTS) - 1
+                client.execute_command("CLUSTER ADDSLOTSRANGE", begin, end)
+                client.execute_command("CLUSTER SET-CONFIG-EPOCH", number + 1)
+                clients.append(client)
+            for client in clients[1:]:
+                client.execute_command("CLUSTER MEET", "127.0.0.1", first.port, bus)
+            deadline = time.monotonic() + START_TIMEOUT
+            while not all(map(self._agrees, clients)):
+                if time.monotonic() > deadline:
+                    raise ServerError("the nodes of a cluster do not agree")
+                time.sleep(0.05)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Stop."""
+        self._stack.close()
+
+    def _agrees(self, client: Any) -> bool:
+        told = str(client.execute_command("CLUSTER INFO"))
+        nodes = f"cluster_known_nodes': '{len(self._nodes)}'"
+        return "cluster_state': 'ok'" in told and nodes in told
 
 
 class EmulatorProcess(_Process):
