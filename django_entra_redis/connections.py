@@ -207,6 +207,9 @@ class SharedTls:
     def __init__(self, hostname: str | None = None) -> None:
         self.hostname = hostname
         self.context: ssl.SSLContext | None = None
+        # By name, what a handshake is shortened with (RFC 8446, 2.2): one for all
+        # connections, since to take each new one would cost what it saves.
+        self.sessions: dict[str, ssl.SSLSession] = {}
 
     def name_of(self, host: str) -> str:
         """Return the name that a host's certificate is to be for."""
@@ -214,7 +217,7 @@ class SharedTls:
 
 
 class SharedTlsConnection(SSLConnection):
-    """A TLS connection that shares its pool's SSL context.
+    """A TLS connection that shares its pool's SSL context and session.
 
     Parameters:
         tls: what the connections of a pool share.
@@ -222,23 +225,42 @@ class SharedTlsConnection(SSLConnection):
 
     def __init__(self, *, tls: SharedTls, **kwargs: Any) -> None:
         self._tls = tls
+        self._socket: ssl.SSLSocket | None = None
         super().__init__(**kwargs)
+
+    def disconnect(self, *args: Any, **kwargs: Any) -> None:
+        """Disconnect from the server."""
+        if self._socket is not None:
+            # In TLS 1.3 it has come with the first reply, not with the handshake.
+            session = self._socket.session
+            name = self._tls.name_of(self.host)
+            if session is not None and session.has_ticket:
+                self._tls.sessions.setdefault(name, session)
+            self._socket = None
+        super().disconnect(*args, **kwargs)
 
     # redis-py has no public way to give a connection its SSL context: it builds one
     # for each connection, which is nine tenths of what a TLS connect costs. A test
     # fails when this method goes.
     def _wrap_socket_with_ssl(self, sock: "socket.socket") -> ssl.SSLSocket:
         checks_more = self.ssl_validate_ocsp or self.ssl_validate_ocsp_stapled
-        name = self._tls.name_of(self.host)
-        if self._tls.context is not None and not checks_more:
-            return self._tls.context.wrap_socket(sock, server_hostname=name)
+        tls, name = self._tls, self._tls.name_of(self.host)
+        if tls.context is not None and not checks_more:
+            session = tls.sessions.get(name)
+            self._socket = tls.context.wrap_socket(
+                sock, server_hostname=name, session=session
+            )
+            if session is not None and not self._socket.session_reused:
+                # The server has been replaced, or has forgotten: the next one counts.
+                tls.sessions.pop(name, None)
+            return self._socket
         # The first connection has redis-py build the context, from all its options.
         address, self.host = self.host, name
         try:
             wrapped: ssl.SSLSocket = super()._wrap_socket_with_ssl(sock)
         finally:
             self.host = address
-        self._tls.context = wrapped.context
+        tls.context = wrapped.context
         return wrapped
 
 

@@ -481,6 +481,35 @@ def test_shared_context_verifies(
     assert len(contexts) == 1
 
 
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_sessions_are_resumed(
+    emulator: Emulator,
+    tls_options: dict[str, Any],
+    version: ssl.TLSVersion,
+    contexts: list[ssl.SSLContext],
+) -> None:
+    """A server that knows us shortens the handshake; another one does all of it."""
+    pool = make_cache(emulator.redis_url, **tls_options).get_pool()
+    connection = pool.get_connection()
+    contexts[0].minimum_version = contexts[0].maximum_version = version
+
+    def reconnect() -> Any:
+        connection.disconnect()
+        connection.connect()
+        assert ping(connection)
+        return connection._sock.session_reused
+
+    assert [reconnect() for _ in range(3)] == [False, True, True]
+    # Another context knows no session: it is that of another name.
+    emulator.break_tls("hostname")
+    connection.disconnect()
+    with pytest.raises(redis.ConnectionError, match="CERTIFICATE_VERIFY_FAILED"):
+        connection.connect()
+    emulator.break_tls(None)
+    assert [reconnect() for _ in range(3)] == [True, True, True]
+    pool.release(connection)
+
+
 def test_certificates_are_verified_by_default(
     emulator: Emulator, tls_options: dict[str, Any]
 ) -> None:
