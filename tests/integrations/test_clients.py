@@ -203,6 +203,55 @@ def test_clients_share_a_provider(emulator: Emulator) -> None:
     assert stats.token_requests <= get_credential_provider().status().renewals + 2
 
 
+def test_cluster_clients(cluster: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """redis-py's clients of a cluster, which forget a node's pools, work on, too."""
+    cluster.token_lifetime = LIFE
+    options: dict[str, Any] = {
+        "host": "localhost",
+        "port": urlsplit(cluster.redis_url).port,
+        "ssl": True,
+        "ssl_ca_certs": str(cluster.ca_file),
+        # redis-py knows no other way where nodes announce their addresses.
+        "ssl_check_hostname": False,
+    }
+
+    async def amain(number: int) -> None:
+        client: Any = redis.asyncio.RedisCluster(
+            **options, credential_provider=get_credential_provider()
+        )
+        tasks = range(3 if RECONNECTS else 0)
+        await asyncio.gather(
+            *(awork(cluster, client, f"{number}-{task}") for task in tasks)
+        )
+        await client.aclose()
+
+    with (
+        let_in(cluster, monkeypatch, default=identity(cluster)),
+        ThreadPoolExecutor(4) as executor,
+    ):
+        clients: list[Any] = [
+            redis.RedisCluster(**options, credential_provider=get_credential_provider())
+            for _ in range(2)
+        ]
+        futures = [
+            executor.submit(work, cluster, client, f"thread-{number}")
+            for number, client in enumerate(clients)
+        ]
+        futures += [executor.submit(asyncio.run, amain(number)) for number in range(2)]
+        # A look at the topology makes new pools, which redis-py tells of no token.
+        for _ in range(EXPIRIES):
+            time.sleep(LIFE * RATIO)
+            # Older ones close connections there that other threads read from.
+            for client in clients if RECONNECTS else ():
+                client.nodes_manager.initialize()
+        for future in futures:
+            future.result(DURATION + PATIENCE)
+        for client in clients:
+            client.close()
+    assert not [done for done in cluster.authentications if not done.accepted]
+    gc.collect()
+
+
 @pytest.mark.usefixtures("redis_server")
 def test_clients_for_a_moment(emulator: Emulator) -> None:
     """A pool is told once, however many clients have been made on it."""
