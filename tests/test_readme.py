@@ -1,4 +1,4 @@
-"""The README: what it shows runs, and what it names is there.
+"""The README and `docs/`: what they show runs, and what they name is there.
 
 Blocks and tables are found by what is in them, wherever they stand.
 """
@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
@@ -46,8 +47,12 @@ from .commands import (
     tables,
 )
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-PROSE = re.sub(r"^ *```.*?^ *```$", "", README, flags=re.MULTILINE | re.DOTALL)
+PAGES = {
+    file: file.read_text(encoding="utf-8")
+    for file in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+}
+README = PAGES[ROOT / "README.md"]
+TEXT = "".join(PAGES.values())
 SOURCE = "".join(
     file.read_text(encoding="utf-8")
     for file in (ROOT / "django_entra_redis").rglob("*.py")
@@ -61,20 +66,26 @@ PROGRAMS = {"az", "celery", "docker", "git", "gunicorn", "kubectl", "uvicorn"}
 OTHERS = ("prometheus_client", "opentelemetry", "opentelemetry.metrics", "fakeredis")
 
 
-def blocks() -> Iterator[tuple[int, str, str]]:
-    """Yield the line, the language and the text of each block of code."""
+def prose(text: str) -> str:
+    """Return a page without its blocks of code."""
+    return re.sub(r"^ *```.*?^ *```$", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def blocks() -> Iterator[tuple[str, str, str]]:
+    """Yield the place, the language and the text of each block of code."""
     fence = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
-    for match in fence.finditer(README):
-        line = README.count("\n", 0, match.start()) + 1
-        text = re.sub(rf"^{match[1]}", "", match[3], flags=re.MULTILINE)
-        yield line, match[2], text
+    for file, page in PAGES.items():
+        for match in fence.finditer(page):
+            line = page.count("\n", 0, match.start()) + 1
+            text = re.sub(rf"^{match[1]}", "", match[3], flags=re.MULTILINE)
+            yield f"{file.stem}-line-{line}", match[2], text
 
 
 def blocks_in(language: str) -> list[Any]:
-    """Return the blocks in a language, as parameters that name their lines."""
+    """Return the blocks in a language, as parameters that name their places."""
     return [
-        pytest.param(text, id=f"line-{line}")
-        for line, found, text in blocks()
+        pytest.param(text, id=place)
+        for place, found, text in blocks()
         if found == language
     ]
 
@@ -252,13 +263,13 @@ def test_commands_are_there(text: str) -> None:
 
 def test_commands_in_the_text_are_there() -> None:
     """So do those within a sentence."""
-    names = environments_in(README)
+    names = environments_in(TEXT)
     assert "demo" in names
     assert [name for name in names if not environment_exists(name)] == []
-    modules = python_modules_in(README)
+    modules = python_modules_in(TEXT)
     assert modules
     assert [name for name in modules if not find_spec(name)] == []
-    inline = re.findall(r"`(?:python )?(manage\.py [^`]+)`", PROSE)
+    inline = re.findall(r"`(?:python )?(manage\.py [^`]+)`", prose(TEXT))
     assert inline
     assert [fault for text in inline if (fault := check_command(text.split()))] == []
 
@@ -348,30 +359,28 @@ def test_cache_options() -> None:
 # -- names
 
 
-def headings() -> list[str]:
-    """Return the anchors that GitHub makes of the headings."""
-    return [
-        re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
-        for title in re.findall(r"^#+ (.*)$", PROSE, re.MULTILINE)
-    ]
+def anchors(file: Path) -> set[str]:
+    """Return what a link to a page may end in: GitHub's names of its headings."""
+    titles = re.findall(r"^#+ (.*)$", prose(PAGES[file]), re.MULTILINE)
+    names = [re.sub(r"[^\w -]", "", title.lower()) for title in titles]
+    return {"", *(name.replace(" ", "-") for name in names)}
 
 
-def test_links_lead_somewhere() -> None:
+@pytest.mark.parametrize("file", PAGES, ids=lambda file: file.stem)
+def test_links_lead_somewhere(file: Path) -> None:
     """To a heading, or to a file of the repository."""
-    targets = re.findall(r"\]\(([^)\s]+)\)", PROSE)
-    assert len(targets) > 10
-    anchors = {f"#{heading}" for heading in headings()}
-    assert not [
-        target
-        for target in targets
-        if not target.startswith("https://")
-        if target not in anchors and not (ROOT / target.partition("#")[0]).is_file()
-    ]
+    links = re.findall(r"\]\(([^)\s#]*)#?([^)\s]*)\)", prose(PAGES[file]))
+    assert links
+    for name, anchor in links:
+        if not name.startswith("https://"):
+            target = (file.parent / name).resolve() if name else file
+            assert target.is_file(), name
+            assert anchor in (anchors(target) if target in PAGES else [""]), anchor
 
 
 def test_files_are_there() -> None:
     """What holds a promise, and what is there to be read, exists."""
-    named = re.findall(r"`((?:tests|benchmarks|testproject|docs)/[\w./-]+)`", README)
+    named = re.findall(r"`((?:tests|benchmarks|testproject|docs)/[\w./-]+)`", TEXT)
     assert named
     assert [name for name in named if not (ROOT / name).exists()] == []
 
@@ -405,15 +414,15 @@ def test_missing_names_are_found(name: str, expected: bool) -> None:
 
 def test_dotted_paths_lead_somewhere() -> None:
     """Modules, classes and functions are there; so are the checks and the extras."""
-    names = set(re.findall(r"\bdjango_entra_redis(?:\.[A-Za-z_]\w*)+", README))
+    names = set(re.findall(r"\bdjango_entra_redis(?:\.[A-Za-z_]\w*)+", TEXT))
     checks = {name for name in names if re.search(r"\.[EW]\d{3}$", name)}
     # Needs a package of somebody else's.
     names -= checks | {"django_entra_redis.health_check.EntraRedis"}
     assert len(names) > 5
     assert [name for name in sorted(names) if missing(name)] == []
-    ids = set(re.findall(r"\b[EW]0\d\d\b", README))
-    assert not [number for number in ids if f'"{number}"' not in SOURCE]
+    ids = set(re.findall(r"\b[EW]0\d\d\b", TEXT))
+    assert not [number for number in ids if f'{number}"' not in SOURCE]
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = set(re.findall(r"django-entra-redis\[([\w-]+)\]", README))
+    extras = set(re.findall(r"django-entra-redis\[([\w-]+)\]", TEXT))
     assert extras
     assert extras <= project["optional-dependencies"].keys()
