@@ -119,7 +119,8 @@ ADVICE: Mapping[str, Advice] = {
     "token_unreachable": Advice(
         "The identity endpoint can't be reached from here, or AUTHORITY_HOST is not "
         "that of your cloud.",
-        _PROXY,
+        f"{_PROXY} In a cloud without a way to the public one set INSTANCE_DISCOVERY "
+        "to False.",
     ),
     "token_timeout": Advice("The identity endpoint does not answer.", _PROXY),
     "token_proxy": Advice(
@@ -252,7 +253,8 @@ ADVICE: Mapping[str, Advice] = {
     "auth_refused": Advice(
         "The principal has no access policy on this cache, or Entra authentication is "
         "switched off there.",
-        _ASSIGN,
+        f"{_ASSIGN} The portal's Authentication page of the cache tells whether "
+        "Microsoft Entra Authentication is on.",
     ),
     "auth_username_is_client_id": Advice(
         "The Redis user name is the principal's client ID. It must be its object ID, "
@@ -296,7 +298,8 @@ ADVICE: Mapping[str, Advice] = {
     "access_policy_too_narrow": Advice(
         "The principal's access policy does not allow a command or a key that Django's "
         "cache needs.",
-        "Assign 'Data Contributor' or 'Data Owner', or widen the custom policy: "
+        "Assign 'Data Contributor' or 'Data Owner', or widen the custom policy (az "
+        "redis access-policy update, or the portal's Data Access Configuration): "
         "Django needs +@read +@write +ping +eval on the keys of this cache, and "
         "+cluster|slots on an OSS cluster.",
     ),
@@ -307,7 +310,8 @@ ADVICE: Mapping[str, Advice] = {
     ),
     "server_out_of_memory": Advice(
         "The cache is full, and its eviction policy removes nothing.",
-        "Set maxmemory-policy to allkeys-lru or volatile-lru, or scale up.",
+        "Set the eviction policy (maxmemory-policy, under Advanced settings in the "
+        "portal) to allkeys-lru or volatile-lru, or scale up.",
     ),
     "server_read_only": Advice(
         "LOCATION names a replica, or a failover is under way.",

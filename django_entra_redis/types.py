@@ -83,6 +83,7 @@ class EntraRedisOptions(OwnOptions, total=False):
     The backend hands on any other that redis-py knows, too.
     """
 
+    address_remap: Callable[[tuple[str, int]], tuple[str, int]]
     client_name: str | None
     connection_class: type[Any]
     credential_provider: Any

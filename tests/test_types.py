@@ -10,6 +10,7 @@ import sys
 from typing import get_args
 
 from django.test import override_settings
+from redis.cluster import RedisCluster
 from redis.connection import ConnectionPool, SSLConnection
 
 from django_entra_redis import credentials, signals, types
@@ -45,7 +46,7 @@ def test_other_options() -> None:
     own = types.OwnOptions.__annotations__.keys()
     taken = {
         name
-        for kind in (ConnectionPool, *SSLConnection.__mro__)
+        for kind in (ConnectionPool, RedisCluster, *SSLConnection.__mro__)
         for name in inspect.signature(kind).parameters
     }
     # redis-py 7 has the first; older ones take the two others.
