@@ -99,7 +99,18 @@ class ClusterClient(CacheClient):
             return self._attempt(request)
         except RedisError as error:
             failure = error
-        return self.repeat(failure, lambda: self._attempt(request))
+
+        def again() -> Any:
+            nonlocal failure
+            if self.suspect(failure):
+                self.topology.catch_up()
+            try:
+                return self._attempt(request)
+            except RedisError as error:
+                failure = error
+                raise
+
+        return self.repeat(failure, again)
 
     def route(self, request: Request) -> Generator[Stop, Any, Any]:
         """Yield where a request is to be carried out; return the reply.
@@ -127,20 +138,29 @@ class ClusterClient(CacheClient):
 
     def settle(self, batch: Batch, replies: list[Any]) -> Operation[list[Any]]:
         """Have commands carried out one by one that could not be with the others."""
+        hopeless = False
         for place, reply in enumerate(replies):
-            if _is_unsettled(reply):
-                try:
-                    replies[place] = yield batch.single(place)
-                except ResponseError as error:
-                    replies[place] = self.explain(error)
+            if not _is_unsettled(reply):
+                continue
+            if hopeless and not isinstance(cluster_error(reply), AskError):
+                # One has been tried for long enough for all: the cluster is down.
+                replies[place] = self.explain(reply)
+                continue
+            try:
+                replies[place] = yield batch.single(place)
+            except ResponseError as error:
+                replies[place] = self.explain(error)
+                hopeless = _is_unsettled(error)
         return replies
 
-    def suspect(self, error: Exception) -> None:
-        """Look at the topology anew if an error may tell of a change."""
+    def suspect(self, error: Exception | None) -> bool:
+        """Look at the topology anew if an error may tell of a change; return that."""
         known = isinstance(error, AuthenticationError | ConnectionPoolTimeout)
         kinds = (ConnectionError, TimeoutError, *REPEATABLE)
-        if isinstance(error, kinds) and not known:
+        suspicious = isinstance(error, kinds) and not known
+        if suspicious:
             self.topology.refresh()
+        return suspicious
 
     def _attempt(self, request: Request) -> Any:
         return drive(self.route(request), _stop)
@@ -202,7 +222,19 @@ class AsyncClusterClient(AsyncCacheClient):
             addresses = list(cluster.topology.primaries)
             visits = [again(request.to(address)) for address in addresses]
             return dict(zip(addresses, await asyncio.gather(*visits), strict=True))
-        return await self.repeat(request, lambda: adrive(cluster.route(request), stop))
+        failure: RedisError | None = None
+
+        async def attempt() -> Any:
+            nonlocal failure
+            if cluster.suspect(failure):
+                await cluster.topology.acatch_up()
+            try:
+                return await adrive(cluster.route(request), stop)
+            except RedisError as error:
+                failure = error
+                raise
+
+        return await self.repeat(request, attempt)
 
     async def _scatter(self, channels: LoopChannels, batch: Batch) -> list[Any]:
         """Carry out commands on all their nodes at once; return the replies."""

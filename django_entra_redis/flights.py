@@ -4,7 +4,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 
 
 class Flight:
@@ -41,6 +41,19 @@ class Flight:
         if self._monotonic() >= self._next_at:
             self._begin()
 
+    def catch_up(self, timeout: float) -> None:
+        """Wait for a call that ends after now, ``timeout`` seconds at most.
+
+        What it raises is for others to be told.
+        """
+        time.sleep(self._pause_left())
+        wait([self._begin()], timeout)
+
+    async def acatch_up(self, timeout: float) -> None:
+        """Do as :meth:`catch_up` does, without blocking the event loop."""
+        await asyncio.sleep(self._pause_left())
+        await asyncio.wait([asyncio.wrap_future(self._begin())], timeout=timeout)
+
     def join(self) -> None:
         """Wait for a call to end, and raise what it raises."""
         _settle(self._begin())
@@ -50,6 +63,10 @@ class Flight:
         call = self._begin()
         await asyncio.wait([asyncio.wrap_future(call)])
         _settle(call)
+
+    def _pause_left(self) -> float:
+        under_way = self._call is not None
+        return 0.0 if under_way else max(0.0, self._next_at - self._monotonic())
 
     def _begin(self) -> "Future[None]":
         with self._lock:

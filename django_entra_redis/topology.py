@@ -39,6 +39,8 @@ from .registry import share
 #: Seconds between two looks at the topology at least, however many redirections or
 #: failures ask for one.
 PAUSE = 0.1
+#: Seconds that a command which has failed waits for a look before it is tried again.
+PATIENCE = 1.0
 
 
 class Topology:
@@ -149,6 +151,14 @@ class Topology:
     def refresh(self) -> None:
         """Have somebody look at it, soon; wait for nothing."""
         self._flight.hint()
+
+    def catch_up(self) -> None:
+        """Wait until somebody has looked at it, but not for long."""
+        self._flight.catch_up(PATIENCE)
+
+    async def acatch_up(self) -> None:
+        """Do as :meth:`catch_up` does, without blocking the event loop."""
+        await self._flight.acatch_up(PATIENCE)
 
     def ensure(self) -> None:
         """Return when there has been a look at it.

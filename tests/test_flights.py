@@ -116,3 +116,22 @@ def test_reset(calls: Calls) -> None:
     calls.free.set()
     flight.join()
     assert calls.count == 2
+
+
+def test_catching_up(calls: Calls) -> None:
+    """Whoever catches up waits out the pause, and for the call; its error is not his."""
+    calls.error = ValueError("wrong")
+    flight = Flight(calls, pause=0.05)
+    with pytest.raises(ValueError, match="wrong"):
+        flight.join()
+    flight.catch_up(30)
+    assert calls.count == 2
+    asyncio.run(flight.acatch_up(30))
+    assert calls.count == 3
+    calls.free.clear()
+    flight.catch_up(0.01)
+    # Not over yet: the next one joins it.
+    asyncio.run(flight.acatch_up(0.01))
+    assert calls.count == 4
+    calls.free.set()
+    flight.catch_up(30)
