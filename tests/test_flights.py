@@ -119,7 +119,7 @@ def test_reset(calls: Calls) -> None:
 
 
 def test_catching_up(calls: Calls) -> None:
-    """Whoever catches up waits out the pause, and for the call; its error is not his."""
+    """Whoever catches up waits out the pause, and for the call, whatever it raises."""
     calls.error = ValueError("wrong")
     flight = Flight(calls, pause=0.05)
     with pytest.raises(ValueError, match="wrong"):
