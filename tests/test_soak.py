@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from benchmarks.soak import __main__ as soak
+from benchmarks.soak import scenarios
 from benchmarks.soak.children import EmulatorProcess, LoadProcess, SoakError
 from benchmarks.soak.outcome import Bars, Outcome, make_outcome
 from benchmarks.soak.processes import ProcessRows, read_report
@@ -33,6 +34,18 @@ def test_a_load_under_way(redis_server: str) -> None:
     assert tally.operations > 0
     assert (tally.errors, tally.wrong, tally.twice, tally.facts["stuck"]) == (0,) * 4
     assert stats.auths >= stats.connections_opened >= 1
+
+
+def test_a_load_on_a_cluster(cluster_server: str) -> None:
+    """So does it where the nodes share the keys; what was counted is found there."""
+    with (
+        EmulatorProcess(60.0, cluster=3) as emulator,
+        LoadProcess(emulator, "ours", variant="cluster") as load,
+    ):
+        tally = load.stop()
+        nodes = {record.node for record in emulator.control.authentications}
+    assert (tally.errors, tally.wrong, tally.twice, tally.facts["stuck"]) == (0,) * 4
+    assert len(nodes) >= 3
 
 
 def test_a_load_that_ends_is_told_of(redis_server: str) -> None:
@@ -166,6 +179,15 @@ def test_a_row_that_cannot_run_is_missed(capsys: pytest.CaptureFixture[str]) -> 
     assert outcome.problems == ("SoakError: no emulator",)
     assert other.skipped == "not installed: no_such_module"
     assert "2 of 2  row/x: not installed" in capsys.readouterr().err
+
+
+def test_no_cluster_here(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its rows are skipped, with the reason, where no server can make one up."""
+    monkeypatch.setattr(scenarios, "find_server", lambda: None)
+    assert soak.main(["--only=cluster-death"]) == 0
+    assert "there is none on PATH" in capsys.readouterr().out
 
 
 def test_exit_status(

@@ -92,10 +92,12 @@ def play(
 ) -> Outcome:
     """Run one row."""
     name = f"{scenario.name}/{subject.name}"
-    if subject.missing:
-        outcome = Outcome(skipped=f"not installed: {', '.join(subject.missing)}")
+    if hindrance := scenario.hindrance(subject):
+        outcome = Outcome(skipped=hindrance)
     else:
-        stage = Stage(subject, short, lambda text: progress.say(name, text))
+        stage = Stage(
+            subject, short, lambda text: progress.say(name, text), scenario.cluster
+        )
         try:
             outcome = scenario.play(stage)
         except Exception as error:

@@ -62,10 +62,16 @@ def child_environment() -> dict[str, str]:
 
 
 class EmulatorProcess:
-    """An emulator in a process of its own, so that its work is not the load's."""
+    """An emulator in a process of its own, so that its work is not the load's.
 
-    def __init__(self, token_lifetime: float) -> None:
+    Parameters:
+        token_lifetime: seconds.
+        cluster: primaries of its Redis Cluster; 0 is a single node.
+    """
+
+    def __init__(self, token_lifetime: float, cluster: int = 0) -> None:
         self._lifetime = token_lifetime
+        self._cluster = cluster
         self._directory = tempfile.TemporaryDirectory(prefix="soak-")
         self.file = Path(self._directory.name, "emulator.json")
 
@@ -79,6 +85,7 @@ class EmulatorProcess:
                     "-m",
                     "testproject.emulator",
                     f"--token-lifetime={self._lifetime}",
+                    f"--cluster={self._cluster}",
                     f"--directory={self._directory.name}",
                 ],
                 cwd=ROOT,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from benchmarks.soak.children import LoadProcess, wait_until
+from benchmarks.soak.clusters import play_death, play_resharding
 from benchmarks.soak.flatness import measure_flatness
 from benchmarks.soak.load import UNCERTAIN
 from benchmarks.soak.loss import play_loss
@@ -20,6 +21,8 @@ from benchmarks.soak.subjects import (
     SUBJECTS,
     Subject,
 )
+from testproject.emulator.cluster import check_server
+from testproject.emulator.server import ServerError, find_server
 
 #: Renewals come after 0.63 to 0.7 of a life.
 EARLIEST_RENEWAL = 0.63 * LIFETIME
@@ -27,6 +30,7 @@ EARLIEST_RENEWAL = 0.63 * LIFETIME
 TOLERANCE = 0.5
 RECOVERY = 2.0
 RETRY_AFTER = 1.0
+PRIMARIES = 3
 FULL_ACCESS = "+@all ~* &*"
 WITHOUT_SCRIPTS = "+@all -@scripting ~* &*"
 OUTAGES = {
@@ -49,6 +53,7 @@ class Scenario:
         subjects: who has to go through it.
         short_subjects: who in the short form.
         weight: seconds, more or less, in the full form; the longest begin first.
+        cluster: primaries of the Redis Cluster; 0 is a single node.
     """
 
     name: str
@@ -57,6 +62,18 @@ class Scenario:
     subjects: Sequence[Subject] = (OURS,)
     short_subjects: Sequence[Subject] = (OURS,)
     weight: float = 15.0
+    cluster: int = 0
+
+    def hindrance(self, subject: Subject) -> str:
+        """Return why the row cannot be run here; empty where it can."""
+        if subject.missing:
+            return f"not installed: {', '.join(subject.missing)}"
+        if self.cluster:
+            try:
+                check_server(find_server())
+            except ServerError as error:
+                return str(error)
+        return ""
 
 
 def play_renewals(stage: Stage) -> Outcome:
@@ -95,7 +112,10 @@ def play_renewals(stage: Stage) -> Outcome:
         bars.equal("closed in use", stats.closed_by_expiry_in_use, 0)
         # One that has been idle for long may have been closed meanwhile.
         idle = stats.closed_by_expiry - stats.closed_by_expiry_in_use
-        bars.at_most("connections", stats.connections_opened, 8 + idle)
+        room = 8 * max(1, stage.cluster)
+        # What a cluster looks like is asked of the server in LOCATION.
+        room += bool(stage.cluster)
+        bars.at_most("connections", stats.connections_opened, room + idle)
         bars.equal(
             "token requests", stats.token_requests, tally.facts.get("renewals", 0) + 1
         )
@@ -466,6 +486,34 @@ def make_scenarios() -> list[Scenario]:
             "1,000 event loops (100 in the short form)",
             partial(measure_flatness, "loops"),
             weight=30,
+        ),
+        Scenario(
+            "cluster-renewals",
+            "cluster: renewals in a row (6 in the short form, else 100)",
+            play_renewals,
+            weight=440,
+            cluster=PRIMARIES,
+        ),
+        Scenario(
+            "cluster-drops",
+            "cluster: all connections dropped, every 2 s",
+            play_drops,
+            weight=70,
+            cluster=PRIMARIES,
+        ),
+        Scenario(
+            "cluster-death",
+            "cluster: a primary dies, its replica takes over",
+            play_death,
+            weight=50,
+            cluster=PRIMARIES,
+        ),
+        Scenario(
+            "cluster-slots",
+            "cluster: a node joins, slots migrate to it",
+            play_resharding,
+            weight=50,
+            cluster=PRIMARIES,
         ),
     ]
     return rows

@@ -27,11 +27,13 @@ class Stage:
         subject: what is under load.
         short: whether there is little time.
         say: tells how far the row is.
+        cluster: primaries of the Redis Cluster; 0 is a single node.
     """
 
     subject: Subject
     short: bool
     say: Callable[[str], None]
+    cluster: int = 0
 
     @property
     def ours(self) -> bool:
@@ -41,12 +43,14 @@ class Stage:
     @contextlib.contextmanager
     def emulator(self) -> Iterator[EmulatorProcess]:
         """Run an emulator with short-lived tokens."""
-        with EmulatorProcess(LIFETIME) as emulator:
+        with EmulatorProcess(LIFETIME, self.cluster) as emulator:
             yield emulator
 
     @contextlib.contextmanager
     def load(self, **config: Any) -> Iterator[tuple[EmulatorProcess, LoadProcess]]:
         """Run an emulator, and a load on it."""
+        if self.cluster:
+            config["variant"] = "cluster"
         with (
             self.emulator() as emulator,
             LoadProcess(emulator, self.subject.name, **config) as load,

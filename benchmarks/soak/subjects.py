@@ -53,8 +53,8 @@ def make_settings(
     Parameters:
         name: a subject's.
         emulator: its ``emulator.json``.
-        variant: ``blocking``, ``pool_class``, ``replicas``, ``identities`` or
-            ``beside``: how our cache differs.
+        variant: ``blocking``, ``pool_class``, ``replicas``, ``identities``,
+            ``beside`` or ``cluster``: how our cache differs.
     """
     common: dict[str, Any] = {"USE_TZ": True, "SECRET_KEY": "for the soak only"}
     if name == OURS.name:
@@ -122,7 +122,9 @@ def _our_caches(emulator: Description, variant: str) -> dict[str, Any]:
     }
     caches = {"default": cache}
     options = cache["OPTIONS"]
-    if variant == "blocking":
+    if variant == "cluster":
+        cache["BACKEND"] = "django_entra_redis.cache.EntraRedisClusterCache"
+    elif variant == "blocking":
         options |= {
             "pool_class": "redis.BlockingConnectionPool",
             "max_connections": 4,
