@@ -36,6 +36,22 @@ def test_a_load_under_way(redis_server: str) -> None:
     assert stats.auths >= stats.connections_opened >= 1
 
 
+def test_a_load_of_tasks(redis_server: str) -> None:
+    """So do tasks on an event loop, which have one connection."""
+    with (
+        EmulatorProcess(60.0) as emulator,
+        LoadProcess(emulator, "ours", tasks=20) as load,
+    ):
+        load.tell("pause")
+        load.tell("resume")
+        tally = load.stop()
+        stats = emulator.control.stats
+    assert tally.operations > 0
+    assert (tally.errors, tally.wrong, tally.twice, tally.facts["stuck"]) == (0,) * 4
+    # The other one is that of the loop's first operations, in a thread.
+    assert stats.connections_opened == 2
+
+
 def test_a_load_on_a_cluster(cluster_server: str) -> None:
     """So does it where the nodes share the keys; what was counted is found there."""
     with (

@@ -164,7 +164,7 @@ class LoadProcess:
             text=True,
         )
         threading.Thread(target=self._read, daemon=True).start()
-        enough = 3 * self._config["threads"]
+        enough = 3 * self._config.get("tasks", self._config["threads"])
         try:
             wait_until(lambda: self.look().operations > enough, "the load is under way")
         except BaseException:

@@ -5,13 +5,14 @@ CONFIG is JSON. It reads commands from standard input, one a line (``pause``,
 output, a line of JSON each.
 """
 
+import asyncio
 import itertools
 import json
 import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -35,28 +36,55 @@ class WallClock:
         return self._time() + self.offset
 
 
+class Blocking:
+    """A cache whose asynchronous methods are its synchronous ones: none suspends."""
+
+    def __init__(self, cache: Any) -> None:
+        self._cache = cache
+
+    def __getattr__(self, name: str) -> Any:
+        """Return ``get()`` for ``aget()``."""
+        method = getattr(self._cache, name.removeprefix("a"))
+
+        async def call(*arguments: Any) -> Any:
+            return method(*arguments)
+
+        return call
+
+
 class Worker:
-    """One thread's operations, on keys of its own, with every answer checked."""
+    """One thread's or task's operations, on its own keys, with every answer checked.
+
+    Parameters:
+        name: what its keys begin with; nobody else's do.
+        cache: what it uses.
+        counter: what counts.
+        changes: whether it uses ``incr`` and ``add``, too.
+        user: who the cache has to be, by ``ACL WHOAMI``; in threads only.
+        blocking: whether it is a thread's; else a task's.
+    """
 
     def __init__(
         self,
-        number: int,
+        name: str,
         cache: Any,
         counter: Any,
         *,
         changes: bool = True,
         user: str | None = None,
+        blocking: bool = True,
     ) -> None:
-        self._cache = cache
+        self._pool_of = cache
+        self._cache = Blocking(cache) if blocking else cache
         self._counter = counter
-        self._name = f"w{number}"
+        self._name = name
         self._user = user
         self._values: dict[str, Any] = {}
         self._serial = itertools.count()
         self.counts = f"{self._name}-count"
         self.incremented = self.unknown = 0
         self._prepared = not changes
-        operations: list[Callable[[], None]] = [
+        operations: list[Callable[[], Coroutine[Any, Any, None]]] = [
             self._set,
             self._get,
             self._touch,
@@ -74,6 +102,14 @@ class Worker:
         self._operations = operations
 
     def step(self, number: int) -> None:
+        """Carry out one operation, in a thread."""
+        try:
+            self.astep(number).send(None)
+        except StopIteration:
+            return
+        raise AssertionError("a synchronous operation has suspended")
+
+    async def astep(self, number: int) -> None:
         """Carry out one operation."""
         operation = self._operations[number % len(self._operations)]
         if not self._prepared:
@@ -81,7 +117,7 @@ class Worker:
         name = operation.__name__.lstrip("_")
         began = time.monotonic()
         try:
-            operation()
+            await operation()
         except Exception as error:
             from benchmarks.soak.tally import Failure
 
@@ -104,75 +140,75 @@ class Worker:
     def _expected(self, key: str) -> Any:
         return self._values.get(key)
 
-    def _prepare(self) -> None:
-        self._cache.set(self.counts, 0, None)
+    async def _prepare(self) -> None:
+        await self._cache.aset(self.counts, 0, None)
         self._prepared = True
 
-    def _set(self) -> None:
+    async def _set(self) -> None:
         key, value = self._key(), f"{self._name}:{time.monotonic()}"
         # Unknown while it may or may not have arrived.
         self._values.pop(key, None)
-        self._cache.set(key, value, TIMEOUT)
+        await self._cache.aset(key, value, TIMEOUT)
         self._values[key] = value
 
-    def _get(self) -> None:
+    async def _get(self) -> None:
         key = self._key(-1)
-        value = self._cache.get(key)
+        value = await self._cache.aget(key)
         if key in self._values:
             self._check(value == self._values[key])
 
-    def _touch(self) -> None:
+    async def _touch(self) -> None:
         key = self._key(-1)
-        there = self._cache.touch(key, TIMEOUT)
+        there = await self._cache.atouch(key, TIMEOUT)
         if key in self._values:
             self._check(there is (self._values[key] is not None))
 
-    def _has_key(self) -> None:
+    async def _has_key(self) -> None:
         key = self._key(-1)
-        there = self._cache.has_key(key)
+        there = await self._cache.ahas_key(key)
         if key in self._values:
             self._check(there is (self._values[key] is not None))
 
-    def _set_many(self) -> None:
+    async def _set_many(self) -> None:
         data = {self._key(): f"{self._name}:{time.monotonic()}" for _ in range(5)}
         for key in data:
             self._values.pop(key, None)
-        self._cache.set_many(data, TIMEOUT)
+        await self._cache.aset_many(data, TIMEOUT)
         self._values |= data
 
-    def _get_many(self) -> None:
+    async def _get_many(self) -> None:
         keys = [self._key(-5) for _ in range(5)]
-        found = self._cache.get_many(keys)
+        found = await self._cache.aget_many(keys)
         known = [key for key in keys if key in self._values]
         self._check(all(found.get(key) == self._values[key] for key in known))
 
-    def _delete(self) -> None:
+    async def _delete(self) -> None:
         key = self._key(-3)
         self._values.pop(key, None)
-        self._cache.delete(key)
+        await self._cache.adelete(key)
         self._values[key] = None
 
-    def _delete_many(self) -> None:
+    async def _delete_many(self) -> None:
         keys = [self._key(-4) for _ in range(2)]
         for key in keys:
             self._values.pop(key, None)
-        self._cache.delete_many(keys)
+        await self._cache.adelete_many(keys)
         self._values |= dict.fromkeys(keys)
 
-    def _incr(self) -> None:
-        self._cache.incr(self.counts)
+    async def _incr(self) -> None:
+        await self._cache.aincr(self.counts)
         self.incremented += 1
 
-    def _add(self) -> None:
+    async def _add(self) -> None:
         key = f"{self._name}-once-{next(self._serial)}"
-        if not self._cache.add(key, 1, TIMEOUT):
+        if not await self._cache.aadd(key, 1, TIMEOUT):
             # Nobody else has such a key: an add that was repeated found itself.
             self._counter.count("twice")
 
-    def _whoami(self) -> None:
+    async def _whoami(self) -> None:
         import redis
 
-        client = redis.Redis(connection_pool=self._cache.get_pool())
+        client = redis.Redis(connection_pool=self._pool_of.get_pool())
         user: Any = client.acl_whoami()
         name = user.decode() if isinstance(user, bytes) else user
         self._check(name == self._user)
@@ -201,17 +237,19 @@ def main(arguments: list[str]) -> int:
     )
     django.setup()
     counter, beside = Counter(), Counter()
-    threads: int = config["threads"]
+    # In place of the threads, tasks on one event loop.
+    tasks: int = config.get("tasks", 0)
     aliases = list(settings.CACHES)
     workers = [
         Worker(
-            number,
+            f"w{number}",
             caches[aliases[number % len(aliases)]],
             beside if number % len(aliases) else counter,
             changes=config.get("changes", True),
             user=config.get("users", {}).get(aliases[number % len(aliases)]),
+            blocking=not tasks,
         )
-        for number in range(threads)
+        for number in range(tasks or config["threads"])
     ]
     running, stopping = threading.Event(), threading.Event()
     running.set()
@@ -223,13 +261,28 @@ def main(arguments: list[str]) -> int:
                 return
             worker.step(number)
 
-    started = [
-        threading.Thread(target=work, args=(worker,), daemon=True) for worker in workers
-    ]
+    async def awork(worker: Worker) -> None:
+        for number in itertools.count():
+            # To one beat, so that all are under way at once.
+            beat: float = config["pause"]
+            await asyncio.sleep(beat - time.monotonic() % beat)
+            if stopping.is_set():
+                return
+            if running.is_set():
+                await worker.astep(number)
+
+    async def awork_all() -> None:
+        await asyncio.gather(*map(awork, workers))
+
+    if tasks:
+        started = [threading.Thread(target=asyncio.run, args=(awork_all(),))]
+    else:
+        started = [threading.Thread(target=work, args=(worker,)) for worker in workers]
     # What a busy machine makes of the start is no row's affair.
     for alias in aliases:
         _warm_up(caches[alias])
     for thread in started:
+        thread.daemon = True
         thread.start()
 
     def report(*, whole: bool) -> None:

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from benchmarks.soak.children import LoadProcess, wait_until
 from benchmarks.soak.clusters import play_death, play_resharding
@@ -31,6 +32,7 @@ TOLERANCE = 0.5
 RECOVERY = 2.0
 RETRY_AFTER = 1.0
 PRIMARIES = 3
+TASKS = 100
 FULL_ACCESS = "+@all ~* &*"
 WITHOUT_SCRIPTS = "+@all -@scripting ~* &*"
 OUTAGES = {
@@ -76,12 +78,12 @@ class Scenario:
         return ""
 
 
-def play_renewals(stage: Stage) -> Outcome:
-    """Nothing but renewals."""
+def play_renewals(stage: Stage, **config: Any) -> Outcome:
+    """Nothing but renewals; ``config`` is the load's."""
     wanted = 6 if stage.short else 100
     limit = wanted * 0.7 * LIFETIME
     bars = Bars()
-    with stage.load() as (emulator, load):
+    with stage.load(**config) as (emulator, load):
         began = time.monotonic()
 
         def over() -> bool:
@@ -112,18 +114,23 @@ def play_renewals(stage: Stage) -> Outcome:
         bars.equal("closed in use", stats.closed_by_expiry_in_use, 0)
         # One that has been idle for long may have been closed meanwhile.
         idle = stats.closed_by_expiry - stats.closed_by_expiry_in_use
-        room = 8 * max(1, stage.cluster)
         # What a cluster looks like is asked of the server in LOCATION.
-        room += bool(stage.cluster)
+        room = 8 * stage.cluster + 1 if stage.cluster else 8
+        if "tasks" in config:
+            # The loop's one, and that of its first operations, in a thread.
+            room = 2
         bars.at_most("connections", stats.connections_opened, room + idle)
         bars.equal(
             "token requests", stats.token_requests, tally.facts.get("renewals", 0) + 1
         )
         bars.equal("AUTHs per connection and token", max(pairs.values()), 1)
-        bars.at_least("seconds that the AUTHs of a renewal spread over", spread, 0.2)
         note = f"{tally.operations} operations"
+        if "tasks" not in config:
+            name = "seconds that the AUTHs of a renewal spread over"
+            bars.at_least(name, spread, 0.2)
         if stage.ours:
-            note += f"; AUTHs of a renewal spread over {spread:.1f} s"
+            if "tasks" not in config:
+                note += f"; AUTHs of a renewal spread over {spread:.1f} s"
             note += f"; {idle} connections closed while idle" if idle else ""
         return stage.outcome(emulator, tally, bars, note)
 
@@ -486,6 +493,14 @@ def make_scenarios() -> list[Scenario]:
             "1,000 event loops (100 in the short form)",
             partial(measure_flatness, "loops"),
             weight=30,
+        ),
+        Scenario(
+            "async-renewals",
+            f"{TASKS} tasks on an event loop: renewals in a row"
+            " (6 in the short form, else 100)",
+            # As often as the threads do.
+            partial(play_renewals, tasks=TASKS, pause=0.02 * TASKS / 8),
+            weight=440,
         ),
         Scenario(
             "cluster-renewals",
