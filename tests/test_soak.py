@@ -8,7 +8,12 @@ import pytest
 
 from benchmarks.soak import __main__ as soak
 from benchmarks.soak import scenarios
-from benchmarks.soak.children import EmulatorProcess, LoadProcess, SoakError
+from benchmarks.soak.children import (
+    EmulatorProcess,
+    LoadProcess,
+    SoakError,
+    wait_until,
+)
 from benchmarks.soak.outcome import Bars, Outcome, make_outcome
 from benchmarks.soak.processes import ProcessRows, read_report
 from benchmarks.soak.progress import Progress
@@ -17,6 +22,7 @@ from benchmarks.soak.stage import Stage
 from benchmarks.soak.subjects import OURS, SUBJECTS, Subject
 from benchmarks.soak.table import Row, render, summarize
 from benchmarks.soak.tally import Counter, Failure, Tally
+from benchmarks.soak.workers import Accounts, free_port, serving, visiting
 from testproject.emulator.journal import Stats
 
 FAILURE = Failure(1.0, "get", "TokenError", "no token")
@@ -72,6 +78,62 @@ def test_a_load_that_ends_is_told_of(redis_server: str) -> None:
         LoadProcess(emulator, "ours", users="none"),
     ):
         pass  # pragma: no cover
+
+
+def test_a_server_under_visitors(redis_server: str) -> None:
+    """Each process tells what it has done, and the figures are put together."""
+    pytest.importorskip("gunicorn", reason="gunicorn is not installed")
+    accounts = Accounts()
+    port = free_port()
+    with (
+        EmulatorProcess(60.0) as emulator,
+        serving(
+            emulator,
+            *("gunicorn", "--threads=8", "--workers=2", f"--bind=127.0.0.1:{port}"),
+            "benchmarks.soak.wsgi:application",
+        ) as server,
+    ):
+        wait_until(lambda: "Booting worker" in server.said(), "it starts")
+        with visiting(f"http://127.0.0.1:{port}/use/", accounts) as visitors:
+            wait_until(lambda: len(accounts.renewals()) == 2, "both workers answer")
+        tally = accounts.tally(emulator)
+        assert not any(visitor.is_alive() for visitor in visitors)
+        with visiting(f"http://127.0.0.1:{port}/none/", accounts):
+            wait_until(lambda: accounts.tally(emulator).errors > 0, "some fail")
+        failure = accounts.tally(emulator).failures[0]
+    assert tally.operations > 0
+    assert tally.failures == ()
+    assert (tally.errors, tally.wrong, tally.twice, tally.facts["stuck"]) == (0,) * 4
+    assert (failure.operation, failure.kind) == ("visit", "HTTPError")
+
+
+def test_a_server_that_ends_is_told_of(redis_server: str) -> None:
+    """With what it had to say."""
+    with (
+        EmulatorProcess(60.0) as emulator,
+        pytest.raises(SoakError, match="No module named"),
+        serving(emulator, "no_such_module") as server,
+    ):
+        wait_until(lambda: "listening" in server.said(), "it starts")
+
+
+def test_accounts() -> None:
+    """The latest of each process counts, in whatever order they come in."""
+    accounts = Accounts()
+    for operations, renewals in ((5, 1), (20, 3), (10, 2)):
+        accounts.add(
+            {
+                "pid": 1,
+                "renewals": renewals,
+                "tally": {"operations": operations},
+                "counted": ["key", operations],
+                "late": [(1.0, 0.5), (2.0, 0.1 * renewals)],
+            }
+        )
+    assert accounts.renewals() == {1: 3}
+    assert accounts.held_up(2.0) == pytest.approx(0.3)
+    assert accounts.held_up(0.0) == 0.5
+    assert accounts.held_up(3.0) == 0.0
 
 
 def test_bars() -> None:
@@ -174,6 +236,11 @@ def test_rows_are_chosen() -> None:
     everything, short = (len(soak.choose(run(*a))) for a in ([], ["--short"]))
     assert everything > short >= len(make_scenarios())
     assert len(soak.choose(run("--ours"))) == len(make_scenarios())
+    left_out = [s.name for s in make_scenarios() if not s.short_subjects]
+    chosen = {scenario.name for scenario, _ in soak.choose(run("--short"))}
+    assert left_out
+    assert chosen.isdisjoint(left_out)
+    assert len(soak.choose(run("--short", f"--only={left_out[0]}"))) == 1
     assert [
         (scenario.name, subject.name)
         for scenario, subject in soak.choose(run("--only=drops"))
@@ -255,8 +322,6 @@ def test_processes_again(
 
 def test_waiting_has_an_end() -> None:
     """What does not come about fails the row."""
-    from benchmarks.soak.children import wait_until
-
     began = time.monotonic()
     with pytest.raises(SoakError, match="it: not within 0 s"):
         wait_until(lambda: False, "it", timeout=0.01)

@@ -118,6 +118,15 @@ class EmulatorProcess:
             self._process.wait()
         self._directory.cleanup()
 
+    @property
+    def environ(self) -> dict[str, str]:
+        """The environment of a process that is to reach it."""
+        return {
+            **child_environment(),
+            "REQUESTS_CA_BUNDLE": self.description["ca_file"],
+            "AZURE_POD_IDENTITY_AUTHORITY_HOST": self.description["imds_url"],
+        }
+
     def _ready(self) -> bool:
         if self._process.poll() is not None:
             log = Path(self._directory.name, "log").read_text(errors="replace")
@@ -135,18 +144,13 @@ class LoadProcess:
     """
 
     def __init__(self, emulator: EmulatorProcess, subject: str, **config: Any) -> None:
+        self._emulator = emulator
         self._config = {
             "emulator": str(emulator.file),
             "subject": subject,
             "threads": 8,
             "pause": 0.02,
             **config,
-        }
-        description = emulator.description
-        self._environ = {
-            **child_environment(),
-            "REQUESTS_CA_BUNDLE": description["ca_file"],
-            "AZURE_POD_IDENTITY_AUTHORITY_HOST": description["imds_url"],
         }
         self._reports: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self.tally = Tally()
@@ -157,7 +161,7 @@ class LoadProcess:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.soak.load", json.dumps(self._config)],
             cwd=ROOT,
-            env=self._environ,
+            env=self._emulator.environ,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,

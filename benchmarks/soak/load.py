@@ -280,7 +280,7 @@ def main(arguments: list[str]) -> int:
         started = [threading.Thread(target=work, args=(worker,)) for worker in workers]
     # What a busy machine makes of the start is no row's affair.
     for alias in aliases:
-        _warm_up(caches[alias])
+        warm_up(caches[alias])
     for thread in started:
         thread.daemon = True
         thread.start()
@@ -337,7 +337,8 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _warm_up(cache: Any) -> None:
+def warm_up(cache: Any) -> None:
+    """Use a cache until it can be used."""
     for _ in range(TRIES):
         try:
             cache.set("warm", 1)

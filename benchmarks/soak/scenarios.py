@@ -21,7 +21,9 @@ from benchmarks.soak.subjects import (
     SOCKET_TIMEOUT,
     SUBJECTS,
     Subject,
+    find_missing,
 )
+from benchmarks.soak.workers import play_celery, play_gevent
 from testproject.emulator.cluster import check_server
 from testproject.emulator.server import ServerError, find_server
 
@@ -53,9 +55,11 @@ class Scenario:
         fault: what the table calls it.
         play: runs it.
         subjects: who has to go through it.
-        short_subjects: who in the short form.
+        short_subjects: who in the short form; none leaves the row out, unless it is
+            asked for by name.
         weight: seconds, more or less, in the full form; the longest begin first.
         cluster: primaries of the Redis Cluster; 0 is a single node.
+        modules: what must be installed.
     """
 
     name: str
@@ -65,11 +69,12 @@ class Scenario:
     short_subjects: Sequence[Subject] = (OURS,)
     weight: float = 15.0
     cluster: int = 0
+    modules: tuple[str, ...] = ()
 
     def hindrance(self, subject: Subject) -> str:
         """Return why the row cannot be run here; empty where it can."""
-        if subject.missing:
-            return f"not installed: {', '.join(subject.missing)}"
+        if missing := find_missing(*subject.modules, *self.modules):
+            return f"not installed: {', '.join(missing)}"
         if self.cluster:
             try:
                 check_server(find_server())
@@ -529,6 +534,22 @@ def make_scenarios() -> list[Scenario]:
             play_resharding,
             weight=50,
             cluster=PRIMARIES,
+        ),
+        Scenario(
+            "celery",
+            "Celery worker, prefork",
+            play_celery,
+            short_subjects=(),
+            weight=60,
+            modules=("celery",),
+        ),
+        Scenario(
+            "gevent",
+            "gunicorn, gevent worker; Entra hangs, then Redis is silent",
+            play_gevent,
+            short_subjects=(),
+            weight=110,
+            modules=("gunicorn", "gevent"),
         ),
     ]
     return rows

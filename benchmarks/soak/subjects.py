@@ -28,10 +28,10 @@ class Subject:
     title: str
     modules: tuple[str, ...] = ()
 
-    @property
-    def missing(self) -> list[str]:
-        """The modules that are not installed."""
-        return [name for name in self.modules if importlib.util.find_spec(name) is None]
+
+def find_missing(*modules: str) -> list[str]:
+    """Return the modules that are not installed."""
+    return [name for name in modules if importlib.util.find_spec(name) is None]
 
 
 OURS = Subject("ours", "django-entra-redis")
