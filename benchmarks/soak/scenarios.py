@@ -518,6 +518,7 @@ def make_scenarios() -> list[Scenario]:
             "cluster-drops",
             "cluster: all connections dropped, every 2 s",
             play_drops,
+            short_subjects=(),
             weight=70,
             cluster=PRIMARIES,
         ),
