@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 
+from redis.exceptions import ConnectionError
+
 
 class Flight:
     """Calls a function in a thread of its own; who comes meanwhile waits for that call.
@@ -61,7 +63,10 @@ class Flight:
     async def ajoin(self) -> None:
         """Do as :meth:`join` does, without blocking the event loop."""
         call = self._begin()
-        await asyncio.wait([asyncio.wrap_future(call)])
+        waiting = asyncio.wrap_future(call)
+        # Else it is complained of that nobody has asked this one for the error.
+        waiting.add_done_callback(asyncio.Future.exception)
+        await asyncio.wait([waiting])
         _settle(call)
 
     def _pause_left(self) -> float:
@@ -69,20 +74,26 @@ class Flight:
         return 0.0 if under_way else max(0.0, self._next_at - self._monotonic())
 
     def _begin(self) -> "Future[None]":
-        with self._lock:
-            if self._call is not None:
-                return self._call
-            call = self._call = Future()
-            # Then no waiter that is cancelled cancels it for the others.
-            call.set_running_or_notify_cancel()
+        call: Future[None] = Future()
+        # Then no waiter that is cancelled cancels it for the others.
+        call.set_running_or_notify_cancel()
+        try:
+            with self._lock:
+                if self._call is not None:
+                    return self._call
+                self._call = call
             thread = threading.Thread(
                 target=self._run, args=(call,), name="entra-redis-flight", daemon=True
             )
-        try:
-            thread.start()
-        except RuntimeError:
-            # No thread starts at the process's limit, nor at its end.
-            self._run(call)
+            try:
+                thread.start()
+            except RuntimeError:
+                # No thread starts at the process's limit, nor at its end.
+                self._run(call)
+        except BaseException:
+            # A signal handler's: the thread has started, or has not.
+            self._end(call, ConnectionError("Another thread's call was interrupted."))
+            raise
         return call
 
     def _run(self, call: "Future[None]") -> None:
@@ -91,13 +102,19 @@ class Flight:
             self._function()
         except Exception as failure:
             error = failure.with_traceback(None)
+        self._end(call, error)
+
+    def _end(self, call: "Future[None]", error: Exception | None) -> None:
         with self._lock:
-            self._call = None
-            self._next_at = self._monotonic() + self._pause
-        if error is None:
-            call.set_result(None)
-        else:
-            call.set_exception(error)
+            if self._call is call:
+                self._call = None
+                self._next_at = self._monotonic() + self._pause
+            if call.done():
+                return
+            if error is None:
+                call.set_result(None)
+            else:
+                call.set_exception(error)
 
 
 def _settle(call: "Future[None]") -> None:

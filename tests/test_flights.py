@@ -1,6 +1,7 @@
 """One call at a time, for all who want its outcome."""
 
 import asyncio
+import gc
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -49,7 +50,7 @@ def test_all_wait_for_one_call(calls: Calls) -> None:
     assert calls.count == before + 1
 
 
-def test_error(calls: Calls) -> None:
+def test_error(calls: Calls, caplog: pytest.LogCaptureFixture) -> None:
     """All who wait are told what went wrong; the next call is a new one."""
     calls.error = ValueError("wrong")
     flight = Flight(calls, pause=60.0)
@@ -57,6 +58,8 @@ def test_error(calls: Calls) -> None:
         flight.join()
     with pytest.raises(ValueError, match="wrong"):
         asyncio.run(flight.ajoin())
+    gc.collect()
+    assert caplog.messages == []
     calls.error = None
     asyncio.run(flight.ajoin())
     assert calls.count == 3
@@ -135,3 +138,27 @@ def test_catching_up(calls: Calls) -> None:
     assert calls.count == 4
     calls.free.set()
     flight.catch_up(30)
+
+
+@pytest.mark.parametrize("started", [True, False])
+def test_interrupted(
+    calls: Calls, monkeypatch: pytest.MonkeyPatch, started: bool
+) -> None:
+    """A signal handler's exception leaves nobody waiting for ever."""
+    start = threading.Thread.start
+
+    def interrupt(thread: threading.Thread) -> None:
+        if started:
+            start(thread)
+        raise KeyboardInterrupt
+
+    flight = Flight(calls, pause=0.0)
+    calls.free.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            flight.hint()
+    calls.free.set()
+    with ThreadPoolExecutor(1) as executor:
+        executor.submit(flight.join).result(30)
+    assert calls.count == 1 + started
