@@ -5,10 +5,9 @@ knows of, and go where nodes redirect them ("Redis cluster specification").
 """
 
 import asyncio
-from collections.abc import Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import ExitStack
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from redis.exceptions import (
     AskError,
@@ -24,7 +23,7 @@ from redis.exceptions import (
 )
 
 from .aio import AsyncCacheClient, LoopChannels
-from .clients import CacheClient, carry_out, make_retry, read_many
+from .clients import CacheClient, carry_out, make_retry
 from .driving import adrive, drive
 from .exceptions import (
     ClusterUnavailableError,
@@ -34,6 +33,7 @@ from .exceptions import (
 from .operations import Operation, Request
 from .options import CacheOptions
 from .packing import pack_all
+from .parts import Part
 from .redirections import cluster_error
 from .sharding import (
     Batch,
@@ -89,28 +89,45 @@ class ClusterClient(CacheClient):
     def execute(self, request: Request) -> Any:
         """Carry out a request, repeatedly if need be and if that is safe."""
         if not self.topology.known:
-            self.topology.ensure()
+            self._persist(self.topology.ensure)
         if isinstance(request, Batch):
             return drive(self.settle(request, self._scatter(request)), self.execute)
         if isinstance(request, Broadcast):
-            addresses = self.topology.primaries
-            return {address: self.execute(request.to(address)) for address in addresses}
+            return self._broadcast(request)
+        return self._persist(lambda: drive(self.route(request), _stop))
+
+    def _persist(self, attempt: Callable[[], Any]) -> Any:
+        """Attempt something, repeatedly if need be."""
         try:
-            return self._attempt(request)
+            return attempt()
         except RedisError as error:
             failure = error
 
         def again() -> Any:
             nonlocal failure
-            if self.suspect(failure):
+            if tells_of_change(failure):
                 self.topology.catch_up()
             try:
-                return self._attempt(request)
+                return attempt()
             except RedisError as error:
                 failure = error
                 raise
 
         return self.repeat(failure, again)
+
+    def _broadcast(self, request: Broadcast) -> dict[str, Any]:
+        """Carry out a command on each primary; return the replies."""
+        addresses = list(self.topology.primaries)
+        try:
+            return {at: self.execute(request.to(at)) for at in addresses}
+        except RedisError as error:
+            if not tells_of_change(error):
+                raise
+            failure = error
+        self.topology.look()
+        if list(self.topology.primaries) == addresses:
+            raise failure
+        return {at: self.execute(request.to(at)) for at in self.topology.primaries}
 
     def route(self, request: Request) -> Generator[Stop, Any, Any]:
         """Yield where a request is to be carried out; return the reply.
@@ -123,8 +140,11 @@ class ClusterClient(CacheClient):
             assert request.key is not None
             pool = self.topology.pool_of(request.key)
         failure: Exception | None = None
+        asking = False
         for _ in range(REDIRECTIONS):
             try:
+                if asking:
+                    return _answer_of(request, (yield pool, _asking(request)))
                 return (yield pool, request)
             except RedisError as error:
                 failure = cluster_error(error)
@@ -132,8 +152,7 @@ class ClusterClient(CacheClient):
                 self.suspect(failure)
                 raise failure
             pool = self.topology.follow(failure, pool)
-            if not isinstance(failure, MovedError):
-                return _answer_of(request, (yield pool, _asking(request)))
+            asking = not isinstance(failure, MovedError)
         raise ClusterUnavailableError(f"Nodes redirect in a circle: {failure}")
 
     def settle(self, batch: Batch, replies: list[Any]) -> Operation[list[Any]]:
@@ -153,24 +172,17 @@ class ClusterClient(CacheClient):
                 hopeless = _is_unsettled(error)
         return replies
 
-    def suspect(self, error: Exception | None) -> bool:
-        """Look at the topology anew if an error may tell of a change; return that."""
-        known = isinstance(error, AuthenticationError | ConnectionPoolTimeout)
-        kinds = (ConnectionError, TimeoutError, *REPEATABLE)
-        suspicious = isinstance(error, kinds) and not known
-        if suspicious:
+    def suspect(self, error: Exception) -> None:
+        """Look at the topology anew if an error may tell of a change."""
+        if tells_of_change(error):
             self.topology.refresh()
-        return suspicious
-
-    def _attempt(self, request: Request) -> Any:
-        return drive(self.route(request), _stop)
 
     def _scatter(self, batch: Batch) -> list[Any]:
         """Carry out commands on all their nodes at once; return the replies."""
         replies: list[Any] = [None] * batch.count
         with ExitStack() as stack:
             parts = [
-                (_Part(pool), places)
+                (Part(pool), places)
                 for pool, places in self.topology.parts(batch.keys).items()
             ]
             for part, places in parts:
@@ -214,19 +226,17 @@ class AsyncClusterClient(AsyncCacheClient):
             return await self.call(channels, *at)
 
         if not cluster.topology.known:
-            await cluster.topology.aensure()
+            await self.repeat(request, cluster.topology.aensure)
         if isinstance(request, Batch):
             replies = await self._scatter(channels, request)
             return await adrive(cluster.settle(request, replies), again)
         if isinstance(request, Broadcast):
-            addresses = list(cluster.topology.primaries)
-            visits = [again(request.to(address)) for address in addresses]
-            return dict(zip(addresses, await asyncio.gather(*visits), strict=True))
+            return await self._broadcast(request, again)
         failure: RedisError | None = None
 
         async def attempt() -> Any:
             nonlocal failure
-            if cluster.suspect(failure):
+            if failure is not None and tells_of_change(failure):
                 await cluster.topology.acatch_up()
             try:
                 return await adrive(cluster.route(request), stop)
@@ -235,6 +245,28 @@ class AsyncClusterClient(AsyncCacheClient):
                 raise
 
         return await self.repeat(request, attempt)
+
+    async def _broadcast(
+        self, request: Broadcast, execute: Callable[[Request], Awaitable[Any]]
+    ) -> dict[str, Any]:
+        """Carry out a command on each primary; return the replies."""
+        topology = self.cluster.topology
+
+        async def visit(addresses: list[str]) -> dict[str, Any]:
+            visits = [execute(request.to(address)) for address in addresses]
+            return dict(zip(addresses, await asyncio.gather(*visits), strict=True))
+
+        addresses = list(topology.primaries)
+        try:
+            return await visit(addresses)
+        except RedisError as error:
+            if not tells_of_change(error):
+                raise
+            failure = error
+        await topology.alook()
+        if list(topology.primaries) == addresses:
+            raise failure
+        return await visit(list(topology.primaries))
 
     async def _scatter(self, channels: LoopChannels, batch: Batch) -> list[Any]:
         """Carry out commands on all their nodes at once; return the replies."""
@@ -254,49 +286,11 @@ class AsyncClusterClient(AsyncCacheClient):
         return replies
 
 
-class _Part:
-    """A connection that is sent commands now and asked for the replies later."""
-
-    def __init__(self, pool: Any) -> None:
-        self._pool = pool
-        self._connection: Any = None
-        self._failure: Exception | None = None
-        self._clean = False
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._connection is not None:
-            # A reply may be on its way that the next command would take for its own.
-            if not self._clean:
-                self._connection.disconnect()
-            self._pool.release(self._connection)
-
-    def send(self, packed: bytes) -> None:
-        """Check the connection out and send commands."""
-        try:
-            self._connection = self._pool.get_connection()
-            self._connection.send_packed_command([packed])
-        except (ConnectionError, TimeoutError) as error:
-            self._failure = error
-
-    def receive(self, count: int) -> list[Any] | Exception:
-        """Return that many replies, or what has gone wrong."""
-        if self._failure is None:
-            try:
-                replies = read_many(self._connection, count)
-            except (ConnectionError, TimeoutError) as error:
-                self._failure = error
-            else:
-                self._clean = True
-                return replies
-        return self._failure
+def tells_of_change(error: Exception) -> bool:
+    """Whether an error may come of a change of the topology."""
+    known = isinstance(error, AuthenticationError | ConnectionPoolTimeout)
+    kinds = (ConnectionError, TimeoutError, *REPEATABLE)
+    return isinstance(error, kinds) and not known
 
 
 def _stop(at: Stop) -> Any:

@@ -89,6 +89,8 @@ class ConnectionPool(redis.ConnectionPool):
         try:
             connection = self._idle.pop()
         except IndexError:
+            connection = None
+        if connection is None:
             connection = self._make_or_wait()
         connection.pool_lent = True
         try:

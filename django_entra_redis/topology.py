@@ -7,7 +7,7 @@ nodes have moved, but not all the time.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 from weakref import WeakSet
 
@@ -18,19 +18,10 @@ from redis.cluster import (
     RedisCluster,
 )
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
-from redis.exceptions import (
-    MovedError,
-    NoPermissionError,
-    RedisClusterException,
-    RedisError,
-    ResponseError,
-)
+from redis.exceptions import MovedError, RedisClusterException
 
-from .exceptions import (
-    ClusterUnavailableError,
-    EntraRedisError,
-    WrongBackendError,
-)
+from .complaints import explain
+from .exceptions import ClusterUnavailableError
 from .flights import Flight
 from .nodes import NodePools
 from .options import CacheOptions
@@ -60,6 +51,8 @@ class Topology:
         self.replicas = 0
         #: The pools of all primaries, by address.
         self.primaries: dict[str, Any] = {}
+        # And of all nodes.
+        self._all: dict[str, Any] = {}
         self._flight = Flight(self._look, pause=PAUSE)
         _topologies.add(self)
 
@@ -84,16 +77,16 @@ class Topology:
         return pool
 
     def pool_at(self, address: str) -> Any:
-        """Return the pool of a primary.
+        """Return the pool of a node: a SCAN goes on where a primary is none any more.
 
         Raises:
             ClusterUnavailableError: there is none of that address any more.
         """
         try:
-            return self.primaries[address]
+            return self._all[address]
         except KeyError:
             raise ClusterUnavailableError(
-                f"The cluster's node {address} is none of its primaries any more."
+                f"The cluster has no node {address} any more."
             ) from None
 
     def parts(self, keys: Iterable[str | bytes]) -> dict[Any, list[int]]:
@@ -121,8 +114,8 @@ class Topology:
         host = redirect.host or asked.connection_kwargs["host"]
         pool = self.nodes.at(*self.nodes.remap(host, redirect.port))
         if isinstance(redirect, MovedError):
-            if self._slots is not None:
-                self._slots[redirect.slot_id] = pool
+            assert self._slots is not None
+            self._slots[redirect.slot_id] = pool
             # It is seldom the only one that has moved.
             self.refresh()
         return pool
@@ -137,15 +130,11 @@ class Topology:
             What :meth:`ensure` does.
         """
         self.ensure()
-        if self._client is None:
+        # redis-py's own, before its version 6, forgets one node after the other in an
+        # outage, and then does not find any again.
+        if self._client is None or not self._client.nodes_manager.startup_nodes:
             # Two threads may make one each, and that is all right.
-            make: Any = RedisCluster
-            self._client = make(
-                url=self.nodes.url,
-                startup_nodes=self.nodes.startup_nodes()[1:],
-                connection_pool_class=self.nodes,
-                **self.nodes.cluster_options,
-            )
+            self._client = self._attempt(self._make_client)
         return self._client
 
     def refresh(self) -> None:
@@ -169,12 +158,24 @@ class Topology:
             WrongBackendError: it is no cluster.
         """
         if self._slots is None:
-            self._flight.join()
+            self.look()
 
     async def aensure(self) -> None:
         """Do as :meth:`ensure` does, without blocking the event loop."""
         if self._slots is None:
-            await self._flight.ajoin()
+            await self.alook()
+
+    def look(self) -> None:
+        """Have somebody look at it; wait for that.
+
+        Raises:
+            What :meth:`ensure` does.
+        """
+        self._flight.join()
+
+    async def alook(self) -> None:
+        """Do as :meth:`look` does, without blocking the event loop."""
+        await self._flight.ajoin()
 
     def disconnect(self) -> None:
         """Close all connections."""
@@ -187,14 +188,25 @@ class Topology:
         _inherited.append((self._manager, self._client))
         self._manager = self._client = None
 
+    def _make_client(self) -> Any:
+        make: Any = _Client
+        return make(
+            url=self.nodes.url,
+            startup_nodes=self.nodes.startup_nodes()[1:],
+            connection_pool_class=self.nodes,
+            **self.nodes.cluster_options,
+        )
+
     def _look(self) -> None:
+        self._manager = self._attempt(self._managed)
+
+    def _attempt(self, make: Callable[[], Any]) -> Any:
+        """Make something of redis-py's that looks at the cluster."""
         try:
-            self._manager = self._managed()
+            return make()
         except Exception as error:
-            failure = _explain(error)
-        else:
-            return
-        raise failure
+            failure = explain(error)
+        raise failure.with_traceback(None)
 
     def _managed(self) -> Any:
         """Return redis-py's manager after it has looked at the topology."""
@@ -202,8 +214,8 @@ class Topology:
         if manager is not None:
             try:
                 manager.initialize()
-            # The first of them is no RedisError.
-            except (RedisClusterException, RedisError, OSError):
+            # Also an IndexError, where they tell of no node.
+            except Exception:
                 manager = None  # All nodes that it knew are gone.
         if manager is None:
             make: Any = NodesManager
@@ -220,13 +232,31 @@ class Topology:
         slots: list[Any] = [None] * REDIS_CLUSTER_HASH_SLOTS
         for slot, nodes in manager.slots_cache.items():
             slots[slot] = nodes[0].redis_connection.connection_pool
-        self.primaries = {
+        self._all = {
             node.name: node.redis_connection.connection_pool
+            for node in manager.nodes_cache.values()
+        }
+        self.primaries = {
+            node.name: self._all[node.name]
             for node in manager.get_nodes_by_server_type(PRIMARY)
         }
         self.replicas = len(manager.get_nodes_by_server_type(REPLICA))
         self._slots = slots
         self.nodes.keep(manager.nodes_cache.values())
+
+
+class _Client(RedisCluster):
+    """redis-py's client, whose errors are ``RedisError`` also in an outage."""
+
+    def execute_command(self, *args: Any, **kwargs: Any) -> Any:
+        """Carry out a command."""
+        try:
+            return super().execute_command(*args, **kwargs)  # type: ignore[no-untyped-call]
+        except RedisClusterException as error:
+            outage = error.__cause__ or not self.nodes_manager.startup_nodes
+            # Else it is a mistake of the caller's.
+            failure = explain(error) if outage else error
+        raise failure.with_traceback(None)
 
 
 _topologies: WeakSet[Topology] = WeakSet()
@@ -239,30 +269,6 @@ def get_topology(options: CacheOptions) -> Topology:
         "cluster", options.servers, options, lambda: Topology(options)
     )
     return found
-
-
-def _explain(error: Exception) -> Exception:
-    """Return what to raise for what redis-py has raised as it looked."""
-    cause = error.__cause__ if isinstance(error, RedisClusterException) else None
-    error = cause if isinstance(cause, Exception) else error
-    if isinstance(error, RedisError | EntraRedisError):
-        error.__cause__ = error.__context__ = None
-        return error
-    refusal = error.__context__
-    if isinstance(refusal, NoPermissionError):
-        return NoPermissionError(
-            f"{refusal}. The access policy should allow +cluster|slots, by which "
-            "the cluster tells which node has which keys."
-        )
-    if isinstance(refusal, ResponseError):
-        return WrongBackendError(
-            f"The server is no node of a cluster that clients see ({refusal}): its "
-            "BACKEND should be 'django_entra_redis.cache.EntraRedisCache' "
-            "(Enterprise cluster policy, or no cluster)."
-        )
-    return ClusterUnavailableError(
-        f"The cluster does not tell its nodes ({type(error).__name__}: {error})."
-    )
 
 
 def _after_fork_in_child() -> None:

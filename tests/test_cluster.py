@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -19,6 +19,7 @@ from redis.utils import str_if_bytes
 
 from django_entra_redis import aio, nodes, registry
 from django_entra_redis.cache import EntraRedisCache, EntraRedisClusterCache
+from django_entra_redis.channels import Channel
 from django_entra_redis.exceptions import (
     ClusterUnavailableError,
     TokenRefusedError,
@@ -393,6 +394,58 @@ def test_failover(cluster: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
         assert load.errors == []
 
 
+def test_all_keys_after_a_failover(
+    cluster: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What concerns all keys goes to those that are primaries now."""
+    with use(cluster, monkeypatch) as cache:
+
+        def fail_over(place: int) -> None:
+            cache.set_many(VALUES)
+            number = primaries(cluster)[place].number
+            cluster.failover(replica_of(cluster, number).number)
+            cluster.settle()
+
+        fail_over(0)
+        assert cache.clear()
+        assert cache.keys() == []
+        fail_over(1)
+        assert run(cache.aclear) == [True]
+        assert cache.keys() == []
+        cache.set_many(VALUES)
+        keys = cache.iter_keys("*", itersize=2)
+        found = {next(keys)}
+        fail_over(2)
+        cache.get_topology().look()
+        assert found.union(keys) == set(NAMES)
+        cluster.kill_node(primaries(cluster)[0].number)
+        cluster.settle()
+        assert cache.clear()
+        assert cache.keys() == []
+
+
+def test_all_keys_while_nothing_has_changed() -> None:
+    """Where the primaries are those that they were, the error is told as it came."""
+    busy = b"-LOADING Redis is loading the dataset in memory\r\n"
+    refused = b"-NOPERM this user has no permissions\r\n"
+    for clear in (
+        lambda cache: cache.clear(),
+        lambda cache: asyncio.run(cache.aclear()),
+    ):
+
+        def work(cache: Any, clear: Callable[[Any], Any] = clear) -> None:
+            with pytest.raises(redis.ConnectionError, match="loading"):
+                clear(cache)
+
+        scripted(work, FLUSHDB=[busy] * 100)
+
+        def work_refused(cache: Any, clear: Callable[[Any], Any] = clear) -> None:
+            with pytest.raises(NoPermissionError, match="clear_by_scan"):
+                clear(cache)
+
+        scripted(work_refused, FLUSHDB=[refused])
+
+
 def test_resharding(cluster_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A node joins and is given slots under load: no error, and it authenticates."""
     with (
@@ -478,12 +531,19 @@ def test_single_node_backend(
     """The other backend, on a cluster, names this one."""
     with let_in(cluster, monkeypatch):
         cache = make_cache(cluster.redis_url, ssl_ca_certs=str(cluster.ca_file))
+
+        def count() -> None:
+            for name in NAMES:
+                # Those that this node has are not there.
+                with suppress(ValueError):
+                    cache.incr(f"counter-{name}")
+
         calls: Sequence[Callable[[], Any]] = (
             lambda: [cache.get(name) for name in NAMES],
             lambda: cache.get_many(NAMES),
             lambda: cache.set_many(VALUES),
             lambda: cache.delete_many(NAMES),
-            lambda: [cache.incr(name) for name in NAMES],
+            count,
         )
         for call in calls:
             with pytest.raises(WrongBackendError, match="EntraRedisClusterCache"):
@@ -672,6 +732,38 @@ def test_ask() -> None:
     asyncio.run(main())
 
 
+def test_ask_in_vain() -> None:
+    """A node that does not want what another one has given up sends it on."""
+
+    async def main() -> None:
+        script = Script()
+
+        def work(cache: Any) -> None:
+            cache.get_topology().ensure()
+            here = b"127.0.0.1:%d\r\n" % script.port
+            script.answers["GET"] = [b"-ASK 1 " + here, b"-MOVED 1 " + here]
+            assert cache.get("key") == 5
+            script.answers["EVAL"] = [b"-ASK 1 " + here, b"-MOVED 1 " + here, b":8\r\n"]
+            assert cache.incr("key") == 8
+
+        await script.use(work)
+        assert script.seen.count(b"ASKING") == 2
+
+    asyncio.run(main())
+
+
+def test_first_look_is_repeated() -> None:
+    """A server that is not ready at the first look is asked again."""
+    loading = b"-LOADING Redis is loading the dataset in memory\r\n"
+    for work in (
+        lambda cache: cache.get("key"),
+        lambda cache: asyncio.run(cache.aget("key")),
+    ):
+        found, seen = scripted(work, CLUSTER=[loading, loading])
+        assert found == 5
+        assert seen.count(b"CLUSTER") == 3
+
+
 def test_circle() -> None:
     """Nodes that redirect to each other do not keep a command going round."""
 
@@ -690,17 +782,30 @@ def test_circle() -> None:
 
 
 def test_slot_that_nobody_serves() -> None:
-    """A part of the keys is out of reach while its node is."""
-    script = Script()
+    """A part of the keys is out of reach while its node is, or all of them."""
+    script = Script(CLUSTER=[b"*0\r\n"])
     script.last = 100
 
     def work(cache: Any) -> None:
+        with pytest.raises(ClusterUnavailableError, match="tell its nodes"):
+            cache.get("key")
         with pytest.raises(ClusterUnavailableError, match="slot 15240"):
             cache.get("key")
-        with pytest.raises(ClusterUnavailableError, match="none of its primaries"):
+        with pytest.raises(ClusterUnavailableError, match="no node 127"):
             cache.get_topology().pool_at("127.0.0.1:1")
 
     asyncio.run(script.use(work))
+
+
+def test_a_fault_of_our_own(cache: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is no error of Redis' is not taken for one."""
+
+    async def fail(*args: Any) -> None:
+        raise KeyError("own")
+
+    monkeypatch.setattr(Channel, "call", fail)
+    with pytest.raises(KeyError, match="own"):
+        run(lambda: cache.aget_many(NAMES))
 
 
 def test_errors_of_one_key() -> None:
@@ -752,9 +857,41 @@ def test_all_known_nodes_are_gone() -> None:
             script.answers["CLUSTER"] = [b"-ERR gone\r\n"]
             found._look()
             assert cache.get("key") == 5
+            # They are there, but have been taken out of the cluster.
+            script.answers["CLUSTER"] = [b"*0\r\n"]
+            asyncio.run(found.alook())
+            asyncio.run(found.aensure())
+            assert cache.get("key") == 5
 
         await script.use(work)
-        assert script.seen.count(b"CLUSTER") == 3
+        assert script.seen.count(b"CLUSTER") == 5
+
+
+def test_errors_of_the_client() -> None:
+    """redis-py's client says with a RedisError, too, that no node can be asked."""
+
+    async def main() -> None:
+        script = Script(COMMAND=[b"*0\r\n"] * 9)
+
+        def work(cache: Any) -> None:
+            cache.get("key")
+            script.answers["CLUSTER"] = [b"-LOADING Redis is loading\r\n"] * 100
+            with pytest.raises(redis.ConnectionError, match="loading"):
+                cache.get_client()
+            script.answers["CLUSTER"] = []
+            client = cache.get_client()
+            script.answers["CLUSTER"] = [b"-LOADING Redis is loading\r\n"] * 100
+            script.answers["PING"] = [b"-LOADING Redis is loading\r\n"] * 100
+            with pytest.raises(redis.ConnectionError):
+                client.ping(target_nodes="random")
+            script.answers |= {"CLUSTER": [], "PING": [b"+PONG\r\n"]}
+            assert cache.get_client().ping(target_nodes="random")
+            with pytest.raises(redis.exceptions.RedisClusterException):
+                cache.get_client().execute_command("NONSENSE")
+
+        await script.use(work)
+
+    asyncio.run(main())
 
     asyncio.run(main())
 
