@@ -489,7 +489,7 @@ def test_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(ServerError, match="primaries, not"):
             Emulator(cluster=number).start()
     with monkeypatch.context() as patch:
-        patch.setattr("testproject.emulator.cluster.find_server", lambda: None)
+        patch.setattr("testproject.emulator.cluster.find_servers", lambda: iter(()))
         with pytest.raises(ServerError, match="none on PATH"):
             Emulator(cluster=3).start()
     monkeypatch.setattr(sys, "platform", "darwin")

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from benchmarks.soak import __main__ as soak
-from benchmarks.soak import scenarios
 from benchmarks.soak.children import (
     EmulatorProcess,
     LoadProcess,
@@ -268,7 +267,7 @@ def test_no_cluster_here(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Its rows are skipped, with the reason, where no server can make one up."""
-    monkeypatch.setattr(scenarios, "find_server", lambda: None)
+    monkeypatch.setattr("testproject.emulator.cluster.find_servers", lambda: iter(()))
     assert soak.main(["--only=cluster-death"]) == 0
     assert "there is none on PATH" in capsys.readouterr().out
 

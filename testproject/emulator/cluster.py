@@ -24,7 +24,7 @@ from testproject.emulator.server import (
     Accounts,
     Server,
     ServerError,
-    find_server,
+    find_servers,
 )
 from testproject.emulator.sockets import hold
 
@@ -206,19 +206,20 @@ def _hold_ports() -> list[socket.socket]:
 
 
 def check_server(executable: str | None) -> str:
-    """Return the redis-server if it can make up such a cluster."""
+    """Return the redis-server, or else the first that there is, for such a cluster."""
     needed = "a cluster needs Linux and a redis-server of version 7.0 or later"
     if sys.platform != "linux":
         raise ServerError(f"{needed}; this is {sys.platform}")
-    if executable is None:
-        raise ServerError(f"{needed}; there is none on PATH")
-    said = subprocess.run(
-        [executable, "--version"], capture_output=True, text=True, check=False
-    ).stdout
-    version = re.search(r"v=(\d+)\.", said)
-    if version is None or int(version[1]) < _OLDEST:
-        raise ServerError(f"{needed}; {executable} says {said.strip()!r} of itself")
-    return executable
+    lacking = "there is none on PATH"
+    for candidate in find_servers() if executable is None else [executable]:
+        said = subprocess.run(
+            [candidate, "--version"], capture_output=True, text=True, check=False
+        ).stdout
+        version = re.search(r"v=(\d+)\.", said)
+        if version is not None and int(version[1]) >= _OLDEST:
+            return candidate
+        lacking = f"{candidate} says {said.strip()!r} of itself"
+    raise ServerError(f"{needed}; {lacking}")
 
 
 class Cluster:
@@ -231,7 +232,7 @@ class Cluster:
     def __init__(self, directory: Path, executable: str | None, primaries: int) -> None:
         self.members: dict[int, Member] = {}
         self._directory = directory
-        self._executable = executable or find_server()
+        self._executable = executable
         self._primaries = primaries
         self._accounts = Accounts()
         self._starting = threading.Lock()

