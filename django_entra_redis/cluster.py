@@ -226,7 +226,7 @@ class AsyncClusterClient(AsyncCacheClient):
             return await self.call(channels, *at)
 
         if not cluster.topology.known:
-            await self.repeat(request, cluster.topology.aensure)
+            await self.repeat(request, cluster.topology.alook)
         if isinstance(request, Batch):
             replies = await self._scatter(channels, request)
             return await adrive(cluster.settle(request, replies), again)

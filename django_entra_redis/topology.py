@@ -160,11 +160,6 @@ class Topology:
         if self._slots is None:
             self.look()
 
-    async def aensure(self) -> None:
-        """Do as :meth:`ensure` does, without blocking the event loop."""
-        if self._slots is None:
-            await self.alook()
-
     def look(self) -> None:
         """Have somebody look at it; wait for that.
 

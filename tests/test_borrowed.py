@@ -202,8 +202,8 @@ def overridden(module: str) -> Iterator[str]:
                 origin = base.__module__.partition(".")[0]
                 if origin != PACKAGE and origin not in sys.stdlib_module_names:
                     names = vars(kind).keys() & vars(base).keys()
-                    # Python's own mark of an abstract class.
-                    yield from filter(private, names - {"_abc_impl"})
+                    # Python's own marks of an abstract class and of a protocol.
+                    yield from filter(private, names - {"_abc_impl", "_is_protocol"})
 
 
 @pytest.mark.parametrize(

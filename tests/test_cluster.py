@@ -860,7 +860,6 @@ def test_all_known_nodes_are_gone() -> None:
             # They are there, but have been taken out of the cluster.
             script.answers["CLUSTER"] = [b"*0\r\n"]
             asyncio.run(found.alook())
-            asyncio.run(found.aensure())
             assert cache.get("key") == 5
 
         await script.use(work)
