@@ -69,8 +69,12 @@ class NodePools:
     def __init__(self, options: CacheOptions) -> None:
         self.url = options.servers[0]
         connection = dict(with_defaults(self.url, options).connection)
-        # A part of the cluster that is down leaves the rest as it is.
-        self.cluster_options: dict[str, Any] = {"require_full_coverage": False}
+        self.cluster_options: dict[str, Any] = {
+            # A part of the cluster that is down leaves the rest as it is.
+            "require_full_coverage": False,
+            # Else redis-py 8 would have the pools' connections speak RESP 3.
+            "protocol": connection["protocol"],
+        }
         self.cluster_options |= {
             key: connection.pop(key) for key in CLUSTER_OPTIONS if key in connection
         }

@@ -24,7 +24,8 @@ CACHES = {
     }
 }
 # Variables say the rest; a private authority is unknown to the public directory.
-ENTRA_REDIS = {"default": {"INSTANCE_DISCOVERY": False}}
+# The emulators of all runs share a process, which on a small machine may be slow.
+ENTRA_REDIS = {"default": {"INSTANCE_DISCOVERY": False, "REQUEST_TIMEOUT": 60}}
 
 # The tests override CACHES in decorators and with statements; all of them come by here.
 _configure = CacheHandler.configure_settings
