@@ -309,7 +309,7 @@ class KeyspaceMethods:
             from .locks import AsyncLock
 
         return AsyncLock(
-            self.lock(key, version, timeout, thread_local=False),
+            lambda: self.lock(key, version, timeout, thread_local=False),
             sleep=sleep,
             blocking=blocking,
             blocking_timeout=blocking_timeout,

@@ -207,9 +207,9 @@ class SharedTls:
     def __init__(self, hostname: str | None = None) -> None:
         self.hostname = hostname
         self.context: ssl.SSLContext | None = None
-        # By name, what a handshake is shortened with (RFC 8446, 2.2): one for all
-        # connections, since to take each new one would cost what it saves.
-        self.sessions: dict[str, ssl.SSLSession] = {}
+        # By host and port, what a handshake is shortened with (RFC 8446, 2.2): one for
+        # all connections, since to take each new one would cost what it saves.
+        self.sessions: dict[tuple[str, int], ssl.SSLSession] = {}
 
     def name_of(self, host: str) -> str:
         """Return the name that a host's certificate is to be for."""
@@ -233,9 +233,8 @@ class SharedTlsConnection(SSLConnection):
         if self._socket is not None:
             # In TLS 1.3 it has come with the first reply, not with the handshake.
             session = self._socket.session
-            name = self._tls.name_of(self.host)
             if session is not None and session.has_ticket:
-                self._tls.sessions.setdefault(name, session)
+                self._tls.sessions.setdefault((self.host, self.port), session)
             self._socket = None
         super().disconnect(*args, **kwargs)
 
@@ -246,13 +245,14 @@ class SharedTlsConnection(SSLConnection):
         checks_more = self.ssl_validate_ocsp or self.ssl_validate_ocsp_stapled
         tls, name = self._tls, self._tls.name_of(self.host)
         if tls.context is not None and not checks_more:
-            session = tls.sessions.get(name)
+            server = (self.host, self.port)
+            session = tls.sessions.get(server)
             self._socket = tls.context.wrap_socket(
                 sock, server_hostname=name, session=session
             )
             if session is not None and not self._socket.session_reused:
                 # The server has been replaced, or has forgotten: the next one counts.
-                tls.sessions.pop(name, None)
+                tls.sessions.pop(server, None)
             return self._socket
         # The first connection has redis-py build the context, from all its options.
         address, self.host = self.host, name

@@ -6,7 +6,8 @@ Nothing here but the lock's own commands runs in a thread; waiting is the loop's
 import asyncio
 import contextlib
 import contextvars
-import functools
+from collections.abc import Callable
+from functools import cached_property
 from types import TracebackType
 from typing import Any, Self
 
@@ -18,7 +19,8 @@ class AsyncLock:
     """A lock that tasks of any process share.
 
     Parameters:
-        lock: redis-py's, not bound to a thread.
+        make: returns redis-py's, not bound to a thread. On a cluster its client asks
+            for the nodes first: it is called in a thread, too.
         sleep: seconds between two tries.
         blocking: whether to wait for it.
         blocking_timeout: seconds to wait at most; ``None`` for ever.
@@ -26,16 +28,20 @@ class AsyncLock:
 
     def __init__(
         self,
-        lock: Lock,
+        make: Callable[[], Lock],
         *,
         sleep: float = 0.1,
         blocking: bool = True,
         blocking_timeout: float | None = None,
     ) -> None:
-        self._lock = lock
+        self._make = make
         self._sleep = sleep
         self._blocking = blocking
         self._blocking_timeout = blocking_timeout
+
+    @cached_property
+    def _lock(self) -> Lock:
+        return self._make()
 
     async def acquire(
         self, *, blocking: bool | None = None, blocking_timeout: float | None = None
@@ -64,7 +70,7 @@ class AsyncLock:
             LockError: it is not ours, or not any more.
         """
         # A task that is cancelled meanwhile lets go of it all the same.
-        releasing = _in_thread(self._lock.release)
+        releasing = _in_thread(lambda: self._lock.release())
         cancelled = await _outlast(releasing)
         if cancelled is not None:
             releasing.exception()  # has been seen
@@ -81,17 +87,17 @@ class AsyncLock:
         """
         return bool(
             await _in_thread(
-                self._lock.extend, additional_time, replace_ttl=replace_ttl
+                lambda: self._lock.extend(additional_time, replace_ttl=replace_ttl)
             )
         )
 
     async def locked(self) -> bool:
         """Return whether anybody has it."""
-        return bool(await _in_thread(self._lock.locked))
+        return bool(await _in_thread(lambda: self._lock.locked()))
 
     async def owned(self) -> bool:
         """Return whether we have it."""
-        return bool(await _in_thread(self._lock.owned))
+        return bool(await _in_thread(lambda: self._lock.owned()))
 
     async def __aenter__(self) -> Self:
         if await self.acquire():
@@ -109,7 +115,7 @@ class AsyncLock:
     async def _try(self) -> bool:
         # A task that is cancelled meanwhile must not leave a lock behind that nobody
         # knows of.
-        trying = _in_thread(self._lock.acquire, blocking=False)
+        trying = _in_thread(lambda: self._lock.acquire(blocking=False))
         cancelled = await _outlast(trying)
         if cancelled is None:
             return bool(trying.result())
@@ -119,12 +125,11 @@ class AsyncLock:
         raise cancelled
 
 
-def _in_thread(function: Any, *args: Any, **kwargs: Any) -> "asyncio.Future[Any]":
+def _in_thread(call: Callable[[], Any]) -> "asyncio.Future[Any]":
     """Call a function of the lock's; not in the thread that all of Django's share.
 
     It is no task, which the end of a loop would cancel.
     """
-    call = functools.partial(function, *args, **kwargs)
     run = contextvars.copy_context().run
     return asyncio.get_running_loop().run_in_executor(None, run, call)
 
