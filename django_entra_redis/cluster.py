@@ -5,6 +5,7 @@ knows of, and go where nodes redirect them ("Redis cluster specification").
 """
 
 import asyncio
+import itertools
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -104,14 +105,8 @@ class ClusterClient(CacheClient):
             failure = error
 
         def again() -> Any:
-            nonlocal failure
-            if tells_of_change(failure):
-                self.topology.catch_up()
-            try:
-                return attempt()
-            except RedisError as error:
-                failure = error
-                raise
+            self.topology.catch_up()
+            return attempt()
 
         return self.repeat(failure, again)
 
@@ -232,17 +227,12 @@ class AsyncClusterClient(AsyncCacheClient):
             return await adrive(cluster.settle(request, replies), again)
         if isinstance(request, Broadcast):
             return await self._broadcast(request, again)
-        failure: RedisError | None = None
+        tries = itertools.count()
 
         async def attempt() -> Any:
-            nonlocal failure
-            if failure is not None and tells_of_change(failure):
+            if next(tries):
                 await cluster.topology.acatch_up()
-            try:
-                return await adrive(cluster.route(request), stop)
-            except RedisError as error:
-                failure = error
-                raise
+            return await adrive(cluster.route(request), stop)
 
         return await self.repeat(request, attempt)
 

@@ -584,7 +584,8 @@ def test_cancelled_anywhere(database: Database) -> None:
                 database.admin.execute_command,
                 *("CLIENT", "KILL", "USER", user, "SKIPME", "yes"),
             )
-            await asyncio.sleep(0.05)
+            # Seldom enough for three retries on a slow machine.
+            await asyncio.sleep(0.3)
 
     async def main() -> None:
         done = asyncio.Event()

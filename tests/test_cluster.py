@@ -327,10 +327,9 @@ class Load:
             try:
                 self.cache.set(key, number)
                 assert self.cache.get(key) == number
-                if failed := self.cache.set_many(many):
-                    self._note(begun, failed)
-                else:
-                    assert self.cache.get_many(many) == many
+                failed = self.cache.set_many(many)
+                self.errors += [(begun, f"{name} is not set") for name in failed]
+                assert failed or self.cache.get_many(many) == many
             except redis.RedisError as error:
                 self._note(begun, error)
             self.rounds += 1
@@ -346,10 +345,9 @@ class Load:
                 try:
                     await self.cache.aset(name, number)
                     assert await self.cache.aget(name) == number
-                    if failed := await self.cache.aset_many(many):
-                        self._note(begun, failed)
-                    else:
-                        assert await self.cache.aget_many(many) == many
+                    failed = await self.cache.aset_many(many)
+                    self.errors += [(begun, f"{name} is not set") for name in failed]
+                    assert failed or await self.cache.aget_many(many) == many
                 except redis.RedisError as error:
                     self._note(begun, error)
                 self.rounds += 1

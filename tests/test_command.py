@@ -279,5 +279,8 @@ def test_fault_in_a_real_process(site: Site) -> None:
         check=False,
         timeout=PATIENCE,
     )
-    assert (result.returncode, result.stderr) == (1, "")
+    assert result.returncode == 1
+    # On a slow machine the renewal thread has begun, and says so in the site's log.
+    said = result.stderr.splitlines()
+    assert [line for line in said if "has a token" not in line] == []
     assert "code: tls_hostname" in result.stdout

@@ -206,6 +206,11 @@ def test_key_functions_of_ones_own(database: Database) -> None:
     around.set("a:b", 1)
     assert around.keys() == ["a:b"]
     assert around.delete_pattern("a*") == 1
+    named = database.cache(params={"VERSION": "v*"})
+    named.set("a", 1)
+    named.set("a", 1, version="vx")
+    assert named.keys() == ["a"]
+    assert named.delete_pattern("*") == 1
     counted = database.cache(
         params={"KEY_FUNCTION": lambda key, prefix, version: f"{version:d}/{key}"}
     )

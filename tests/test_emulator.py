@@ -1104,7 +1104,7 @@ def test_expiry(emulator: Emulator, raw: Raw) -> None:
     assert stats.closed_by_expiry == 1
     assert stats.closed_by_expiry_in_use == 0
     assert stats.connections_open == 0
-    with client(emulator, password=emulator.issue_token(lifetime=0.3)) as made:
+    with client(emulator, password=emulator.issue_token(lifetime=2.0)) as made:
         made.ping()
         wait_until(lambda: emulator.stats.closed_by_expiry == 2)
 

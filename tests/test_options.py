@@ -364,3 +364,23 @@ def test_any_options_are_taken_or_explained(location: Any, given: Any) -> None:
         assert parse(location, **given).servers
     except ConfigurationError as error:
         assert all(problem.hint for problem in error.problems)  # noqa: PT017
+
+
+@pytest.mark.parametrize(
+    ("server", "options", "says"),
+    [
+        ("unix:///run/redis.sock", {}, "Unix socket"),
+        ("rediss://host:10000/3", {}, "database 3"),
+        ("rediss://host:10000?db=2", {}, "database 2"),
+        ("rediss://host:10000", {"db": 1}, "database 1"),
+    ],
+)
+def test_what_a_cluster_has_not(
+    server: str, options: dict[str, Any], says: str
+) -> None:
+    """A cluster has one database, and no socket of its own."""
+    parse_options([server], options)
+    with pytest.raises(ConfigurationError, match=says) as caught:
+        parse_options([server], options, clustered=True)
+    assert {problem.id for problem in caught.value.problems} == {"E026"}
+    parse_options(["rediss://host:10000/0"], {"db": 0}, clustered=True)
