@@ -507,6 +507,12 @@ def test_sessions_are_resumed(
         connection.connect()
     emulator.break_tls(None)
     assert [reconnect() for _ in range(3)] == [True, True, True]
+    # One of another version is not resumed; the next is the new one's.
+    (other,) = {ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3} - {version}
+    contexts[0].minimum_version = ssl.TLSVersion.TLSv1_2
+    contexts[0].maximum_version = ssl.TLSVersion.TLSv1_3
+    contexts[0].minimum_version = contexts[0].maximum_version = other
+    assert [reconnect() for _ in range(2)] == [False, True]
     pool.release(connection)
 
 
