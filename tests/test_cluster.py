@@ -858,11 +858,13 @@ def test_all_known_nodes_are_gone() -> None:
             assert cache.get("key") == 5
             # They are there, but have been taken out of the cluster.
             script.answers["CLUSTER"] = [b"*0\r\n"]
-            asyncio.run(found.alook())
+            found.look()
             assert cache.get("key") == 5
 
         await script.use(work)
         assert script.seen.count(b"CLUSTER") == 5
+
+    asyncio.run(main())
 
 
 def test_errors_of_the_client() -> None:
