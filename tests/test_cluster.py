@@ -542,7 +542,7 @@ def test_single_node_backend(
             lambda: cache.get_many(NAMES),
             lambda: cache.set_many(VALUES),
             lambda: cache.delete_many(NAMES),
-            lambda: [count(name) for name in NAMES],
+            lambda: list(map(count, NAMES)),
         )
         for call in calls:
             with pytest.raises(WrongBackendError, match="EntraRedisClusterCache"):
