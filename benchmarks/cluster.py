@@ -12,7 +12,7 @@ from redis.cluster import RedisCluster
 
 from .contenders import CLUSTER, OURS, cache_settings, cluster_settings, one_kilobyte
 from .operations import VALUES, Operation, operations
-from .report import Report, Target, show
+from .report import Report, Target, show, show_ratio
 from .rounds import cpu_of, duel
 from .servers import ClusterServers, RedisServer
 
@@ -48,24 +48,18 @@ def measure_cluster(server: RedisServer, report: Report) -> None:
                 show(result.theirs),
                 "one server",
                 show(result.ours),
-                f"{result.ratio:.2f}x of the cost",
+                f"{show_ratio(result.ratio)} of the cost",
                 report.verdict(f"{what}, on a cluster", result.ratio, SINGLE.get(name)),
             )
         client = stack.enter_context(RedisCluster.from_url(servers.url))
         bare = per_command(client)
         for name, target in PER_COMMAND.items():
-            what = f"{name}, 1 KB dict"
-            result = report.settle(
-                f"{what}, against {BARE_CLUSTER}",
-                duel(cpu_of(clustered[name]), cpu_of(bare[name]), report.rounds),
-            )
-            report.row(
-                what,
-                show(result.ours),
+            report.versus(
+                f"{name}, 1 KB dict",
                 BARE_CLUSTER,
-                show(result.theirs),
-                f"{result.ratio:.2f}x",
-                report.verdict(f"{what}, against {BARE_CLUSTER}", result.ratio, target),
+                cpu_of(clustered[name]),
+                cpu_of(bare[name]),
+                target,
             )
     report.line()
     measure_growth(server, report)

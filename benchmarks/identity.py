@@ -10,7 +10,7 @@ from django.core.cache import caches
 from django.test import override_settings
 
 from .contenders import PATIENCE, one_kilobyte
-from .report import Report, Target, show
+from .report import Report, Target, show, show_ratio
 from .rounds import cpu_of, duel
 from .servers import EmulatorProcess
 
@@ -102,7 +102,7 @@ def measure_identity(emulator: EmulatorProcess, report: Report) -> None:
                     what,
                     show(result.theirs),
                     show(result.ours),
-                    f"{result.ratio:.3f}x",
+                    show_ratio(result.ratio, 3),
                     report.verdict(what, result.ratio, TARGET),
                 )
             entra: Any = caches[_WITH]

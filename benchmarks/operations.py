@@ -21,8 +21,8 @@ from .contenders import (
     cache_settings,
     one_kilobyte,
 )
-from .report import Report, Target, show
-from .rounds import Sample, cpu_of, duel
+from .report import Report, Target
+from .rounds import Sample, cpu_of
 from .servers import RedisServer
 
 Operation = Callable[[], object]
@@ -88,24 +88,12 @@ def measure_operations(server: RedisServer, report: Report) -> None:
                 if name == "incr" and not isinstance(value, int):
                     continue
                 for other in (name for name in target if name in everybody):
-                    what = f"{name}, {kind}"
-                    result = report.settle(
-                        f"{what}, against {other}",
-                        duel(
-                            cpu_of(everybody[OURS][name]),
-                            cpu_of(everybody[other][name]),
-                            report.rounds,
-                        ),
-                    )
-                    report.row(
-                        what,
-                        show(result.ours),
+                    report.versus(
+                        f"{name}, {kind}",
                         other,
-                        show(result.theirs),
-                        f"{result.ratio:.2f}x",
-                        report.verdict(
-                            f"{what}, against {other}", result.ratio, target[other]
-                        ),
+                        cpu_of(everybody[OURS][name]),
+                        cpu_of(everybody[other][name]),
+                        target[other],
                     )
     report.line()
 
@@ -137,18 +125,8 @@ def measure_threads(server: RedisServer, report: Report) -> None:
         for other, target in THREADED.items():
             if other not in (*CACHES, BARE):
                 continue
-            what = f"get, {THREADS} threads"
-            result = report.settle(
-                f"{what}, against {other}",
-                duel(sampler(OURS), sampler(other), report.rounds),
-            )
-            report.row(
-                what,
-                show(result.ours),
-                other,
-                show(result.theirs),
-                f"{result.ratio:.2f}x",
-                report.verdict(f"{what}, against {other}", result.ratio, target),
+            report.versus(
+                f"get, {THREADS} threads", other, sampler(OURS), sampler(other), target
             )
     report.line()
 

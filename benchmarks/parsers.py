@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from types import TracebackType
 from typing import Self
 
-from .report import Report, show
+from .report import Report, show, show_ratio
 from .rounds import Sample, duel
 from .servers import RedisServer
 
@@ -86,6 +86,6 @@ def measure_parsers(server: RedisServer, report: Report) -> None:
                 operation,
                 show(result.ours),
                 show(result.theirs),
-                f"{result.ratio:.2f}x",
+                show_ratio(result.ratio),
             )
     report.line()

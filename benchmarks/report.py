@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .rounds import Duel, Spread
+from .rounds import Duel, Sample, Spread, duel
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,9 +18,8 @@ class Target:
         return f"{'<=' if self.at_most else '>='} {self.bound:g}x"
 
     def reached(self, ratio: float) -> bool:
-        """Whether a ratio, as it is printed, is what it should be."""
-        shown = round(ratio, 2)
-        return shown <= self.bound if self.at_most else shown >= self.bound
+        """Whether a ratio is what it should be."""
+        return ratio <= self.bound if self.at_most else ratio >= self.bound
 
 
 class Report:
@@ -65,14 +64,29 @@ class Report:
         """Print a row."""
         self.line(f"| {' | '.join(map(str, cells))} |")
 
-    def verdict(self, what: str, ratio: float, target: Target | None) -> str:
+    def verdict(self, what: str, ratio: Spread, target: Target | None) -> str:
         """Return what to say of a ratio, and remember a target that was missed."""
         if target is None:
             return ""
-        if target.reached(ratio):
+        if target.reached(ratio.median):
             return f"{target}"
-        self.missed.append(f"{what}: {ratio:.2f}x, should be {target}")
+        self.missed.append(f"{what}: {ratio.median:.3f}x, should be {target}")
         return f"{target} **missed**"
+
+    def versus(
+        self, what: str, other: str, ours: Sample, theirs: Sample, target: Target | None
+    ) -> None:
+        """Measure ours against another's; print the row."""
+        title = f"{what}, against {other}"
+        result = self.settle(title, duel(ours, theirs, self.rounds))
+        self.row(
+            what,
+            show(result.ours),
+            other,
+            show(result.theirs),
+            show_ratio(result.ratio),
+            self.verdict(title, result.ratio, target),
+        )
 
 
 def show(spread: Spread, unit: float = 1e-6) -> str:
@@ -82,3 +96,9 @@ def show(spread: Spread, unit: float = 1e-6) -> str:
         for value in (spread.median, spread.minimum, spread.maximum)
     )
     return f"{median} ({low}-{high})"
+
+
+def show_ratio(ratio: Spread, digits: int = 2) -> str:
+    """Return a ratio as "median (minimum-maximum)"."""
+    low, high = f"{ratio.minimum:.{digits}f}", f"{ratio.maximum:.{digits}f}"
+    return f"{ratio.median:.{digits}f}x ({low}-{high})"

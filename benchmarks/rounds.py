@@ -15,7 +15,7 @@ Sample = Callable[[int], float]
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """What several samples of one thing say, in seconds for each time."""
+    """What several samples of one thing say: seconds for each time, or ratios."""
 
     minimum: float
     median: float
@@ -29,11 +29,11 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Duel:
-    """Two things, measured in turns: ``ratio`` is the median of theirs to ours."""
+    """Two things, measured in turns; ``ratio`` is theirs to ours, round by round."""
 
     ours: Spread
     theirs: Spread
-    ratio: float
+    ratio: Spread
 
 
 def cpu() -> float:
@@ -81,6 +81,4 @@ def duel(ours: Sample, theirs: Sample, rounds: int) -> Iterator[Duel | None]:
             theirs_taken.append(theirs(theirs_count) / theirs_count)
         yield None
     ratios = [b / a for a, b in zip(ours_taken, theirs_taken, strict=True)]
-    yield Duel(
-        Spread.of(ours_taken), Spread.of(theirs_taken), statistics.median(ratios)
-    )
+    yield Duel(Spread.of(ours_taken), Spread.of(theirs_taken), Spread.of(ratios))

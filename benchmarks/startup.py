@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from .contenders import DJANGO, OURS
-from .report import Report, Target, show
+from .report import Report, Target, show, show_ratio
 from .rounds import Sample, duel
 
 TARGET = Target(1.1, at_most=True)
@@ -60,7 +60,7 @@ def measure_startup(report: Report) -> None:
                 what,
                 show(result.theirs, 1e-3),
                 show(result.ours, 1e-3),
-                f"{result.ratio:.2f}x",
+                show_ratio(result.ratio),
                 report.verdict(f"manage.py check, {what}", result.ratio, TARGET),
             )
         if shutil.which("hyperfine"):

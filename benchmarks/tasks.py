@@ -19,8 +19,8 @@ from .contenders import (
     cache_settings,
     one_kilobyte,
 )
-from .report import Report, Target, show
-from .rounds import Sample, cpu, duel
+from .report import Report, Target
+from .rounds import Sample, cpu
 from .servers import RedisServer
 
 Operation = Callable[[], Awaitable[object]]
@@ -118,23 +118,12 @@ def measure_tasks(server: RedisServer, report: Report) -> None:
             for name, targets in rows.items():
                 for other in (other for other in targets if other in everybody):
                     what = f"{name}, {tasks} task{'s' if tasks > 1 else ''}"
-                    result = report.settle(
-                        f"{what}, against {other}",
-                        duel(
-                            cpu_of(runner, everybody[OURS][name], tasks),
-                            cpu_of(runner, everybody[other][name], tasks),
-                            report.rounds,
-                        ),
-                    )
-                    report.row(
+                    report.versus(
                         what,
-                        show(result.ours),
                         other,
-                        show(result.theirs),
-                        f"{result.ratio:.2f}x",
-                        report.verdict(
-                            f"{what}, against {other}", result.ratio, targets[other]
-                        ),
+                        cpu_of(runner, everybody[OURS][name], tasks),
+                        cpu_of(runner, everybody[other][name], tasks),
+                        targets[other],
                     )
     report.line()
     _measure_connections(server, report)

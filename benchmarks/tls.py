@@ -12,7 +12,7 @@ from django.core.cache import caches
 from django.test import override_settings
 
 from .identity import environment, identity_settings, with_and_without
-from .report import Report, Target, show
+from .report import Report, Target, show, show_ratio
 from .rounds import Sample, cpu_of, duel
 from .servers import EmulatorProcess
 
@@ -69,7 +69,7 @@ def measure_connects(emulator: EmulatorProcess, report: Report) -> None:
                 f"new connection, {what}",
                 show(result.ours, 1e-3),
                 show(result.theirs, 1e-3),
-                f"{result.ratio:.1f}x",
+                show_ratio(result.ratio, 1),
                 report.verdict(f"new connection, {what}", result.ratio, TARGET),
             )
     report.line()
@@ -98,7 +98,7 @@ def _measure_resumption(url: str, ca_file: Path, report: Report) -> None:
             version.name.removeprefix("TLSv").replace("_", "."),
             show(result.ours),
             show(result.theirs),
-            f"{result.ratio:.2f}x",
+            show_ratio(result.ratio),
         )
     report.line()
 
