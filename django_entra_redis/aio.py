@@ -7,7 +7,6 @@ the synchronous client in a thread, though: a loop that ``asyncio.run()`` or
 
 import asyncio
 import contextlib
-import os
 import socket
 import ssl
 import threading
@@ -26,6 +25,7 @@ from .connections import SharedTls
 from .credentials import EntraCredentialProvider
 from .driving import adrive
 from .exceptions import EntraRedisError
+from .forks import at_fork
 from .operations import Operation, Request
 from .packing import pack_all
 from .redirections import concerns_all
@@ -224,8 +224,7 @@ def _after_fork_in_child() -> None:
     _loops.clear()
 
 
-if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows has no fork
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+at_fork(after_in_child=_after_fork_in_child)
 
 
 def make_target(pool: Any) -> Target:

@@ -3,12 +3,12 @@
 import contextlib
 import importlib
 import logging
-import os
 import threading
 import time
 
 from django.apps import AppConfig
 
+from .forks import at_fork
 from .imports import import_module, no_fork
 
 logger = logging.getLogger(__name__)
@@ -73,5 +73,4 @@ class _Starter:
 
 _starter = _Starter()
 
-if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows has no fork
-    os.register_at_fork(after_in_child=_starter.after_fork)
+at_fork(after_in_child=_starter.after_fork)

@@ -175,6 +175,8 @@ class ClusterClient(CacheClient):
     def _scatter(self, batch: Batch) -> list[Any]:
         """Carry out commands on all their nodes at once; return the replies."""
         replies: list[Any] = [None] * batch.count
+        # What one node has been waited for the others have had, too.
+        waited = False
         with ExitStack() as stack:
             parts = [
                 (Part(pool), places)
@@ -184,7 +186,9 @@ class ClusterClient(CacheClient):
                 stack.enter_context(part)
                 part.send(batch.part(places))
             for part, places in parts:
-                self.place(replies, places, part.receive(len(places)))
+                got = part.receive(len(places), wait=not waited)
+                waited = waited or isinstance(got, TimeoutError)
+                self.place(replies, places, got)
         return replies
 
     def place(self, replies: list[Any], places: Sequence[int], got: Any) -> None:

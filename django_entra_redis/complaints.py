@@ -23,7 +23,9 @@ def explain(error: Exception) -> Exception:
             f"{refusal}. The access policy should allow +cluster|slots, by which "
             "the cluster tells which node has which keys."
         )
-    if isinstance(refusal, ResponseError):
+    if isinstance(refusal, ResponseError) and str(refusal).startswith("BUSY "):
+        error = refusal  # With a script: that is no refusal.
+    elif isinstance(refusal, ResponseError):
         return WrongBackendError(
             f"The server is no node of a cluster that clients see ({refusal}): its "
             "BACKEND should be 'django_entra_redis.cache.EntraRedisCache' "

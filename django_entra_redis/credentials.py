@@ -4,7 +4,6 @@ However many providers are made, an identity has one token and one renewal threa
 a process.
 """
 
-import os
 import sys
 import threading
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from redis.auth.token import TokenInterface
 from redis.credentials import StreamingCredentialProvider
 
 from .conf import Identity, load_identity
+from .forks import at_fork
 from .imports import import_module
 from .installed import tell_if_missing
 from .renewal import Fetch, Renewal
@@ -226,5 +226,4 @@ def _after_fork_in_child() -> None:
             kind.after_fork()
 
 
-if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows has no fork
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+at_fork(after_in_child=_after_fork_in_child)

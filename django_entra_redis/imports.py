@@ -6,10 +6,11 @@ can never finish it; so a fork waits for an import that is under way in here.
 
 import contextlib
 import importlib
-import os
 import threading
 from collections.abc import Iterator
 from types import ModuleType
+
+from .forks import at_fork
 
 #: Seconds that a fork waits. Bounded, since the import may itself be waiting for a
 #: module that the forking thread is importing.
@@ -51,10 +52,9 @@ class _Fork(threading.local):
         _lock = threading.RLock()
 
 
-if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows has no fork
-    _fork = _Fork()
-    os.register_at_fork(
-        before=_fork.before,
-        after_in_parent=_fork.after_in_parent,
-        after_in_child=_fork.after_in_child,
-    )
+_fork = _Fork()
+at_fork(
+    before=_fork.before,
+    after_in_parent=_fork.after_in_parent,
+    after_in_child=_fork.after_in_child,
+)

@@ -4,7 +4,6 @@ They are like those to a single server: connections authenticate at checkout, wh
 their node has joined.
 """
 
-import os
 import threading
 from collections.abc import Collection
 from dataclasses import replace
@@ -17,6 +16,7 @@ from redis.connection import parse_url
 
 from .connections import SharedTls
 from .defaults import with_defaults
+from .forks import at_fork
 from .options import CacheOptions
 from .pools import ConnectionPool, pool_settings
 
@@ -164,5 +164,4 @@ def _after_fork_in_child() -> None:
         family.after_fork()
 
 
-if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows has no fork
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+at_fork(after_in_child=_after_fork_in_child)

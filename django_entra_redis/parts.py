@@ -40,10 +40,16 @@ class Part:
         except (ConnectionError, TimeoutError) as error:
             self._failure = error
 
-    def receive(self, count: int) -> list[Any] | Exception:
-        """Return that many replies, or what has gone wrong."""
+    def receive(self, count: int, *, wait: bool = True) -> list[Any] | Exception:
+        """Return that many replies, or what has gone wrong.
+
+        Parameters:
+            wait: whether to wait for the first of them.
+        """
         if self._failure is None:
             try:
+                if not (wait or self._connection.can_read(timeout=0)):
+                    raise TimeoutError("Timeout reading from socket")
                 replies = read_many(self._connection, count)
             except (ConnectionError, TimeoutError) as error:
                 self._failure = error

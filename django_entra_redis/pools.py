@@ -14,6 +14,7 @@ from redis.connection import Connection, parse_url
 from .connections import SharedTls, SharedTlsConnection, connection_class
 from .credentials import EntraCredentialProvider
 from .exceptions import ConnectionPoolTimeout
+from .forks import at_fork
 from .options import CacheOptions
 from .registry import share
 
@@ -261,5 +262,4 @@ def _after_fork_in_child() -> None:
         pool.reset()
 
 
-if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows has no fork
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+at_fork(after_in_child=_after_fork_in_child)

@@ -1,12 +1,12 @@
 """What the caches of a process share: their ways to servers, each made once."""
 
-import os
 import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 from django.core.signals import setting_changed
 
+from .forks import at_fork
 from .options import CacheOptions
 
 # Guards the dictionary below. Reentrant for the sake of signal handlers that use the
@@ -88,5 +88,4 @@ def _after_fork_in_child() -> None:
     _lock = threading.RLock()
 
 
-if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows has no fork
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+at_fork(after_in_child=_after_fork_in_child)

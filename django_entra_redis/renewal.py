@@ -10,7 +10,6 @@ injected.
 import asyncio
 import contextlib
 import logging
-import os
 import random
 import threading
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from dataclasses import dataclass, field
 from weakref import WeakSet
 
 from .exceptions import TokenError, TokenRequestError
+from .forks import at_fork
 from .schedule import (
     Policy,
     forced_interval,
@@ -526,10 +526,9 @@ class _Forks(threading.local):
             renewal.after_fork()
 
 
-if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows has no fork
-    _forks = _Forks()
-    os.register_at_fork(
-        before=_forks.before,
-        after_in_parent=_forks.after_in_parent,
-        after_in_child=_forks.after_in_child,
-    )
+_forks = _Forks()
+at_fork(
+    before=_forks.before,
+    after_in_parent=_forks.after_in_parent,
+    after_in_child=_forks.after_in_child,
+)

@@ -6,7 +6,6 @@ its own, so that nobody waits for it whose node is where it was: at the first si
 nodes have moved, but not all the time.
 """
 
-import os
 from collections.abc import Callable, Iterable
 from typing import Any
 from weakref import WeakSet
@@ -23,6 +22,7 @@ from redis.exceptions import MovedError, RedisClusterException
 from .complaints import explain
 from .exceptions import ClusterUnavailableError
 from .flights import Flight
+from .forks import at_fork
 from .nodes import NodePools
 from .options import CacheOptions
 from .registry import share
@@ -271,5 +271,4 @@ def _after_fork_in_child() -> None:
         topology.after_fork()
 
 
-if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows has no fork
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+at_fork(after_in_child=_after_fork_in_child)

@@ -17,9 +17,10 @@ from django.test import override_settings
 from redis.exceptions import NoPermissionError, ResponseError
 from redis.utils import str_if_bytes
 
-from django_entra_redis import aio, nodes, registry
+from django_entra_redis import aio, nodes, parts, registry
 from django_entra_redis.cache import EntraRedisCache, EntraRedisClusterCache
 from django_entra_redis.channels import Channel
+from django_entra_redis.clients import read_many
 from django_entra_redis.exceptions import (
     ClusterUnavailableError,
     TokenRefusedError,
@@ -485,6 +486,27 @@ def test_uncertain(cluster: Emulator, cache: Any) -> None:
     assert cache.get("counter") in (1, 2)
 
 
+def test_silent_nodes(cluster: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nodes that are silent are waited for together, not one after the other."""
+    waits: list[int] = []
+
+    def read(connection: Any, count: int) -> list[Any]:
+        waits.append(count)
+        return read_many(connection, count)
+
+    monkeypatch.setattr(parts, "read_many", read)
+    with use(cluster, monkeypatch, socket_timeout=0.5) as cache:
+        assert cache.set_many(VALUES) == []
+        assert len(waits) == len(primaries(cluster))
+        waits.clear()
+        cluster.freeze()
+        with pytest.raises(redis.TimeoutError):
+            cache.get_many(NAMES)
+        assert len(waits) == 1
+        cluster.freeze(False)
+        assert cache.get_many(NAMES) == VALUES
+
+
 def test_refused(
     cluster: Emulator, cache: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -761,6 +783,18 @@ def test_first_look_is_repeated() -> None:
         found, seen = scripted(work, CLUSTER=[loading, loading])
         assert found == 5
         assert seen.count(b"CLUSTER") == 3
+
+
+def test_busy_at_the_first_look() -> None:
+    """A node that is busy with a script is not taken for none of a cluster."""
+    busy = b"-BUSY Redis is busy running a script.\r\n"
+
+    def work(cache: EntraRedisClusterCache) -> None:
+        with pytest.raises(ClusterUnavailableError, match="BUSY"):
+            cache.get("key")
+        assert cache.get("key") == 5
+
+    scripted(work, CLUSTER=[busy])
 
 
 def test_circle() -> None:

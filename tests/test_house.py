@@ -20,6 +20,7 @@ FLOORS = {
     "tokens": 0,
     "schedule": 0,
     "keys": 0,
+    "forks": 0,
     "imports": 0,
     "packing": 0,
     "redirections": 0,
@@ -81,6 +82,7 @@ FLOORS = {
 NEIGHBOURS = {
     # Apart for the sake of start-up time: the others need redis-py.
     ("exceptions", "problems"),
+    ("imports", "forks"),
     ("tokens", "exceptions"),
     ("renewal", "state"),
     ("serializers", "compressors"),
