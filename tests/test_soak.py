@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from benchmarks.soak.children import (
     SoakError,
     wait_until,
 )
+from benchmarks.soak.load import Worker
 from benchmarks.soak.outcome import Bars, Outcome, make_outcome
 from benchmarks.soak.processes import ProcessRows, read_report
 from benchmarks.soak.progress import Progress
@@ -27,6 +29,12 @@ from testproject.emulator.journal import Stats
 FAILURE = Failure(1.0, "get", "TokenError", "no token")
 
 
+def assert_sound(tally: Tally) -> None:
+    """Assert that nothing went wrong."""
+    counts = (tally.errors, tally.wrong, tally.lost, tally.twice)
+    assert (*counts, tally.facts["stuck"]) == (0,) * 5
+
+
 def test_a_load_under_way(redis_server: str) -> None:
     """It keeps the cache busy, pauses, and reports; and Redis is authenticated to."""
     with EmulatorProcess(60.0) as emulator, LoadProcess(emulator, "ours") as load:
@@ -37,8 +45,46 @@ def test_a_load_under_way(redis_server: str) -> None:
         tally = load.stop()
         stats = emulator.control.stats
     assert tally.operations > 0
-    assert (tally.errors, tally.wrong, tally.twice, tally.facts["stuck"]) == (0,) * 4
+    assert_sound(tally)
     assert stats.auths >= stats.connections_opened >= 1
+
+
+@pytest.mark.parametrize(
+    ("value", "wrong", "lost"),
+    [(None, 0, 1), ("w-0:older", 0, 1), ("w-1:another's", 1, 0)],
+)
+def test_wrong_answers(value: str | None, wrong: int, lost: int) -> None:
+    """Another key's value is told from one that has been lost."""
+    counter = Counter()
+    cache = SimpleNamespace(set=lambda *args: None, get=lambda key: value)
+    worker = Worker("w", cache, counter, changes=False)
+    worker.step(0)
+    worker.step(1)
+    tally = counter.tally(whole=True)
+    assert (tally.operations, tally.wrong, tally.lost) == (2, wrong, lost)
+
+
+def test_keys_that_were_not_set() -> None:
+    """What set_many() tells of is an error, and not expected to be there."""
+    counter = Counter()
+    cache = SimpleNamespace(
+        set_many=lambda data, timeout: list(data)[:1], get_many=lambda keys: {}
+    )
+    worker = Worker("w", cache, counter, changes=False)
+    worker.step(4)
+    worker.step(5)
+    tally = counter.tally(whole=True)
+    assert (tally.errors, tally.wrong, tally.lost) == (1, 0, 0)
+    assert tally.failures[0].kind == "FailedKeys"
+
+
+def test_lost_writes() -> None:
+    """Where the server may lose them they are no fault of ours."""
+    tally = Tally(lost=1, facts={"stuck": 0})
+    bars, lenient = Bars(), Bars()
+    bars.sound(tally)
+    lenient.sound(tally, may_lose=True)
+    assert (bars.problems, lenient.problems) == (["lost writes: 1, not 0"], [])
 
 
 def test_a_load_of_tasks(redis_server: str) -> None:
@@ -52,7 +98,7 @@ def test_a_load_of_tasks(redis_server: str) -> None:
         tally = load.stop()
         stats = emulator.control.stats
     assert tally.operations > 0
-    assert (tally.errors, tally.wrong, tally.twice, tally.facts["stuck"]) == (0,) * 4
+    assert_sound(tally)
     # The other one is that of the loop's first operations, in a thread.
     assert stats.connections_opened == 2
 
@@ -65,7 +111,7 @@ def test_a_load_on_a_cluster(cluster_server: str) -> None:
     ):
         tally = load.stop()
         nodes = {record.node for record in emulator.control.authentications}
-    assert (tally.errors, tally.wrong, tally.twice, tally.facts["stuck"]) == (0,) * 4
+    assert_sound(tally)
     assert len(nodes) >= 3
 
 
@@ -102,7 +148,7 @@ def test_a_server_under_visitors(redis_server: str) -> None:
         failure = accounts.tally(emulator).failures[0]
     assert tally.operations > 0
     assert tally.failures == ()
-    assert (tally.errors, tally.wrong, tally.twice, tally.facts["stuck"]) == (0,) * 4
+    assert_sound(tally)
     assert (failure.operation, failure.kind) == ("visit", "HTTPError")
 
 

@@ -35,7 +35,8 @@ def play_death(stage: Stage) -> Outcome:
             for failure in tally.failures
             if not any(start <= failure.at <= end + NOTICED for start, end in down)
         ]
-        bars.sound(tally)
+        # Replication is asynchronous ("Redis cluster specification", write safety).
+        bars.sound(tally, may_lose=True)
         bars.equal("errors while the cluster was up", len(outside), 0)
         bars.at_least("renewals", tally.facts.get("renewals", 0), 1)
         seconds = sum(end - start for start, end in down)

@@ -55,9 +55,15 @@ class Bars:
         if value < limit:
             self.problems.append(f"{name}: {value:.6g}, under {limit:.6g}")
 
-    def sound(self, tally: Tally) -> None:
-        """Have every answer be right, nothing applied twice, and nobody stuck."""
+    def sound(self, tally: Tally, *, may_lose: bool = False) -> None:
+        """Have every answer be right, nothing applied twice, and nobody stuck.
+
+        Parameters:
+            may_lose: whether the server may lose what it has acknowledged.
+        """
         self.equal("wrong answers", tally.wrong, 0)
+        if not may_lose:
+            self.equal("lost writes", tally.lost, 0)
         self.equal("applied twice", tally.twice, 0)
         self.equal("threads stuck", tally.facts.get("stuck"), 0)
 
@@ -70,6 +76,7 @@ def make_outcome(
     for name, count in (
         ("uncertain", tally.uncertain),
         ("wrong answers", tally.wrong),
+        ("lost writes", tally.lost),
         ("applied twice", tally.twice),
         ("threads stuck for ever", tally.facts.get("stuck", 0)),
     ):

@@ -27,7 +27,8 @@ class Tally:
         errors: those that raised where they should not have.
         uncertain: ``incr`` and ``add`` that ended in an error of their own, which says
             that it is unknown whether they were applied.
-        wrong: answers that were not what had been stored.
+        wrong: answers that were another key's, or for another user.
+        lost: answers that were older than what had been stored.
         twice: ``incr`` and ``add`` that were applied twice.
         longest: seconds of the longest operation, since the load was told ``mark``.
         failures: the first of what raised, one by one.
@@ -38,6 +39,7 @@ class Tally:
     errors: int = 0
     uncertain: int = 0
     wrong: int = 0
+    lost: int = 0
     twice: int = 0
     longest: float = 0.0
     failures: tuple[Failure, ...] = ()
@@ -60,7 +62,7 @@ class Counter:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._sums = dict.fromkeys(
-            ("operations", "errors", "uncertain", "wrong", "twice"), 0
+            ("operations", "errors", "uncertain", "wrong", "lost", "twice"), 0
         )
         self._longest = 0.0
         self._failures: list[Failure] = []

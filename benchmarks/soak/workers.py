@@ -103,6 +103,7 @@ class Accounts:
             errors=sum(tally.errors for tally in tallies) + len(failures),
             uncertain=sum(tally.uncertain for tally in tallies),
             wrong=sum(tally.wrong for tally in tallies),
+            lost=sum(tally.lost for tally in tallies),
             twice=twice,
             longest=max((tally.longest for tally in tallies), default=0.0),
             failures=(*failures, *itertools.chain(*(t.failures for t in tallies))),
