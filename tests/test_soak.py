@@ -75,7 +75,7 @@ def test_keys_that_were_not_set() -> None:
     worker.step(5)
     tally = counter.tally(whole=True)
     assert (tally.errors, tally.wrong, tally.lost) == (1, 0, 0)
-    assert tally.failures[0].kind == "FailedKeys"
+    assert tally.failures[0].kind == "FailedKeysError"
 
 
 def test_lost_writes() -> None:

@@ -36,7 +36,7 @@ class WallClock:
         return self._time() + self.offset
 
 
-class FailedKeys(Exception):
+class FailedKeysError(Exception):
     """``set_many()`` has not raised, but told of keys that it could not set."""
 
 
@@ -182,7 +182,7 @@ class Worker:
             self._values.pop(key, None)
         failed = await self._cache.aset_many(data, TIMEOUT)
         if failed:
-            raise FailedKeys(f"set_many() tells of {len(failed)} keys.")
+            raise FailedKeysError(f"set_many() tells of {len(failed)} keys.")
         self._values |= data
 
     async def _get_many(self) -> None:
