@@ -44,6 +44,13 @@ ENVIRONMENT = (
 )
 #: Seconds that a test's threads may take to end after it.
 PATIENCE = 10.0
+#: The files that take longest.
+LONGEST = {"test_cluster.py", "test_demo.py", "test_processes.py"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest files: no process is left alone with one in the end."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture(autouse=True)
