@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .clients import CacheClient
     from .keyspace import Keyspace
     from .locks import AsyncLock
-    from .operations import Operations
+    from .operations import Operation, Operations
 
 _SECOND = timedelta(seconds=1)
 _MILLISECOND = timedelta(milliseconds=1)
@@ -74,94 +74,105 @@ class KeyspaceMethods:
     def ttl(self, key: str, version: int | None = None) -> int | None:
         """Return the seconds that a key will live: ``None`` for ever, 0 if it is not
         there."""
-        made = self.make_and_validate_key(key, version=version)
-        return self._cache.run(self._keyspace.life("TTL", made))
+        return self._cache.run(self._life("TTL", key, version))
 
     async def attl(self, key: str, version: int | None = None) -> int | None:
         """See :meth:`ttl`."""
-        made = self.make_and_validate_key(key, version=version)
-        return await self._async_cache.run(self._keyspace.life("TTL", made))
+        return await self._async_cache.run(self._life("TTL", key, version))
 
     def pttl(self, key: str, version: int | None = None) -> int | None:
         """Return what :meth:`ttl` does, in milliseconds."""
-        made = self.make_and_validate_key(key, version=version)
-        return self._cache.run(self._keyspace.life("PTTL", made))
+        return self._cache.run(self._life("PTTL", key, version))
 
     async def apttl(self, key: str, version: int | None = None) -> int | None:
         """See :meth:`pttl`."""
-        made = self.make_and_validate_key(key, version=version)
-        return await self._async_cache.run(self._keyspace.life("PTTL", made))
+        return await self._async_cache.run(self._life("PTTL", key, version))
 
     def persist(self, key: str, version: int | None = None) -> bool:
         """Have a key live for ever; return whether it is there and did not."""
-        made = self.make_and_validate_key(key, version=version)
-        return self._cache.run(self._keyspace.change_life("PERSIST", made))
+        return self._cache.run(self._changed_life("PERSIST", key, version))
 
     async def apersist(self, key: str, version: int | None = None) -> bool:
         """See :meth:`persist`."""
-        made = self.make_and_validate_key(key, version=version)
-        return await self._async_cache.run(self._keyspace.change_life("PERSIST", made))
+        operation = self._changed_life("PERSIST", key, version)
+        return await self._async_cache.run(operation)
 
     def expire(
         self, key: str, timeout: int | timedelta, version: int | None = None
     ) -> bool:
         """Have a key live for so many seconds; return whether it is there."""
-        return self._change("EXPIRE", key, _whole(timeout, _SECOND), version)
+        operation = self._changed_life("EXPIRE", key, version, _whole(timeout, _SECOND))
+        return self._cache.run(operation)
 
     async def aexpire(
         self, key: str, timeout: int | timedelta, version: int | None = None
     ) -> bool:
         """See :meth:`expire`."""
-        return await self._achange("EXPIRE", key, _whole(timeout, _SECOND), version)
+        operation = self._changed_life("EXPIRE", key, version, _whole(timeout, _SECOND))
+        return await self._async_cache.run(operation)
 
     def pexpire(
         self, key: str, timeout: int | timedelta, version: int | None = None
     ) -> bool:
         """Have a key live for so many milliseconds; return whether it is there."""
-        return self._change("PEXPIRE", key, _whole(timeout, _MILLISECOND), version)
+        operation = self._changed_life(
+            "PEXPIRE", key, version, _whole(timeout, _MILLISECOND)
+        )
+        return self._cache.run(operation)
 
     async def apexpire(
         self, key: str, timeout: int | timedelta, version: int | None = None
     ) -> bool:
         """See :meth:`pexpire`."""
-        amount = _whole(timeout, _MILLISECOND)
-        return await self._achange("PEXPIRE", key, amount, version)
+        operation = self._changed_life(
+            "PEXPIRE", key, version, _whole(timeout, _MILLISECOND)
+        )
+        return await self._async_cache.run(operation)
 
     def expire_at(
         self, key: str, when: int | datetime, version: int | None = None
     ) -> bool:
         """Have a key live until then (seconds since the epoch, or a datetime); return
         whether it is there."""
-        return self._change("EXPIREAT", key, _timestamp(when, 1), version)
+        operation = self._changed_life("EXPIREAT", key, version, _timestamp(when, 1))
+        return self._cache.run(operation)
 
     async def aexpire_at(
         self, key: str, when: int | datetime, version: int | None = None
     ) -> bool:
         """See :meth:`expire_at`."""
-        return await self._achange("EXPIREAT", key, _timestamp(when, 1), version)
+        operation = self._changed_life("EXPIREAT", key, version, _timestamp(when, 1))
+        return await self._async_cache.run(operation)
 
     def pexpire_at(
         self, key: str, when: int | datetime, version: int | None = None
     ) -> bool:
         """Do as :meth:`expire_at` does, with milliseconds since the epoch."""
-        return self._change("PEXPIREAT", key, _timestamp(when, 1000), version)
+        operation = self._changed_life(
+            "PEXPIREAT", key, version, _timestamp(when, 1000)
+        )
+        return self._cache.run(operation)
 
     async def apexpire_at(
         self, key: str, when: int | datetime, version: int | None = None
     ) -> bool:
         """See :meth:`pexpire_at`."""
-        return await self._achange("PEXPIREAT", key, _timestamp(when, 1000), version)
-
-    def _change(self, command: str, key: str, amount: int, version: int | None) -> bool:
-        made = self.make_and_validate_key(key, version=version)
-        return self._cache.run(self._keyspace.change_life(command, made, amount))
-
-    async def _achange(
-        self, command: str, key: str, amount: int, version: int | None
-    ) -> bool:
-        made = self.make_and_validate_key(key, version=version)
-        operation = self._keyspace.change_life(command, made, amount)
+        operation = self._changed_life(
+            "PEXPIREAT", key, version, _timestamp(when, 1000)
+        )
         return await self._async_cache.run(operation)
+
+    def _life(
+        self, command: str, key: str, version: int | None
+    ) -> "Operation[int | None]":
+        made = self.make_and_validate_key(key, version=version)
+        return self._keyspace.life(command, made)
+
+    def _changed_life(
+        self, command: str, key: str, version: int | None, *amount: int
+    ) -> "Operation[bool]":
+        made = self.make_and_validate_key(key, version=version)
+        return self._keyspace.change_life(command, made, *amount)
 
     # -- which keys there are --------------------------------------------------------
 
