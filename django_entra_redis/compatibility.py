@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from .operations import Operation, Operations
 
 _SECOND = timedelta(seconds=1)
-_MILLISECOND = timedelta(milliseconds=1)
+#: How many of a command's unit make up a second.
+_PER_SECOND = {"EXPIRE": 1, "EXPIREAT": 1, "PEXPIRE": 1000, "PEXPIREAT": 1000}
 #: Keys that a SCAN looks at, unless ``itersize`` says otherwise.
 _ITERSIZE = 1000
 #: What stands for a key's name while it is found out what is put around it.
@@ -101,32 +102,28 @@ class KeyspaceMethods:
         self, key: str, timeout: int | timedelta, version: int | None = None
     ) -> bool:
         """Have a key live for so many seconds; return whether it is there."""
-        operation = self._changed_life("EXPIRE", key, version, _whole(timeout, _SECOND))
+        operation = self._changed_life("EXPIRE", key, version, timeout)
         return self._cache.run(operation)
 
     async def aexpire(
         self, key: str, timeout: int | timedelta, version: int | None = None
     ) -> bool:
         """See :meth:`expire`."""
-        operation = self._changed_life("EXPIRE", key, version, _whole(timeout, _SECOND))
+        operation = self._changed_life("EXPIRE", key, version, timeout)
         return await self._async_cache.run(operation)
 
     def pexpire(
         self, key: str, timeout: int | timedelta, version: int | None = None
     ) -> bool:
         """Have a key live for so many milliseconds; return whether it is there."""
-        operation = self._changed_life(
-            "PEXPIRE", key, version, _whole(timeout, _MILLISECOND)
-        )
+        operation = self._changed_life("PEXPIRE", key, version, timeout)
         return self._cache.run(operation)
 
     async def apexpire(
         self, key: str, timeout: int | timedelta, version: int | None = None
     ) -> bool:
         """See :meth:`pexpire`."""
-        operation = self._changed_life(
-            "PEXPIRE", key, version, _whole(timeout, _MILLISECOND)
-        )
+        operation = self._changed_life("PEXPIRE", key, version, timeout)
         return await self._async_cache.run(operation)
 
     def expire_at(
@@ -134,32 +131,28 @@ class KeyspaceMethods:
     ) -> bool:
         """Have a key live until then (seconds since the epoch, or a datetime); return
         whether it is there."""
-        operation = self._changed_life("EXPIREAT", key, version, _timestamp(when, 1))
+        operation = self._changed_life("EXPIREAT", key, version, when)
         return self._cache.run(operation)
 
     async def aexpire_at(
         self, key: str, when: int | datetime, version: int | None = None
     ) -> bool:
         """See :meth:`expire_at`."""
-        operation = self._changed_life("EXPIREAT", key, version, _timestamp(when, 1))
+        operation = self._changed_life("EXPIREAT", key, version, when)
         return await self._async_cache.run(operation)
 
     def pexpire_at(
         self, key: str, when: int | datetime, version: int | None = None
     ) -> bool:
         """Do as :meth:`expire_at` does, with milliseconds since the epoch."""
-        operation = self._changed_life(
-            "PEXPIREAT", key, version, _timestamp(when, 1000)
-        )
+        operation = self._changed_life("PEXPIREAT", key, version, when)
         return self._cache.run(operation)
 
     async def apexpire_at(
         self, key: str, when: int | datetime, version: int | None = None
     ) -> bool:
         """See :meth:`pexpire_at`."""
-        operation = self._changed_life(
-            "PEXPIREAT", key, version, _timestamp(when, 1000)
-        )
+        operation = self._changed_life("PEXPIREAT", key, version, when)
         return await self._async_cache.run(operation)
 
     def _life(
@@ -169,10 +162,15 @@ class KeyspaceMethods:
         return self._keyspace.life(command, made)
 
     def _changed_life(
-        self, command: str, key: str, version: int | None, *amount: int
+        self,
+        command: str,
+        key: str,
+        version: int | None,
+        *until: int | timedelta | datetime,
     ) -> "Operation[bool]":
         made = self.make_and_validate_key(key, version=version)
-        return self._keyspace.change_life(command, made, *amount)
+        amounts = (_amount(given, _PER_SECOND[command]) for given in until)
+        return self._keyspace.change_life(command, made, *amounts)
 
     # -- which keys there are --------------------------------------------------------
 
@@ -332,13 +330,10 @@ def glob_escape(text: str) -> str:
     return "".join(f"\\{char}" if char in "*?[]\\^-" else char for char in text)
 
 
-def _whole(duration: int | timedelta, unit: timedelta) -> int:
-    """Return a duration in a unit."""
-    return duration // unit if isinstance(duration, timedelta) else int(duration)
-
-
-def _timestamp(moment: int | datetime, per_second: int) -> int:
-    """Return a moment as Redis wants it; a number is one already."""
-    if isinstance(moment, datetime):
-        return int(moment.timestamp() * per_second)
-    return int(moment)
+def _amount(until: int | timedelta | datetime, per_second: int) -> int:
+    """Return a duration or a moment as Redis wants it; a number is one already."""
+    if isinstance(until, timedelta):
+        return until * per_second // _SECOND
+    if isinstance(until, datetime):
+        return int(until.timestamp() * per_second)
+    return int(until)
