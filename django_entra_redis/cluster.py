@@ -6,7 +6,7 @@ knows of, and go where nodes redirect them ("Redis cluster specification").
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -55,6 +55,8 @@ _ASKING = pack_all([("ASKING",)])
 
 #: A request, and the pool of the node that is to carry it out.
 Stop = tuple[Any, Request]
+#: What several nodes are to carry out; ``None``: a look at the topology.
+Visits = list[Visit] | None
 
 
 class ClusterClient(CacheClient):
@@ -94,7 +96,7 @@ class ClusterClient(CacheClient):
         if isinstance(request, Batch):
             return drive(self.settle(request, self._scatter(request)), self.execute)
         if isinstance(request, Broadcast):
-            return self._broadcast(request)
+            return drive(self.broadcast(request), self._visit)
         return self._persist(lambda: drive(self.route(request), _stop))
 
     def _persist(self, attempt: Callable[[], Any]) -> Any:
@@ -110,19 +112,31 @@ class ClusterClient(CacheClient):
 
         return self.repeat(failure, again)
 
-    def _broadcast(self, request: Broadcast) -> dict[str, Any]:
-        """Carry out a command on each primary; return the replies."""
+    def _visit(self, visits: Visits) -> Any:
+        if visits is None:
+            return self.topology.look()
+        return [self.execute(visit) for visit in visits]
+
+    def broadcast(
+        self, request: Broadcast
+    ) -> Generator[Visits, list[Any], dict[str, Any]]:
+        """Yield the requests of each primary, for their replies; return these by the
+        primaries' addresses."""
         addresses = list(self.topology.primaries)
         try:
-            return {at: self.execute(request.to(at)) for at in addresses}
+            replies = yield [request.to(address) for address in addresses]
         except RedisError as error:
             if not tells_of_change(error):
                 raise
             failure = error
-        self.topology.look()
-        if list(self.topology.primaries) == addresses:
+        else:
+            return dict(zip(addresses, replies, strict=True))
+        yield None
+        known, addresses = addresses, list(self.topology.primaries)
+        if addresses == known:
             raise failure
-        return {at: self.execute(request.to(at)) for at in self.topology.primaries}
+        replies = yield [request.to(address) for address in addresses]
+        return dict(zip(addresses, replies, strict=True))
 
     def route(self, request: Request) -> Generator[Stop, Any, Any]:
         """Yield where a request is to be carried out; return the reply.
@@ -224,13 +238,18 @@ class AsyncClusterClient(AsyncCacheClient):
         async def stop(at: Stop) -> Any:
             return await self.call(channels, *at)
 
+        async def visit(visits: Visits) -> Any:
+            if visits is None:
+                return await cluster.topology.alook()
+            return await asyncio.gather(*map(again, visits))
+
         if not cluster.topology.known:
             await self.repeat(request, cluster.topology.alook)
         if isinstance(request, Batch):
             replies = await self._scatter(channels, request)
             return await adrive(cluster.settle(request, replies), again)
         if isinstance(request, Broadcast):
-            return await self._broadcast(request, again)
+            return await adrive(cluster.broadcast(request), visit)
         tries = itertools.count()
 
         async def attempt() -> Any:
@@ -239,28 +258,6 @@ class AsyncClusterClient(AsyncCacheClient):
             return await adrive(cluster.route(request), stop)
 
         return await self.repeat(request, attempt)
-
-    async def _broadcast(
-        self, request: Broadcast, execute: Callable[[Request], Awaitable[Any]]
-    ) -> dict[str, Any]:
-        """Carry out a command on each primary; return the replies."""
-        topology = self.cluster.topology
-
-        async def visit(addresses: list[str]) -> dict[str, Any]:
-            visits = [execute(request.to(address)) for address in addresses]
-            return dict(zip(addresses, await asyncio.gather(*visits), strict=True))
-
-        addresses = list(topology.primaries)
-        try:
-            return await visit(addresses)
-        except RedisError as error:
-            if not tells_of_change(error):
-                raise
-            failure = error
-        await topology.alook()
-        if list(topology.primaries) == addresses:
-            raise failure
-        return await visit(list(topology.primaries))
 
     async def _scatter(self, channels: LoopChannels, batch: Batch) -> list[Any]:
         """Carry out commands on all their nodes at once; return the replies."""
