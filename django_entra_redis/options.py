@@ -2,14 +2,13 @@
 
 import ipaddress
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from .problems import ConfigurationError, Problem
 
-_FLAGS = ("allow_plaintext_token", "ignore_exceptions", "clear_by_scan")
 _CREDENTIALS = ("username", "password", "credential_provider")
 _SCHEMES = ("redis", "rediss", "unix")
 _DAY = 86400.0
@@ -40,6 +39,33 @@ _DJANGO_REDIS: Mapping[str, str] = {
 _BASE_CACHE = ("MAX_ENTRIES", "CULL_FREQUENCY")
 
 
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_wait(value: Any) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and 0 <= value <= _DAY
+
+
+_FLAG = (_is_flag, "True or False")
+#: Of some options: whether a value can be used, and what it should be.
+_VALUES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "allow_plaintext_token": _FLAG,
+    "ignore_exceptions": _FLAG,
+    "clear_by_scan": _FLAG,
+    "identity": (
+        lambda value: isinstance(value, str | None),
+        "the name of an entry of ENTRA_REDIS, or None",
+    ),
+    "pool_timeout": (_is_wait, "a number of seconds, such as 5"),
+    "connection_class": (
+        lambda value: isinstance(value, type | None),
+        "a class, such as redis.connection.SSLConnection",
+    ),
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheOptions:
     """What a cache's settings ask for.
@@ -62,6 +88,14 @@ class CacheOptions:
     pool_class: Any = None
     parser_class: Any = None
     connection: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+
+#: Those of them that are not redis-py's.
+_OWN = tuple(
+    one.name
+    for one in fields(CacheOptions)
+    if one.name not in ("servers", "connection")
+)
 
 
 def split_location(location: Any) -> tuple[str, ...]:
@@ -93,52 +127,14 @@ def parse_options(
     Raises:
         ConfigurationError: with all that is wrong.
     """
-    problems: list[Problem] = []
-    rest = {key: value for key, value in options.items() if key not in _BASE_CACHE}
-    own: dict[str, Any] = {"servers": tuple(servers)}
-    at = f"{where}['OPTIONS']"
-    for key in rest.keys() & _DJANGO_REDIS.keys():
-        del rest[key]
-        message = "it is an option of django-redis."
-        problems.append(Problem("E025", f"{at}[{key!r}]", message, _DJANGO_REDIS[key]))
-    problems.sort(key=str)
-    for key in _FLAGS:
-        if key in rest:
-            own[key] = rest.pop(key)
-            if not isinstance(own[key], bool):
-                hint = "It should be True or False."
-                problems.append(
-                    Problem("E023", f"{at}[{key!r}]", "its value can't be used.", hint)
-                )
-    for key in ("identity", "compressor", "serializer", "pool_class", "parser_class"):
-        if key in rest:
-            own[key] = rest.pop(key)
-    if not isinstance(own.get("identity", ""), str | None):
-        hint = "It should be the name of an entry of ENTRA_REDIS, or None."
-        problems.append(
-            Problem("E023", f"{at}['identity']", "its value can't be used.", hint)
-        )
-    if "pool_timeout" in rest:
-        own["pool_timeout"] = timeout = rest.pop("pool_timeout")
-        if (
-            isinstance(timeout, bool)
-            or not isinstance(timeout, int | float)
-            or not 0 <= timeout <= _DAY
-        ):
-            hint = "It should be a number of seconds, such as 5."
-            problems.append(
-                Problem(
-                    "E023", f"{at}['pool_timeout']", "its value can't be used.", hint
-                )
-            )
-    if not isinstance(rest.get("connection_class"), type | None):
-        hint = "It should be a class, such as redis.connection.SSLConnection."
-        problems.append(
-            Problem(
-                "E023", f"{at}['connection_class']", "its value can't be used.", hint
-            )
-        )
-    checked = CacheOptions(**own, connection=rest)
+    problems = list(_option_problems(options, f"{where}['OPTIONS']"))
+    rest = {
+        key: value
+        for key, value in options.items()
+        if key not in _BASE_CACHE and key not in _DJANGO_REDIS
+    }
+    own = {key: rest.pop(key) for key in _OWN if key in rest}
+    checked = CacheOptions(**own, servers=tuple(servers), connection=rest)
     if not problems:
         problems = _server_problems(checked, where)
         if clustered:
@@ -147,6 +143,17 @@ def parse_options(
         # Several servers have often the same fault; it is told once.
         raise ConfigurationError(list(dict.fromkeys(problems)))
     return checked
+
+
+def _option_problems(options: Mapping[str, Any], at: str) -> Iterator[Problem]:
+    for key, hint in _DJANGO_REDIS.items():
+        if key in options:
+            message = "it is an option of django-redis."
+            yield Problem("E025", f"{at}[{key!r}]", message, hint)
+    for key, (fits, hint) in _VALUES.items():
+        if key in options and not fits(options[key]):
+            message = "its value can't be used."
+            yield Problem("E023", f"{at}[{key!r}]", message, f"It should be {hint}.")
 
 
 def _server_problems(options: CacheOptions, where: str) -> list[Problem]:
