@@ -28,8 +28,14 @@ _FIND_OBJECT_ID = (
     "or a user-assigned identity."
 )
 _ROLL_SECRET = (
-    "az ad app credential reset --id CLIENT_ID makes a new one; set CLIENT_SECRET or "
-    "$AZURE_CLIENT_SECRET to its value, not to its ID."
+    "az ad app credential reset --id CLIENT_ID --append makes a new one (without "
+    "--append it deletes all others); set CLIENT_SECRET or $AZURE_CLIENT_SECRET to its "
+    "value, not to its ID."
+)
+_FALLBACK = (
+    "With KIND 'environment' it is what is left where $AZURE_TENANT_ID, "
+    "$AZURE_CLIENT_ID and a secret, a certificate or a token file are not all set: in "
+    "AKS the pod lacks the label azure.workload.identity/use."
 )
 _PROXY = "Let the machine reach AUTHORITY_HOST on port 443, if need be past the proxy."
 
@@ -62,8 +68,9 @@ ADVICE: Mapping[str, Advice] = {
     ),
     # -- tls
     "port_silent": Advice(
-        "The port is open, but what listens there says nothing.",
-        "It may be a proxy or a load balancer without a server behind it.",
+        "The port is open, but what listens there says nothing: maybe a proxy or a "
+        "load balancer without a server behind it.",
+        "Look at what LOCATION's host name leads to from this machine.",
     ),
     "not_redis": Advice(
         "What listens on that port is something else than Redis.",
@@ -97,7 +104,7 @@ ADVICE: Mapping[str, Advice] = {
     ),
     "tls_hostname": Advice(
         "The server's certificate is for another name than the one in LOCATION.",
-        "Use the cache's own host name in LOCATION, not its address and no alias.",
+        "Use the cache's own host name in LOCATION, neither its address nor an alias.",
     ),
     "tls_too_old": Advice(
         "The server and this machine have no TLS version in common.",
@@ -154,8 +161,9 @@ ADVICE: Mapping[str, Advice] = {
     ),
     "token_unknown_client": Advice(
         "CLIENT_ID is misspelt, is an object ID, or the application is in another "
-        "tenant.",
-        "It is the 'Application (client) ID' of the app registration in that tenant.",
+        "tenant, or has no service principal in this one.",
+        "It is the 'Application (client) ID' of the app registration in that tenant; "
+        "az ad sp create --id CLIENT_ID makes its service principal.",
     ),
     "token_client_disabled": Advice(
         "Somebody has disabled the application in the tenant.",
@@ -196,8 +204,9 @@ ADVICE: Mapping[str, Advice] = {
     "token_assertion_rejected": Advice(
         "No federated credential of the application matches the token's issuer, "
         "subject and audience.",
-        "az identity federated-credential list, or az ad app federated-credential "
-        "list, shows what is registered.",
+        "az identity federated-credential list --identity-name NAME --resource-group "
+        "GROUP, or az ad app federated-credential list --id CLIENT_ID, shows what is "
+        "registered.",
     ),
     "token_wrong_scope": Advice(
         "SCOPE is not a resource that this tenant knows.",
@@ -206,9 +215,10 @@ ADVICE: Mapping[str, Advice] = {
     ),
     "managed_identity_unavailable": Advice(
         "There is no managed identity endpoint here: this is not an Azure machine, or "
-        "none is assigned to it.",
+        f"none is assigned to it. {_FALLBACK}",
         "az webapp identity assign, az vm identity assign or az containerapp identity "
-        "assign; elsewhere set KIND to 'service_principal'.",
+        "assign; on your own machine set CREDENTIAL to "
+        "'azure.identity.AzureCliCredential'.",
     ),
     "managed_identity_timeout": Advice(
         "The machine's managed identity endpoint does not answer.",
@@ -217,13 +227,13 @@ ADVICE: Mapping[str, Advice] = {
     ),
     "managed_identity_unknown": Advice(
         "The identity that CLIENT_ID, OBJECT_ID or RESOURCE_ID names is not assigned "
-        "to this machine.",
+        f"to this machine, or no identity is. {_FALLBACK}",
         "az vm identity show, or az webapp identity show, lists those that are.",
     ),
     "managed_identity_ambiguous": Advice(
         "Several user-assigned identities are assigned to this machine, and none is "
         "named.",
-        "Set CLIENT_ID, or $AZURE_CLIENT_ID, to the client ID of one.",
+        f"Set CLIENT_ID, or $AZURE_CLIENT_ID, to the client ID of one. {_FALLBACK}",
     ),
     "managed_identity_refused": Advice(
         "The machine's managed identity endpoint refused the request.",
@@ -275,7 +285,7 @@ ADVICE: Mapping[str, Advice] = {
         "Set OPTIONS['max_connections'] lower, run fewer processes, or scale up.",
     ),
     "auth_failed": Advice(
-        "The connection broke while it was authenticated.",
+        "The connection broke while it was being authenticated.",
         "Look at the cache's metrics for a failover or a restart at this time.",
     ),
     # -- ping, round_trip
@@ -300,8 +310,8 @@ ADVICE: Mapping[str, Advice] = {
         "cache needs.",
         "Assign 'Data Contributor' or 'Data Owner', or widen the custom policy (az "
         "redis access-policy update, or the portal's Data Access Configuration): "
-        "Django needs +@read +@write +ping +eval on the keys of this cache, and "
-        "+cluster|slots on an OSS cluster.",
+        "Django needs +@read +@write +ping +eval on the keys of this cache, lock() "
+        "+evalsha +script|load, another db +select, an OSS cluster +cluster|slots.",
     ),
     "access_lost": Advice(
         "Redis let the connection in, and then no more: the access policy has been "
@@ -310,8 +320,9 @@ ADVICE: Mapping[str, Advice] = {
     ),
     "server_out_of_memory": Advice(
         "The cache is full, and its eviction policy removes nothing.",
-        "Set the eviction policy (maxmemory-policy, under Advanced settings in the "
-        "portal) to allkeys-lru or volatile-lru, or scale up.",
+        "Set the eviction policy to allkeys-lru or volatile-lru (az redisenterprise "
+        "database update --eviction-policy AllKeysLRU; in the portal of an Azure Cache "
+        "for Redis maxmemory-policy, under Advanced settings), or scale up.",
     ),
     "server_read_only": Advice(
         "LOCATION names a replica, or a failover is under way.",
@@ -324,7 +335,8 @@ ADVICE: Mapping[str, Advice] = {
     "cluster_policy_enterprise": Advice(
         "The cache has no OSS cluster policy: it is one endpoint for all keys.",
         "Set BACKEND to 'django_entra_redis.cache.EntraRedisCache'. az "
-        "redisenterprise database show --query clusteringPolicy prints the policy.",
+        "redisenterprise database show --cluster-name NAME --resource-group GROUP "
+        "--query clusteringPolicy prints the policy.",
     ),
     "cluster_node_unreachable": Advice(
         "The cluster's endpoint can be reached, but not one of its nodes.",

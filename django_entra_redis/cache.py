@@ -65,7 +65,7 @@ class EntraRedisCache(KeyspaceMethods, RedisCache):
         """
         return self.read_options()
 
-    def read_options(self, where: str = "CACHES") -> CacheOptions:
+    def read_options(self, where: str = "CACHES[...]") -> CacheOptions:
         """Return what the settings ask for; ``where`` names the cache in messages.
 
         Raises:

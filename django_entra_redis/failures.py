@@ -27,6 +27,9 @@ _ENTRA_CODES: Mapping[str, str] = {
     "AADSTS700027": "token_certificate_not_registered",
     "AADSTS700024": "token_assertion_expired",
     "AADSTS70021": "token_assertion_rejected",
+    "AADSTS70025": "token_assertion_rejected",
+    "AADSTS700222": "token_assertion_rejected",
+    "AADSTS7002138": "token_assertion_rejected",
     "AADSTS700211": "token_assertion_rejected",
     "AADSTS700212": "token_assertion_rejected",
     "AADSTS700213": "token_assertion_rejected",
@@ -146,9 +149,11 @@ def _code_of(text: str, *, managed: bool) -> str:
             if phrase in low:
                 return code
         return "managed_identity_refused"
-    for name in re.findall(r"AADSTS\d+", text):
+    names = re.findall(r"AADSTS\d+", text)
+    for name in names:
         if name in _ENTRA_CODES:
             return _ENTRA_CODES[name]
-    if "invalid_client" in text:
+    # A number that is not known here says something else.
+    if "invalid_client" in text and not names:
         return "token_wrong_secret"
     return "token_failed"

@@ -212,7 +212,7 @@ class _Credential:
             return {"access_token": token.token, "expires_on": token.expires_on}
         except ImportError as error:
             code, failure = "credential_import", f"can't be imported: {error}."
-            if "azure" in str(error):
+            if (error.name or "").partition(".")[0] == "azure":
                 code = "azure_identity_missing"
                 failure += " Install the extra: django-entra-redis[azure-identity]."
         except Exception as error:

@@ -112,7 +112,7 @@ def split_location(location: Any) -> tuple[str, ...]:
 def parse_options(
     servers: Sequence[str],
     options: Mapping[str, Any],
-    where: str = "CACHES",
+    where: str = "CACHES[...]",
     *,
     clustered: bool = False,
 ) -> CacheOptions:
