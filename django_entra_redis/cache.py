@@ -18,7 +18,7 @@ from django.utils.functional import cached_property
 
 # For the sake of its system check, which is registered with it.
 from . import installed as installed
-from .compatibility import KeyspaceMethods, glob_escape
+from .compatibility import KeyspaceMethods
 from .imports import no_fork
 from .options import CacheOptions, parse_options, split_location
 from .problems import ConfigurationError
@@ -164,12 +164,7 @@ class EntraRedisCache(KeyspaceMethods, RedisCache):
     def _clearing(self) -> "Operation[bool]":
         if not self.options.clear_by_scan:
             return self._operations.clear()
-        # Of all versions; but with "*" for them, a cache with the prefix "a" would
-        # clear the one with "a:b", too.
-        version: Any = self.version
-        versions = "[0-9]*" if isinstance(version, int) else "*"
-        pattern = self.key_func("*", glob_escape(self.key_prefix), versions)
-        return self._operations.clear_matching(pattern)
+        return self._operations.clear_matching(self._pattern_of_all())
 
     # -- Django's cache API; the operations are the same for both kinds of caller ----
     # Values that need the database to be pickled, such as a queryset that has not been

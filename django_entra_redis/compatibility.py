@@ -4,13 +4,12 @@ A mixin: what it does is imported when it is first used, so that whoever wants D
 API alone pays nothing for it.
 """
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from django.utils.functional import cached_property
 
-# For its system check: each cache of this package is one of these.
 from .imports import no_fork
 
 if TYPE_CHECKING:
@@ -30,6 +29,8 @@ _PER_SECOND = {"EXPIRE": 1, "EXPIREAT": 1, "PEXPIRE": 1000, "PEXPIREAT": 1000}
 _ITERSIZE = 1000
 #: What stands for a key's name while it is found out what is put around it.
 _MARK = "\0name\0"
+#: And what stands for a version.
+_ANY_VERSION = "\0version\0"
 
 
 class KeyspaceMethods:
@@ -37,8 +38,9 @@ class KeyspaceMethods:
 
     if TYPE_CHECKING:
         key_prefix: str
-        version: int
+        version: Any
         key_func: Any
+        make_key: Any
 
         @cached_property
         def _cache(self) -> CacheClient:
@@ -249,28 +251,44 @@ class KeyspaceMethods:
     def _pattern(
         self, search: str, version: int | None, prefix: str | None = None
     ) -> str:
-        prefix = glob_escape(self.key_prefix if prefix is None else prefix)
-        shown: Any = self.version if version is None else version
-        if not isinstance(shown, int):  # A KEY_FUNCTION may want it as it is.
-            shown = glob_escape(str(shown))
-        return str(self.key_func(search, prefix, shown))
+        before, after = self._around(version, prefix)
+        return f"{glob_escape(before)}{search}{glob_escape(after)}"
 
-    def _strip(self, version: int | None) -> Any:
+    def _pattern_of_all(self) -> str:
+        """Return the pattern of this cache's keys, of all versions."""
+        own = self._pattern("*", None)
+        try:
+            before, after = self._around(_ANY_VERSION)
+        except Exception:
+            return own  # A KEY_FUNCTION that takes a number alone.
+        # With "*" for them a cache with the prefix "a" would clear the one with "a:b".
+        versions = "[0-9]*" if isinstance(self.version, int) else "*"
+        pattern = f"{glob_escape(before)}*{glob_escape(after)}"
+        return pattern.replace(_ANY_VERSION, versions)
+
+    def _strip(self, version: int | None) -> Callable[[bytes], str]:
         """Return what takes prefix and version off a key as Redis has it."""
-        made = self.key_func(
-            _MARK, self.key_prefix, self.version if version is None else version
-        )
-        before, mark, after = str(made).partition(_MARK)
-        if not mark:
-            raise ValueError(
-                "This cache's KEY_FUNCTION hides the names of the keys, so that they "
-                "can't be listed."
-            )
+        before, after = self._around(version)
 
         def strip(key: bytes) -> str:
             return key.decode().removeprefix(before).removesuffix(after)
 
         return strip
+
+    def _around(self, version: Any, prefix: str | None = None) -> tuple[str, str]:
+        """Return what stands before a key's name in Redis, and after it."""
+        if prefix is None:
+            made = self.make_key(_MARK, version=version)
+        else:
+            shown = self.version if version is None else version
+            made = self.key_func(_MARK, prefix, shown)
+        before, mark, after = str(made).partition(_MARK)
+        if not mark:
+            raise ValueError(
+                "This cache's KEY_FUNCTION hides the names of the keys, so that they "
+                "can't be found in Redis."
+            )
+        return before, after
 
     # -- locks -----------------------------------------------------------------------
 

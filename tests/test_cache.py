@@ -447,6 +447,25 @@ def test_clear_by_scan(database: Database) -> None:
     assert cache.clear() is True
 
 
+def test_clear_by_scan_with_a_key_function(database: Database) -> None:
+    """One that takes numbers has the own version cleared; one that hides keys none."""
+    counted = database.cache(
+        clear_by_scan=True,
+        params={"KEY_FUNCTION": lambda key, prefix, version: f"{version:03d}/{key}"},
+    )
+    hidden = database.cache(
+        clear_by_scan=True,
+        params={"KEY_FUNCTION": lambda key, prefix, version: str(hash(key))},
+    )
+    counted.set("key", 1)
+    counted.set("key", 1, version=2)
+    assert counted.clear()
+    assert counted.get("key") is None
+    assert counted.get("key", version=2) == 1
+    with pytest.raises(ValueError, match="KEY_FUNCTION hides"):
+        hidden.clear()
+
+
 def test_clear_refused(database: Database) -> None:
     """Where FLUSHDB is refused the error names the option for that."""
     url = database.url_of("cautious", "+@all -flushdb ~* &*")

@@ -220,6 +220,25 @@ def test_key_functions_of_ones_own(database: Database) -> None:
     )
     with pytest.raises(ValueError, match="KEY_FUNCTION hides"):
         hidden.keys()
+    with pytest.raises(ValueError, match="KEY_FUNCTION hides"):
+        hidden.delete_pattern("*")
+
+
+def test_key_made_by_a_subclass(database: Database) -> None:
+    """What a subclass makes of a key is found again, too."""
+
+    class Sharded(EntraRedisCache):
+        def make_key(self, key: Any, version: int | None = None) -> str:
+            return f"shard-1*{super().make_key(key, version)}"
+
+    options = {"identity": None, "clear_by_scan": True}
+    cache = Sharded(database.url, {"OPTIONS": options})
+    cache.set("a", 1)
+    cache.set("a", 1, version=2)
+    database.admin.set("shard-10:1:a", 1)
+    assert cache.keys() == ["a"]
+    assert cache.clear()
+    assert database.admin.keys("*") == [b"shard-10:1:a"]
 
 
 def test_an_iterator_holds_no_connection(database: Database) -> None:
