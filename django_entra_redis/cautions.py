@@ -152,7 +152,8 @@ def _session_cautions(
             "W005",
             f"CACHES[{alias!r}]['OPTIONS']['ignore_exceptions']",
             "sessions are in a cache that hides its outages.",
-            "An outage would log everybody out without a word: set "
+            "An outage would log everybody out without a word, and logging in would "
+            "hang, as Django looks for a free session key: set "
             "SESSION_ENGINE to 'django.contrib.sessions.backends.cached_db', or "
             "SESSION_CACHE_ALIAS to a cache without ignore_exceptions.",
         )

@@ -6,17 +6,24 @@ redis-py's, so that ``except`` clauses written for a Redis cache go on working.
 
 from redis.exceptions import AuthenticationError, ConnectionError, ResponseError
 
-from .problems import ConfigurationError, EntraRedisError
+from .problems import (
+    ConfigurationError,
+    EntraRedisError,
+    MissingExtraError,
+    UnreadableValueError,
+)
 
 __all__ = [
     "ClusterUnavailableError",
     "ConfigurationError",
     "ConnectionPoolTimeout",
     "EntraRedisError",
+    "MissingExtraError",
     "TokenError",
     "TokenRefusedError",
     "TokenRequestError",
     "UncertainResultError",
+    "UnreadableValueError",
     "WrongBackendError",
 ]
 

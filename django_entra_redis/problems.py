@@ -33,6 +33,10 @@ class MissingExtraError(EntraRedisError, ImportError):
         )
 
 
+class UnreadableValueError(EntraRedisError, ValueError):
+    """A value in the cache is in no format that the cache's serializer reads."""
+
+
 class ConfigurationError(EntraRedisError, ImproperlyConfigured):
     """``ENTRA_REDIS`` or a cache's settings can't be used as they are.
 

@@ -16,7 +16,7 @@ from django.core.serializers.json import DjangoJSONEncoder
 from django.utils.module_loading import import_string
 
 from .compressors import Compressor, decompress
-from .problems import EntraRedisError, MissingExtraError
+from .problems import EntraRedisError, MissingExtraError, UnreadableValueError
 
 Unpickle = Callable[[bytes], Any]
 
@@ -29,10 +29,6 @@ class Serializer(Protocol):
 
     def loads(self, data: bytes) -> Any:
         """Return what :meth:`dumps` was given."""
-
-
-class UnreadableValueError(EntraRedisError, ValueError):
-    """A value in the cache is in no format that the cache's serializer reads."""
 
 
 class PickleSerializer(RedisSerializer):

@@ -29,14 +29,13 @@ from django_entra_redis.compressors import (
     ZstdCompressor,
     decompress,
 )
-from django_entra_redis.problems import MissingExtraError
+from django_entra_redis.problems import MissingExtraError, UnreadableValueError
 from django_entra_redis.serializers import (
     CompressingSerializer,
     JSONSerializer,
     MsgPackSerializer,
     PickleSerializer,
     Serializer,
-    UnreadableValueError,
     make_serializer,
 )
 
