@@ -5,6 +5,7 @@ Those marked ``package`` build sdist and wheel and use them in an empty environm
 """
 
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -88,12 +89,15 @@ def test_version_has_one_source() -> None:
 
 
 def test_readme_is_the_long_description() -> None:
-    """An index shows the README as it is in the repository."""
+    """An index shows the README, whose links lead to the repository from there."""
     message = metadata.metadata(NAME)
     assert message["Description-Content-Type"] == "text/markdown"
     description = str(message.json["description"])
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert description.strip() == readme.strip()
+    base = f"{project()['urls']['Repository']}/blob/v{django_entra_redis.__version__}"
+    assert f"]({base}/benchmarks/README.md)" in description
+    assert re.findall(r"\]\((?!https?://|#)", description) == []
+    assert description.replace(f"{base}/", "").strip() == readme.strip()
 
 
 def test_metadata() -> None:
