@@ -204,9 +204,10 @@ class SharedTls:
             the name that is connected to.
     """
 
+    context: ssl.SSLContext | None = None
+
     def __init__(self, hostname: str | None = None) -> None:
         self.hostname = hostname
-        self.context: ssl.SSLContext | None = None
         # By host and port, what a handshake is shortened with (RFC 8446, 2.2): one for
         # all connections, since to take each new one would cost what it saves.
         self.sessions: dict[tuple[str, int], ssl.SSLSession] = {}
@@ -260,7 +261,9 @@ class SharedTlsConnection(SSLConnection):
             wrapped: ssl.SSLSocket = super()._wrap_socket_with_ssl(sock)
         finally:
             self.host = address
-        tls.context = wrapped.context
+        # Atomic: that of the quickest thread stays, for sessions are good for their own
+        # context alone.
+        vars(tls).setdefault("context", wrapped.context)
         return wrapped
 
 

@@ -516,6 +516,38 @@ def test_sessions_are_resumed(
     pool.release(connection)
 
 
+def test_the_first_context_stays(
+    emulator: Emulator, tls_options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread that builds a context longer than another does not replace that one."""
+    pool = make_cache(emulator.redis_url, **tls_options).get_pool()
+    build = ssl.create_default_context
+
+    def overtaken(*args: Any, **kwargs: Any) -> ssl.SSLContext:
+        monkeypatch.setattr("redis.connection.ssl.create_default_context", build)
+        # What the other does meanwhile, a session included.
+        quicker = pool.get_connection()
+        for _ in range(2):
+            assert ping(quicker)
+            quicker.disconnect()
+            quicker.connect()
+        assert quicker._sock.session_reused
+        pool.release(quicker)
+        return build(*args, **kwargs)
+
+    monkeypatch.setattr("redis.connection.ssl.create_default_context", overtaken)
+    slower, quicker = pool.get_connection(), pool.get_connection()
+    assert slower._sock.context is not quicker._sock.context
+    for connection in (slower, quicker):
+        connection.disconnect()
+        connection.connect()
+        assert ping(connection)
+    assert slower._sock.context is quicker._sock.context
+    assert slower._sock.session_reused
+    for connection in (slower, quicker):
+        pool.release(connection)
+
+
 def test_certificates_are_verified_by_default(
     emulator: Emulator, tls_options: dict[str, Any]
 ) -> None:
