@@ -239,6 +239,9 @@ def pool_settings(
     )
     own = connection_class(kind, entra=options.identity is not None)
     kwargs["connection_class"] = own
+    if "retry_on_error" in kwargs:
+        # redis-py 5.3 lengthens it, and caches are told apart by the settings' own.
+        kwargs["retry_on_error"] = list(kwargs["retry_on_error"])
     if options.identity is not None:
         kwargs["credential_provider"] = EntraCredentialProvider(options.identity)
     if issubclass(own, SharedTlsConnection):

@@ -456,6 +456,18 @@ def test_shared(
     assert (make_pool(**first) is make_pool(**second)) is shared
 
 
+def test_settings_stay_as_they_are(make_pool: Callable[..., Any]) -> None:
+    """Connections leave the settings' list alone; the next thread has the same pool."""
+    errors: list[Any] = [redis.exceptions.BusyLoadingError]
+    options = {"retry_on_timeout": True, "retry_on_error": errors}
+    pool = make_pool(**options)
+    connection = pool.get_connection()
+    assert redis.TimeoutError in connection.retry_on_error
+    pool.release(connection)
+    assert errors == [redis.exceptions.BusyLoadingError]
+    assert make_pool(**options) is pool
+
+
 def test_parser_class(make_pool: Callable[..., Any]) -> None:
     """A parser may be named by its dotted path."""
     pool = make_pool(parser_class="redis._parsers._RESP2Parser")
