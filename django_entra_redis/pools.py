@@ -3,9 +3,10 @@
 import contextlib
 import os
 import threading
+import time
 from collections import deque
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakSet, finalize
 
 import redis
 from django.utils.module_loading import import_string
@@ -27,18 +28,23 @@ class _Place:
 
     def __init__(self) -> None:
         self.connection: Any = None
-        # Locked until there is a connection. A bare lock, since what is built on one
-        # is not for signal handlers.
+        # Locked until there is something to come for. A bare lock, since what is built
+        # on one is not for signal handlers.
         self._empty = threading.Lock()
         self._empty.acquire()
 
     def give(self, connection: Any) -> None:
         """Hand a connection over."""
         self.connection = connection
-        self._empty.release()
+        self.wake()
+
+    def wake(self) -> None:
+        """Have whoever waits come and look."""
+        with contextlib.suppress(RuntimeError):  # awake already
+            self._empty.release()
 
     def wait(self, timeout: float) -> None:
-        """Wait until there is one, or the time is over."""
+        """Wait to be woken, or until the time is over."""
         self._empty.acquire(timeout=timeout)
 
 
@@ -164,28 +170,39 @@ class ConnectionPool(redis.ConnectionPool):
             # In an outage of the identity nobody queues behind those who have a
             # connection, and wait for a token with it.
             self._provider.renewal.current()
-        with self._gate:
-            with contextlib.suppress(IndexError):
-                return self._idle.pop()
-            if len(self._made) < self.max_connections:
-                connection: Any = self.connection_class(**self.connection_kwargs)
-                connection.pool_generation = self._generation
-                self._made.add(connection)
+        deadline = time.monotonic() + self.pool_timeout
+        while True:
+            with self._gate:
+                with contextlib.suppress(IndexError):
+                    return self._idle.pop()
+                if len(self._made) < self.max_connections:
+                    return self._make()
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    break
+                place = _Place()
+                self._queue.append(place)
+            # Nobody else does for what was released just before the place was there.
+            self._serve_queue()
+            try:
+                place.wait(left)
+            finally:
+                connection = self._leave_queue(place)
+            if connection is not None:
                 return connection
-            place = _Place()
-            self._queue.append(place)
-        # Nobody else does for what was released just before the place was there.
-        self._serve_queue()
-        try:
-            place.wait(self.pool_timeout)
-        finally:
-            connection = self._leave_queue(place)
-        if connection is None:
-            raise ConnectionPoolTimeout(
-                f"No connection became free within {self.pool_timeout:g} s "
-                f"(OPTIONS['pool_timeout']): all {self.max_connections} "
-                "(OPTIONS['max_connections']) are in use."
-            )
+        raise ConnectionPoolTimeout(
+            f"No connection became free within {self.pool_timeout:g} s "
+            f"(OPTIONS['pool_timeout']): all {self.max_connections} "
+            "(OPTIONS['max_connections']) are in use."
+        )
+
+    def _make(self) -> Any:
+        connection: Any = self.connection_class(**self.connection_kwargs)
+        connection.pool_generation = self._generation
+        # Before the set notes it: what was registered last is called first, and those
+        # who are woken are to find that it counts no longer.
+        finalize(connection, _wake_all, self._queue)
+        self._made.add(connection)
         return connection
 
     def _serve_queue(self) -> None:
@@ -203,6 +220,13 @@ class ConnectionPool(redis.ConnectionPool):
             if place in self._queue:
                 self._queue.remove(place)
             return place.connection
+
+
+def _wake_all(queue: deque[_Place]) -> None:
+    """Have those who wait see whether there is room: a connection has been lost."""
+    # Without the lock: this may run between any two lines of any thread.
+    for place in list(queue):
+        place.wake()
 
 
 _pools: WeakSet[ConnectionPool] = WeakSet()

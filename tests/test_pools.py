@@ -161,6 +161,26 @@ def test_lost_connection_counts_no_longer(make_pool: Callable[..., Any]) -> None
     assert pool.counts() == (1, 0)
 
 
+def test_lost_connection_wakes_those_who_wait(make_pool: Callable[..., Any]) -> None:
+    """Whoever waits makes the next one, or waits on if somebody has been quicker."""
+    pool = make_pool(max_connections=1, pool_timeout=2 * PATIENCE)
+    lost = pool.get_connection()
+    with ThreadPoolExecutor(1) as executor:
+        waiting = executor.submit(pool.get_connection)
+        wait_until(lambda: pool._queue)
+        (place,) = pool._queue
+        with pool._gate:
+            del lost
+            gc.collect()
+            quicker = pool.get_connection()
+        wait_until(lambda: pool._queue and place not in pool._queue)
+        assert pool.counts() == (0, 1)
+        del quicker
+        gc.collect()
+        pool.release(waiting.result(PATIENCE))
+    assert pool.counts() == (1, 0)
+
+
 def test_wrong_option_takes_no_place(make_pool: Callable[..., Any]) -> None:
     """A connection that can't be made does not count."""
     pool = make_pool(max_connections=1, sockettimeout=1)
