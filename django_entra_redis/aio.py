@@ -21,7 +21,6 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from .channels import Channel, Target
 from .clients import BACKOFF, RETRIES, CacheClient, uncertain
-from .connections import SharedTls
 from .credentials import EntraCredentialProvider
 from .driving import adrive
 from .exceptions import EntraRedisError
@@ -29,6 +28,7 @@ from .forks import at_fork
 from .operations import Operation, Request
 from .packing import pack_all
 from .redirections import concerns_all
+from .tls import SharedTls
 
 T = TypeVar("T")
 

@@ -14,11 +14,11 @@ from redis import cluster
 from redis.cluster import ClusterNode
 from redis.connection import parse_url
 
-from .connections import SharedTls
 from .defaults import with_defaults
 from .forks import at_fork
 from .options import CacheOptions
 from .pools import ConnectionPool, pool_settings
+from .tls import SharedTls
 
 #: Options of redis-py's cluster client, which no connection knows.
 CLUSTER_OPTIONS = ("address_remap", "dynamic_startup_nodes", "require_full_coverage")

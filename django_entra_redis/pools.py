@@ -12,12 +12,13 @@ import redis
 from django.utils.module_loading import import_string
 from redis.connection import Connection, parse_url
 
-from .connections import SharedTls, SharedTlsConnection, connection_class
+from .connections import connection_class
 from .credentials import EntraCredentialProvider
 from .exceptions import ConnectionPoolTimeout
 from .forks import at_fork
 from .options import CacheOptions
 from .registry import share
+from .tls import SharedTls, SharedTlsConnection
 
 #: Connections that one pool opens at most, unless OPTIONS say otherwise.
 MAX_CONNECTIONS = 100

@@ -64,7 +64,7 @@ def marks_responses() -> bool:
 BORROWED = {
     "_wrap_socket_with_ssl": Borrowed(
         "redis.connection.SSLConnection",
-        frozenset({"connections", "aio", "endpoints"}),
+        frozenset({"tls", "aio", "endpoints"}),
         "a way to give a connection its SSL context, or to have the one that it makes "
         "of its options: each would build its own, nine tenths of a TLS connect",
         lambda: callable(getattr(SSLConnection, "_wrap_socket_with_ssl", None)),

@@ -12,7 +12,6 @@ from redis.connection import Connection, SSLConnection
 from django_entra_redis import connections
 from django_entra_redis.connections import (
     SPREAD,
-    SharedTls,
     connection_class,
     reauthentication_time,
 )
@@ -24,6 +23,7 @@ from django_entra_redis.exceptions import (
 )
 from django_entra_redis.renewal import Renewal
 from django_entra_redis.schedule import Policy
+from django_entra_redis.tls import SharedTls
 from django_entra_redis.tokens import Clock, Token
 from testproject.emulator import Emulator
 from tests.caches import let_in, make_cache, wait_until

@@ -1,0 +1,90 @@
+"""What TLS connections to one server have in common: the SSL context, the session."""
+
+import ipaddress
+import ssl
+from typing import TYPE_CHECKING, Any
+
+from redis.connection import SSLConnection
+
+if TYPE_CHECKING:
+    import socket
+
+
+class SharedTls:
+    """What the TLS connections to one server, or to all nodes of a cluster, share.
+
+    Parameters:
+        hostname: the name in ``LOCATION``, for which certificates are good also where
+            a node of a cluster announces an address that they do not name; ``None``:
+            the name that is connected to.
+    """
+
+    context: ssl.SSLContext | None = None
+
+    def __init__(self, hostname: str | None = None) -> None:
+        self.hostname = hostname
+        # By host and port, what a handshake is shortened with (RFC 8446, 2.2): one for
+        # all connections, since to take each new one would cost what it saves.
+        self.sessions: dict[tuple[str, int], ssl.SSLSession] = {}
+
+    def name_of(self, host: str) -> str:
+        """Return the name that a host's certificate is to be for."""
+        return self.hostname if self.hostname and _is_address(host) else host
+
+
+class SharedTlsConnection(SSLConnection):
+    """A TLS connection that shares its pool's SSL context and session.
+
+    Parameters:
+        tls: what the connections of a pool share.
+    """
+
+    def __init__(self, *, tls: SharedTls, **kwargs: Any) -> None:
+        self._tls = tls
+        self._socket: ssl.SSLSocket | None = None
+        super().__init__(**kwargs)
+
+    def disconnect(self, *args: Any, **kwargs: Any) -> None:
+        """Disconnect from the server."""
+        if self._socket is not None:
+            # In TLS 1.3 it has come with the first reply, not with the handshake.
+            session = self._socket.session
+            if session is not None and session.has_ticket:
+                self._tls.sessions.setdefault((self.host, self.port), session)
+            self._socket = None
+        super().disconnect(*args, **kwargs)
+
+    # redis-py has no public way to give a connection its SSL context: it builds one
+    # for each connection, which is nine tenths of what a TLS connect costs. A test
+    # fails when this method goes.
+    def _wrap_socket_with_ssl(self, sock: "socket.socket") -> ssl.SSLSocket:
+        checks_more = self.ssl_validate_ocsp or self.ssl_validate_ocsp_stapled
+        tls, name = self._tls, self._tls.name_of(self.host)
+        if tls.context is not None and not checks_more:
+            server = (self.host, self.port)
+            session = tls.sessions.get(server)
+            self._socket = tls.context.wrap_socket(
+                sock, server_hostname=name, session=session
+            )
+            if session is not None and not self._socket.session_reused:
+                # The server has been replaced, or has forgotten: the next one counts.
+                tls.sessions.pop(server, None)
+            return self._socket
+        # The first connection has redis-py build the context, from all its options.
+        address, self.host = self.host, name
+        try:
+            wrapped: ssl.SSLSocket = super()._wrap_socket_with_ssl(sock)
+        finally:
+            self.host = address
+        # Atomic: that of the quickest thread stays, for sessions are good for their own
+        # context alone.
+        vars(tls).setdefault("context", wrapped.context)
+        return wrapped
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
