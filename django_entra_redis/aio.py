@@ -11,9 +11,10 @@ import socket
 import ssl
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from asgiref.sync import sync_to_async
+from asgiref.sync import SyncToAsync, sync_to_async
 from django.core.signals import setting_changed
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ReadOnlyError, RedisError
@@ -79,9 +80,7 @@ class AsyncCacheClient:
         """
         channels = _channels_of(asyncio.get_running_loop()) if self._native else None
         if channels is None or not (channels.open or await channels.count()):
-            in_thread: Callable[..., Any] = sync_to_async(
-                self.client.run, thread_sensitive=_thread_sensitive
-            )
+            in_thread: Callable[..., Any] = sync_to_async(self.client.run)
             result: T = await in_thread(operation)
             return result
         return await adrive(
@@ -208,20 +207,22 @@ def _on_setting_changed(*, setting: str, **kwargs: Any) -> None:
 setting_changed.connect(_on_setting_changed)
 
 
-# Whether the first operations go through the one thread that all of Django's do.
-_thread_sensitive = True
-# What is the parent's: to collect it would be to meddle with its loops.
+# What is the parent's: to collect it would be to meddle with its loops and threads.
 _inherited: list[object] = []
 
 
 def _after_fork_in_child() -> None:
-    global _lock, _thread_sensitive
+    global _lock
     _lock = threading.RLock()
-    if _loops:
-        # asgiref's thread does not live on in a child, and nobody would notice.
-        _thread_sensitive = False
-    _inherited.append(dict(_loops))
+    # asgiref's threads do not live on in a child, and it does not notice: what is left
+    # to them, by Django too, would wait for ever.
+    dead = SyncToAsync.context_to_thread_executor
+    _inherited.extend((dict(_loops), SyncToAsync.single_thread_executor, dict(dead)))
     _loops.clear()
+    dead.clear()
+    SyncToAsync.single_thread_executor = ThreadPoolExecutor(max_workers=1)
+    # Where the fork was in that one thread: nobody has the new one yet.
+    SyncToAsync.deadlock_context.set(False)
 
 
 at_fork(after_in_child=_after_fork_in_child)

@@ -6,6 +6,7 @@ import gc
 import operator
 import os
 import random
+import signal
 import threading
 import time
 import warnings
@@ -16,7 +17,7 @@ from typing import Any, NoReturn
 
 import pytest
 import redis
-from asgiref.sync import async_to_sync, sync_to_async
+from asgiref.sync import ThreadSensitiveContext, async_to_sync, sync_to_async
 from django.core.cache import caches
 from django.core.cache.backends.base import BaseCache
 from django.test import override_settings
@@ -494,6 +495,7 @@ def fork(child: Callable[[], object]) -> int:
 
 def _leave(child: Callable[[], object]) -> NoReturn:
     status = 1
+    signal.alarm(int(PATIENCE))  # a child that hangs ends, too
     try:
         child()
         status = 0
@@ -537,12 +539,60 @@ def test_fork_without_a_loop(database: Database) -> None:
     cache = database.cache()
 
     def child() -> None:
-        assert aio._thread_sensitive
         asyncio.run(cache.aset("key", 1))
 
     pid = fork(child)
     assert os.waitpid(pid, 0) == (pid, 0)
     assert cache.get("key") == 1
+
+
+@pytest.mark.parametrize("options", [{}, {"health_check_interval": 5}])
+def test_threads_after_a_fork(
+    database: Database, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    """A child waits for no thread of its parent's, whatever loops that one has had."""
+    monkeypatch.setattr(aio, "FIRST", 1)
+    cache = database.cache(**options)
+
+    async def work() -> None:
+        for number in range(4):
+            await cache.aset("key", number)
+            assert await cache.aget("key") == number
+
+    def child() -> None:
+        asyncio.run(work())
+        # Of these there is one as ever, which is Django's way for what needs it.
+        asyncio.run(cache.aset("lazy", Lazy()))
+        idents = {
+            asyncio.run(sync_to_async(threading.get_ident)()),
+            asyncio.run(sync_to_async(threading.get_ident)()),
+        }
+        assert len(idents) == 1
+
+    run(work())
+    pid = fork(child)
+    assert os.waitpid(pid, 0) == (pid, 0)
+    assert cache.get("lazy") == Lazy()
+
+
+@pytest.mark.parametrize(
+    "context", [contextlib.nullcontext, ThreadSensitiveContext], ids=["one", "request"]
+)
+def test_fork_in_a_thread_of_a_loop(
+    database: Database, context: Callable[[], Any]
+) -> None:
+    """Synchronous code in a loop, such as a view under ASGI, may fork."""
+    cache = database.cache(health_check_interval=5)
+
+    async def main() -> None:
+        async with context():
+            pid = await sync_to_async(fork)(
+                lambda: asyncio.run(cache.aset("forked", 1))
+            )
+        assert await asyncio.to_thread(os.waitpid, pid, 0) == (pid, 0)
+        assert await cache.aget("forked") == 1
+
+    run(main())
 
 
 # -- cancelled tasks
