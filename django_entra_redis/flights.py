@@ -54,7 +54,7 @@ class Flight:
     async def acatch_up(self, timeout: float) -> None:
         """Do as :meth:`catch_up` does, without blocking the event loop."""
         await asyncio.sleep(self._pause_left())
-        await asyncio.wait([asyncio.wrap_future(self._begin())], timeout=timeout)
+        await asyncio.wait([_wrap(self._begin())], timeout=timeout)
 
     def join(self) -> None:
         """Wait for a call to end, and raise what it raises."""
@@ -63,10 +63,7 @@ class Flight:
     async def ajoin(self) -> None:
         """Do as :meth:`join` does, without blocking the event loop."""
         call = self._begin()
-        waiting = asyncio.wrap_future(call)
-        # Else it is complained of that nobody has asked this one for the error.
-        waiting.add_done_callback(asyncio.Future.exception)
-        await asyncio.wait([waiting])
+        await asyncio.wait([_wrap(call)])
         _settle(call)
 
     def _pause_left(self) -> float:
@@ -102,6 +99,10 @@ class Flight:
             self._function()
         except Exception as failure:
             error = failure.with_traceback(None)
+        except BaseException as failure:
+            # Such as a SystemExit of a user's function: nobody else is to end of it.
+            self._end(call, ConnectionError(f"The call was broken off: {failure!r}"))
+            raise
         self._end(call, error)
 
     def _end(self, call: "Future[None]", error: Exception | None) -> None:
@@ -115,6 +116,14 @@ class Flight:
                 call.set_result(None)
             else:
                 call.set_exception(error)
+
+
+def _wrap(call: "Future[None]") -> "asyncio.Future[None]":
+    """Return a call for an event loop to wait for."""
+    waiting = asyncio.wrap_future(call)
+    # Else it is complained of that nobody has asked this one for the error.
+    waiting.add_done_callback(asyncio.Future.exception)
+    return waiting
 
 
 def _settle(call: "Future[None]") -> None:

@@ -6,6 +6,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from redis.exceptions import ConnectionError
 
 from django_entra_redis.flights import Flight
 from tests.caches import wait_until
@@ -16,7 +17,7 @@ class Calls:
 
     def __init__(self) -> None:
         self.count = 0
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         self.free = threading.Event()
         self.free.set()
 
@@ -121,7 +122,7 @@ def test_reset(calls: Calls) -> None:
     assert calls.count == 2
 
 
-def test_catching_up(calls: Calls) -> None:
+def test_catching_up(calls: Calls, caplog: pytest.LogCaptureFixture) -> None:
     """Whoever catches up waits out the pause, and for the call, whatever it raises."""
     calls.error = ValueError("wrong")
     flight = Flight(calls, pause=0.05)
@@ -131,6 +132,8 @@ def test_catching_up(calls: Calls) -> None:
     assert calls.count == 2
     asyncio.run(flight.acatch_up(30))
     assert calls.count == 3
+    gc.collect()
+    assert caplog.messages == []
     calls.free.clear()
     flight.catch_up(0.01)
     # Not over yet: the next one joins it.
@@ -162,3 +165,16 @@ def test_interrupted(
     with ThreadPoolExecutor(1) as executor:
         executor.submit(flight.join).result(30)
     assert calls.count == 1 + started
+
+
+def test_broken_off(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits for a call that wants to end the process is told, and does not end."""
+    ended: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", lambda args: ended.append(args[1]))
+    calls.error = SystemExit("enough")
+    flight = Flight(calls, pause=0.0)
+    with pytest.raises(ConnectionError, match="enough"):
+        asyncio.run(asyncio.wait_for(flight.ajoin(), 30))
+    wait_until(lambda: ended == [calls.error])
+    calls.error = None
+    flight.join()
