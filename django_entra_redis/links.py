@@ -21,6 +21,9 @@ MAX_IN_FLIGHT = 4096
 #: Bytes that are sent in one turn of the loop: a large value is encrypted and sent a
 #: piece at a time, so that all else in the loop gets its turns.
 PIECE = 256 * 1024
+#: Turns of a loop that has stalled in which a reply is read that has arrived meanwhile:
+#: in some loops timers come before what is there to read.
+GRACE = 2
 
 
 class BrokenLinkError(RedisConnectionError):
@@ -68,8 +71,9 @@ class Link(asyncio.Protocol):
     Parameters:
         loop: the event loop that it lives in.
         name: what to call the server in a message.
-        timeout: seconds without a byte either way after which a server that owes a
-            reply counts as lost, ``None`` for no bound.
+        timeout: seconds without a byte of a reply, nor of a command that it is still
+            taking in, after which a server that owes a reply counts as lost, ``None``
+            for no bound.
         wait_timeout: seconds that a command waits while too many are under way.
     """
 
@@ -98,7 +102,7 @@ class Link(asyncio.Protocol):
         self._paused = False
         self._finishing = False
         self._moved_at = 0.0
-        self._watch: asyncio.TimerHandle | None = None
+        self._watch: asyncio.Handle | None = None
 
     def submit(self, packed: bytes, count: int = 0) -> "asyncio.Future[Any]":
         """Send commands in this turn of the loop; return a future of the reply.
@@ -243,6 +247,10 @@ class Link(asyncio.Protocol):
             raise
 
     def _send(self) -> None:
+        if self._rest or not self._sent:
+            # Only now does the server get what it is to answer. More that goes out
+            # while it owes a reply must not hide that it is silent.
+            self._moved_at = self._loop.time()
         piece = self._rest or self._gather()
         if len(piece) > PIECE:
             view = memoryview(piece)
@@ -283,7 +291,7 @@ class Link(asyncio.Protocol):
             )
         )
 
-    def _look(self) -> None:
+    def _look(self, grace: int = GRACE) -> None:
         """Look whether the server still answers, and the loop has lost no flush."""
         self._watch = None
         if self._timeout is None or not (self._sent or self._waiting):
@@ -291,6 +299,9 @@ class Link(asyncio.Protocol):
         left = self._moved_at + self._timeout - self._loop.time()
         if left > 0:
             self._watch = self._loop.call_later(left, self._look)
+            return
+        if grace:
+            self._watch = self._loop.call_soon(self._look, grace - 1)
             return
         self.abort(
             SilentLinkError(

@@ -139,6 +139,7 @@ LONG = {
     "cache": "Django's whole cache API, for both kinds of caller",
     "cluster": "both clients of a cluster, which decide everything alike",
     "compatibility": "every method of django-redis, for both kinds of caller",
+    "links": "what is sent, read and waited for on one connection: one state",
     "renewal": "the threads and those who wait for them, who share one lock",
 }
 LENGTH = 300

@@ -292,6 +292,53 @@ def test_slow_is_not_silent() -> None:
     on_wire(test)
 
 
+def test_commands_do_not_hide_silence() -> None:
+    """A server that answers none of them is given up, however many go out meanwhile."""
+
+    async def test(wire: Wire) -> None:
+        futures = []
+        for _ in range(5):
+            futures.append(wire.link.submit(b"command"))
+            await turns()
+            await wire.loop.forward(1)
+        for future in futures:
+            with pytest.raises(SilentLinkError):
+                await future
+
+    on_wire(test)
+
+
+def test_loop_that_stalls_before_it_sends() -> None:
+    """The server has all its time for what it gets only afterwards."""
+
+    async def test(wire: Wire) -> None:
+        future = wire.link.submit(b"x" * (PIECE + 1))
+        for _ in range(2):  # the pieces
+            wire.loop.now += 6
+            await asyncio.sleep(0)
+        assert len(wire.written) == PIECE + 1
+        await wire.loop.forward(4)
+        wire.link.data_received(b"+OK\r\n")
+        assert await future == b"OK"
+
+    on_wire(test)
+
+
+def test_loop_that_stalls_before_it_reads() -> None:
+    """A reply that is there when it goes on counts, though the time is over."""
+
+    async def test(wire: Wire) -> None:
+        future = wire.link.submit(b"command")
+        await turns()
+        wire.loop.now += 6
+        for _ in range(2):
+            await asyncio.sleep(0)
+        wire.link.data_received(b"+OK\r\n")
+        assert await future == b"OK"
+
+    on_wire(test)
+
+
 def test_no_bound_on_silence() -> None:
     """``socket_timeout`` of None waits."""
 
