@@ -261,6 +261,8 @@ class Link(asyncio.Protocol):
             self._transport.write(piece)
         if self._rest or (self._waiting and len(self._sent) < MAX_IN_FLIGHT):
             self._flush_soon()
+        # Where all that waited was cancelled, no reply comes to close it after.
+        self._close_if_done()
 
     def _gather(self) -> bytes:
         """Return the commands to send next: from here on they may reach the server."""

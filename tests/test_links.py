@@ -512,6 +512,18 @@ def test_finish() -> None:
     on_wire(test)
 
 
+def test_finish_after_all_were_cancelled() -> None:
+    """No reply has to come where nothing was sent."""
+
+    async def test(wire: Wire) -> None:
+        wire.link.submit(b"command").cancel()
+        wire.link.finish()
+        await turns()
+        assert wire.transport.aborted == 1
+
+    on_wire(test)
+
+
 def test_finish_at_once() -> None:
     """Where nothing is under way there is nothing to wait for."""
 
