@@ -144,6 +144,8 @@ class LoopChannels:
         self._loop = loop
         self._operations = 0
         self._channels: dict[Any, Channel] = {}
+        # Those to servers that are gone which may still have something to answer.
+        self._left: list[Channel] = []
         self._closer = self._until_closed()
 
     async def count(self) -> bool:
@@ -163,6 +165,13 @@ class LoopChannels:
             channel = self._channels[pool] = Channel(make_target(pool), self._loop)
             return channel
 
+    def leave(self, pool: Any) -> None:
+        """Close the channel to a pool's server once it owes nothing any more."""
+        channel = self._channels.pop(pool, None)
+        if channel is not None:
+            channel.finish()
+            self._left = [left for left in (*self._left, channel) if left.owed]
+
     def renew(self) -> None:
         """Close the channels: settings have changed."""
         channels = list(self._channels.values())
@@ -176,7 +185,7 @@ class LoopChannels:
         finally:
             with _lock:
                 _loops.pop(self._loop, None)
-            for channel in list(self._channels.values()):
+            for channel in (*self._channels.values(), *self._left):
                 await channel.aclose()
 
 
@@ -195,13 +204,21 @@ def _channels_of(loop: asyncio.AbstractEventLoop) -> LoopChannels:
             return _loops.setdefault(loop, LoopChannels(loop))
 
 
-def _on_setting_changed(*, setting: str, **kwargs: Any) -> None:
-    if setting not in ("CACHES", "ENTRA_REDIS"):
-        return
+def _in_each_loop(do: Callable[[LoopChannels], None]) -> None:
     with _lock:
         for loop, channels in list(_loops.items()):
             with contextlib.suppress(RuntimeError):  # a loop that is closed
-                loop.call_soon_threadsafe(channels.renew)
+                loop.call_soon_threadsafe(do, channels)
+
+
+def leave_server(pool: Any) -> None:
+    """Have each loop close its channel to a pool's server, which is gone."""
+    _in_each_loop(lambda channels: channels.leave(pool))
+
+
+def _on_setting_changed(*, setting: str, **kwargs: Any) -> None:
+    if setting in ("CACHES", "ENTRA_REDIS"):
+        _in_each_loop(LoopChannels.renew)
 
 
 setting_changed.connect(_on_setting_changed)

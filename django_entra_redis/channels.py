@@ -121,12 +121,22 @@ class Channel:
 
     def close(self) -> None:
         """Close the connection for good. Whoever waits gets an error."""
+        self.finish()
+        for link in self._left:
+            link.abort("it has been closed")
+
+    def finish(self) -> None:
+        """Close the connection for good once what is under way has been answered."""
         self._closed = True
         if self._connecting is not None:
             self._connecting.cancel()
-        for link in (self._link, *self._left):
-            if link is not None:
-                link.abort("it has been closed")
+        if self._link is not None:
+            self._leave(self._link)
+
+    @property
+    def owed(self) -> bool:
+        """Whether something is still to be answered on connections that were left."""
+        return not all(link.closed for link in self._left)
 
     def _leave(self, link: Link) -> None:
         """Let a connection go once what is under way has been answered."""

@@ -23,7 +23,7 @@ from redis.exceptions import (
     TryAgainError,
 )
 
-from .aio import AsyncCacheClient, LoopChannels
+from .aio import AsyncCacheClient, LoopChannels, leave_server
 from .clients import CacheClient, carry_out, make_retry
 from .driving import adrive, drive
 from .exceptions import (
@@ -31,6 +31,7 @@ from .exceptions import (
     ConnectionPoolTimeout,
     EntraRedisError,
 )
+from .nodes import on_departure
 from .operations import Operation, Request
 from .options import CacheOptions
 from .packing import pack_all
@@ -57,6 +58,9 @@ _ASKING = pack_all([("ASKING",)])
 Stop = tuple[Any, Request]
 #: What several nodes are to carry out; ``None``: a look at the topology.
 Visits = list[Visit] | None
+
+# Connections of a loop are no pool's.
+on_departure.append(leave_server)
 
 
 class ClusterClient(CacheClient):

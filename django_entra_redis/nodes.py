@@ -5,7 +5,7 @@ their node has joined.
 """
 
 import threading
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any
 from weakref import WeakSet
@@ -27,6 +27,9 @@ _parser = getattr(cluster, "ClusterParser", None)
 _PARSER: dict[str, Any] = {"parser_class": _parser} if _parser else {}
 
 Address = tuple[str, int]
+
+#: Called with each pool whose node has left its cluster.
+on_departure: list[Callable[[Any], None]] = []
 
 
 class NodePool(ConnectionPool):
@@ -122,6 +125,8 @@ class NodePools:
             pools = [self._pools.pop(address) for address in gone]
         for pool in pools:
             _hang_up(pool)
+            for tell in on_departure:
+                tell(pool)
 
     def disconnect(self) -> None:
         """Close all connections."""

@@ -14,6 +14,7 @@ import redis
 from django.contrib.sessions.backends.cache import SessionStore
 from django.core.cache import caches
 from django.test import override_settings
+from redis.crc import key_slot
 from redis.exceptions import NoPermissionError, ResponseError
 from redis.utils import str_if_bytes
 
@@ -897,6 +898,58 @@ def test_all_known_nodes_are_gone() -> None:
 
         await script.use(work)
         assert script.seen.count(b"CLUSTER") == 5
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("end", ["answered", "never answered", "never asked"])
+def test_node_that_leaves(end: str) -> None:
+    """A loop closes its connection to it, once what is under way has been answered."""
+    ordered = sorted(NAMES, key=lambda name: key_slot(f":1:{name}".encode()))
+    near, far = ordered[0], ordered[-1]
+    held: list[Peer] = []
+    script = Script()
+
+    def hold(peer: Peer, command: list[bytes]) -> bytes | None:
+        if command[0] == b"GET":
+            held.append(peer)
+            return None
+        return script(peer, command)
+
+    async def leave(cache: EntraRedisClusterCache) -> None:
+        assert await cache.aget(near) == 5
+        if end == "never asked":
+            await cache.get_topology().alook()
+            assert await cache.aget(far) == 5
+            return
+        asking = asyncio.create_task(cache.aget(far))
+        while not held:
+            await asyncio.sleep(0.005)
+        await cache.get_topology().alook()
+        assert not asking.done()
+        if end == "answered":
+            held[0].transport.write(b"$1\r\n7\r\n")
+            assert await asking == 7
+        else:
+            # What is left of it ends with the loop.
+            asking.cancel()
+            await asyncio.get_running_loop().shutdown_asyncgens()
+        while not held[0].transport.is_closing():
+            await asyncio.sleep(0.005)
+
+    async def main() -> None:
+        async with PeerHost(script) as first, PeerHost(hold) as second:
+            script.port = first.port
+            slots = b"*3\r\n:%d\r\n:%d\r\n*3\r\n$9\r\n127.0.0.1\r\n:%d\r\n$2\r\n%b\r\n"
+            script.answers["CLUSTER"] = [
+                b"*2\r\n"
+                + slots % (0, 8191, first.port, b"id")
+                + slots % (8192, 16383, second.port, b"no")
+            ]
+            cache = EntraRedisClusterCache(
+                f"redis://127.0.0.1:{first.port}", {"OPTIONS": {"identity": None}}
+            )
+            await asyncio.wait_for(leave(cache), 30)
 
     asyncio.run(main())
 
