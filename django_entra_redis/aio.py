@@ -42,6 +42,7 @@ _SYNC_ONLY = (
     "connection_class",
     "decode_responses",
     "encoding",
+    "encoding_errors",
     "health_check_interval",
     "redis_connect_func",
     "retry",
@@ -62,7 +63,7 @@ class AsyncCacheClient:
         self.client = client
         options = client.options
         self._native = (
-            options.pool_class is None
+            not (options.pool_class or options.parser_class)
             and options.connection.get("connection_class") is None
             and all(_has_equal(pool.connection_kwargs) for pool in client.pools)
         )
@@ -80,9 +81,7 @@ class AsyncCacheClient:
         """
         channels = _channels_of(asyncio.get_running_loop()) if self._native else None
         if channels is None or not (channels.open or await channels.count()):
-            in_thread: Callable[..., Any] = sync_to_async(self.client.run)
-            result: T = await in_thread(operation)
-            return result
+            return await sync_to_async(self.client.run)(operation)
         return await adrive(
             operation,
             lambda request: self.execute(channels, request),

@@ -295,6 +295,11 @@ def test_unix_socket(redis_server: str, database: Database, tmp_path: Path) -> N
         ({}, "?health_check_interval=5"),
         ({"retry": Retry(NoBackoff(), 1)}, ""),
         ({"protocol": 3}, ""),
+        ({"encoding": "ascii"}, ""),
+        ({"encoding_errors": "surrogateescape"}, ""),
+        ({}, "?encoding_errors=surrogateescape"),
+        ({"redis_connect_func": redis.Connection.on_connect}, ""),
+        ({"parser_class": "redis.connection.DefaultParser"}, ""),
         ({"connection_class": redis.Connection}, ""),
         ({"pool_class": "redis.BlockingConnectionPool"}, ""),
         (
