@@ -143,7 +143,7 @@ class ClusterClient(CacheClient):
         return dict(zip(addresses, replies, strict=True))
 
     def route(self, request: Request) -> Generator[Stop, Any, Any]:
-        """Yield where a request is to be carried out; return the reply.
+        """Yield where a request for one command is to be carried out; return the reply.
 
         That is one node, unless it redirects to another.
         """
@@ -157,7 +157,7 @@ class ClusterClient(CacheClient):
         for _ in range(REDIRECTIONS):
             try:
                 if asking:
-                    return _answer_of(request, (yield pool, _asking(request)))
+                    return _answer_of((yield pool, _asking(request)))
                 return (yield pool, request)
             except RedisError as error:
                 failure = cluster_error(error)
@@ -293,19 +293,19 @@ def _stop(at: Stop) -> Any:
 
 
 def _asking(request: Request) -> Request:
-    """Return a request as a node takes it that is about to get the slot."""
+    """Return a request for one command as a node takes it that is about to get the
+    slot: what ASKING says is true of the next command alone."""
     command = request.command
     packed = command if isinstance(command, bytes) else pack_all([command])
-    return Request(_ASKING + packed, max(1, request.count) + 1, once=request.once)
+    return Request(_ASKING + packed, 2, once=request.once)
 
 
-def _answer_of(request: Request, replies: Sequence[Any]) -> Any:
-    """Return the reply to a request without the one to ASKING."""
-    if request.count:
-        return replies[1:]
-    if isinstance(replies[1], Exception):
-        raise replies[1]
-    return replies[1]
+def _answer_of(replies: Sequence[Any]) -> Any:
+    """Return the reply to a command without the one to ASKING."""
+    _, reply = replies
+    if isinstance(reply, Exception):
+        raise reply
+    return reply
 
 
 def _is_unsettled(reply: Any) -> bool:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from redis.exceptions import ResponseError
 
-from .packing import pack_all, pack_get, pack_set
+from .packing import pack_get, pack_set
 from .serializers import Serializer
 from .servers import Server, refuses_scripts
 
@@ -111,13 +111,11 @@ class Operations:
         """Set a key's timeout; return whether it is there."""
         if timeout is not None:
             return bool((yield Request(("EXPIRE", key, timeout), key=key)))
-        # PERSIST alone says the same of a key without a timeout and of none.
-        packed = pack_all([("PERSIST", key), ("EXISTS", key)])
-        replies = yield Request(packed, 2, key=key)
-        for reply in replies:
-            if isinstance(reply, Exception):
-                raise reply
-        return bool(replies[1])
+        if (yield Request(("PERSIST", key), key=key)):
+            return True
+        # It says the same of a key without a timeout and of none. In a request of its
+        # own: on a cluster either may be redirected.
+        return bool((yield Request(("EXISTS", key), key=key)))
 
     def delete(self, key: str) -> Operation[bool]:
         """Delete a key; return whether it was there."""

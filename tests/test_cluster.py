@@ -715,6 +715,35 @@ def test_changing(answer: bytes) -> None:
     asyncio.run(main())
 
 
+TOUCHES: Sequence[Callable[[Any], bool]] = (
+    lambda cache: cache.touch("key", None),
+    lambda cache: asyncio.run(cache.atouch("key", None)),
+)
+
+
+def test_touch_while_the_cluster_changes() -> None:
+    """Each of the commands that it takes is tried again, and explained, as any is."""
+    down = b"-CLUSTERDOWN The cluster is down\r\n"
+
+    async def main() -> None:
+        script = Script()
+
+        def work(cache: EntraRedisClusterCache) -> None:
+            for touch in TOUCHES:
+                script.answers["PERSIST"] = [down, b":0\r\n"]
+                script.answers["EXISTS"] = [down, b":0\r\n"]
+                assert not touch(cache)
+                for name in ("EXISTS", "PERSIST"):
+                    script.answers |= {"PERSIST": [b":0\r\n"], name: [down] * 100}
+                    with pytest.raises(ClusterUnavailableError, match="is down"):
+                        touch(cache)
+                    script.answers.clear()
+
+        await script.use(work)
+
+    asyncio.run(main())
+
+
 def test_changing_for_too_long() -> None:
     """In the end the error says that the cluster is changing."""
     down = b"-CLUSTERDOWN The cluster is down\r\n"
@@ -738,9 +767,10 @@ def test_ask() -> None:
             ask = b"-ASK 1 127.0.0.1:%d\r\n" % script.port
             script.answers["GET"] = [ask]
             assert cache.get("key") == 5
-            script.answers["PERSIST"] = [ask]
-            script.answers["EXISTS"] = [ask, b":1\r\n"]
-            assert cache.touch("key", None)
+            for touch in TOUCHES:
+                script.answers["PERSIST"] = [ask, b":0\r\n"]
+                script.answers["EXISTS"] = [ask, b":1\r\n"]
+                assert touch(cache)
             script.answers["INCRBY"] = [b":8\r\n"]
             script.answers["EVAL"] = [ask, b":8\r\n"]
             assert cache.incr("key") == 8
@@ -749,7 +779,14 @@ def test_ask() -> None:
                 cache.get("key")
 
         await script.use(work)
-        assert script.seen.count(b"ASKING") == 4
+        # It is true of one command alone.
+        at = [place for place, name in enumerate(script.seen) if name == b"ASKING"]
+        assert [script.seen[place + 1] for place in at] == [
+            b"GET",
+            *(b"PERSIST", b"EXISTS") * 2,
+            b"EVAL",
+            b"GET",
+        ]
 
     asyncio.run(main())
 
