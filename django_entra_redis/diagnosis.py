@@ -38,9 +38,7 @@ def _settings(exam: Examination) -> str:
         for server in exam.servers:
             server.connection()
     except ConfigurationError as error:
-        hint = " ".join(problem.hint for problem in error.problems)
-        what = " ".join(f"{p.where}: {p.message}" for p in error.problems)
-        raise StepError("settings_invalid", what, hint) from None
+        raise _invalid(error) from None
     # What a dotted path leads to, and what redis-py makes of the options that go on
     # to it, may raise anything.
     except Exception as error:
@@ -51,6 +49,13 @@ def _settings(exam: Examination) -> str:
     exam.identity = identity
     client = f", client {identity.client_id}" if identity.client_id else ""
     return f"identity '{identity.alias}': {identity.kind}{client}"
+
+
+def _invalid(error: ConfigurationError) -> StepError:
+    """Return what is wrong with the settings as a step's error."""
+    hint = " ".join(problem.hint for problem in error.problems)
+    what = " ".join(f"{p.where}: {p.message}" for p in error.problems)
+    return StepError("settings_invalid", what, hint)
 
 
 def _dns(exam: Examination) -> str:
@@ -134,6 +139,8 @@ def _nodes(exam: Examination, topology: Topology) -> str:
     """Be let in at every primary of a cluster; return what the cluster consists of."""
     try:
         topology.ensure()
+    except ConfigurationError as error:
+        raise _invalid(error) from None
     except WrongBackendError as error:
         raise StepError("cluster_policy_enterprise", str(error)) from None
     except NoPermissionError as error:

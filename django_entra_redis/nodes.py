@@ -12,12 +12,13 @@ from weakref import WeakSet
 
 from redis import cluster
 from redis.cluster import ClusterNode
-from redis.connection import parse_url
+from redis.connection import SSLConnection, parse_url
 
 from .defaults import with_defaults
 from .forks import at_fork
-from .options import CacheOptions
+from .options import CacheOptions, is_loopback
 from .pools import ConnectionPool, pool_settings
+from .problems import ConfigurationError, Problem
 from .tls import SharedTls
 
 #: Options of redis-py's cluster client, which no connection knows.
@@ -95,7 +96,11 @@ class NodePools:
         return self.at(host, port)
 
     def at(self, host: str, port: int) -> Any:
-        """Return the pool of the node with that address."""
+        """Return the pool of the node with that address.
+
+        Raises:
+            ConfigurationError: a token would go there in plain text.
+        """
         with self._lock:
             pool = self._pools.get((host, port))
             if pool is None:
@@ -139,6 +144,13 @@ class NodePools:
 
     def _make(self, host: str, port: int) -> Any:
         pool_class, kwargs = pool_settings(self.url, self._options, NodePool)
+        if not (
+            self._options.identity is None
+            or self._options.allow_plaintext_token
+            or issubclass(kwargs["connection_class"], SSLConnection)
+            or is_loopback(host)
+        ):
+            raise ConfigurationError([_in_plain_text(host, port)])
         if "tls" in kwargs:
             kwargs["tls"] = self._tls
         # As from_url() has it: what the URL says goes before what OPTIONS say.
@@ -154,6 +166,19 @@ _families: WeakSet[NodePools] = WeakSet()
 def _address(server: str) -> Address:
     url = parse_url(server)
     return url.get("host", "localhost"), int(url.get("port", 6379))
+
+
+def _in_plain_text(host: str, port: int) -> Problem:
+    """Return what is wrong where LOCATION leads to a node further away than itself."""
+    return Problem(
+        "E022",
+        "CACHES[...]['LOCATION']",
+        f"a token would cross the network in plain text to {host}:{port}, which the "
+        "cluster announces as a node's address.",
+        "It should start with rediss://; or OPTIONS['address_remap'] should lead to "
+        "where the node is reached from here; or, where the network protects the "
+        "token, set OPTIONS['allow_plaintext_token'] to True.",
+    )
 
 
 def _hang_up(pool: Any) -> None:

@@ -32,6 +32,7 @@ def share(
         kind,
         *servers,
         options.identity,
+        options.allow_plaintext_token,
         options.pool_timeout,
         _key(options.pool_class),
         _key(options.parser_class),

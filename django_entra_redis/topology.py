@@ -109,6 +109,9 @@ class Topology:
         Parameters:
             redirect: the error reply.
             asked: the pool of the node that gave it.
+
+        Raises:
+            ConfigurationError: a token would go there in plain text.
         """
         # Without a host it is the same one, on another port.
         host = redirect.host or asked.connection_kwargs["host"]
@@ -156,6 +159,7 @@ class Topology:
             TokenError, TokenRefusedError: nobody is let in.
             ClusterUnavailableError, ConnectionError: no node can be asked.
             WrongBackendError: it is no cluster.
+            ConfigurationError: a token would go to a node in plain text.
         """
         if self._slots is None:
             self.look()

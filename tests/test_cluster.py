@@ -2,6 +2,7 @@
 
 import asyncio
 import multiprocessing
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,14 +25,17 @@ from django_entra_redis.channels import Channel
 from django_entra_redis.clients import read_many
 from django_entra_redis.exceptions import (
     ClusterUnavailableError,
+    ConfigurationError,
     TokenRefusedError,
     UncertainResultError,
     WrongBackendError,
 )
+from django_entra_redis.options import parse_options
 from testproject.emulator import Emulator
 from tests.caches import let_in, make_cache, wait_until
 from tests.clusters import admin, primaries, replica_of
 from tests.peers import Peer, PeerHost
+from tests.sites import Credential
 
 BACKEND = "django_entra_redis.cache.EntraRedisClusterCache"
 #: So many keys that each of three primaries has some.
@@ -651,6 +655,7 @@ class Script:
     def __init__(self, **answers: list[bytes]) -> None:
         self.answers = answers
         self.seen: list[bytes] = []
+        self.host = b"127.0.0.1"
         self.port = 0
         self.last = 16383
 
@@ -662,16 +667,21 @@ class Script:
         if queue:
             return queue.pop(0)
         if name == b"CLUSTER":
-            node = b"*3\r\n$9\r\n127.0.0.1\r\n:%d\r\n$2\r\nid\r\n" % self.port
+            node = b"*3\r\n$%d\r\n%b\r\n:%d\r\n$2\r\nid\r\n"
+            node %= (len(self.host), self.host, self.port)
             return b"*1\r\n*3\r\n:0\r\n:%d\r\n%b" % (self.last, node)
         return b"$1\r\n5\r\n" if name == b"GET" else OK
 
-    async def use(self, work: Callable[[EntraRedisClusterCache], Any]) -> Any:
-        """Run ``work`` in a thread with a cache on it."""
+    async def use(
+        self, work: Callable[[EntraRedisClusterCache], Any], **options: Any
+    ) -> Any:
+        """Run ``work`` in a thread with a cache on it, without an identity unless
+        these options name one."""
         async with PeerHost(self) as host:
             self.port = host.port
             cache = EntraRedisClusterCache(
-                f"redis://127.0.0.1:{host.port}", {"OPTIONS": {"identity": None}}
+                f"redis://127.0.0.1:{host.port}",
+                {"OPTIONS": {"identity": None, **options}},
             )
             try:
                 return await asyncio.to_thread(work, cache)
@@ -1018,6 +1028,110 @@ def test_errors_of_the_client() -> None:
     asyncio.run(main())
 
     asyncio.run(main())
+
+
+# -- what a token would cross the network to in plain text ---------------------------
+
+#: An address that no machine has, announced by a cluster behind a forwarded port.
+FAR = "192.0.2.2"
+
+
+@pytest.fixture
+def far(monkeypatch: pytest.MonkeyPatch) -> Iterator[Script]:
+    """Give such a cluster, and an identity; whoever would connect there fails."""
+
+    def connect(sock: socket.socket, address: Any) -> None:
+        assert address[0] == "127.0.0.1"
+        real(sock, address)
+
+    real = socket.socket.connect
+    monkeypatch.setattr(socket.socket, "connect", connect)
+    script = Script()
+    script.host = FAR.encode()
+    identity = {"CREDENTIAL": Credential("opaque"), "USERNAME": "me"}
+    with override_settings(ENTRA_REDIS={"default": identity}):
+        yield script
+
+
+def test_no_token_in_plain_text(far: Script) -> None:
+    """A token that may go to LOCATION may not for that go to what it leads to."""
+
+    def work(cache: EntraRedisClusterCache) -> None:
+        calls: Sequence[Callable[[], Any]] = (
+            lambda: cache.get("key"),
+            lambda: cache.get_many(NAMES),
+            lambda: run(lambda: cache.aget("key")),
+            cache.get_client,
+            cache.get_pools,
+        )
+        for call in calls:
+            with pytest.raises(ConfigurationError, match="LOCATION") as caught:
+                call()
+            (problem,) = caught.value.problems
+            assert problem.id == "E022"
+            assert f"{FAR}:{far.port}" in problem.message
+
+    asyncio.run(far.use(work, identity="default", ignore_exceptions=True))
+    assert b"AUTH" in far.seen
+
+
+def test_no_token_in_plain_text_after_a_change(far: Script) -> None:
+    """Nodes that are too far away come late, and leave what is known as it is."""
+
+    def work(cache: EntraRedisClusterCache) -> None:
+        topology = cache.get_topology()
+        far.host = b"127.0.0.1"
+        assert cache.get("key") == 5
+        far.host = FAR.encode()
+        topology.catch_up()
+        with pytest.raises(ConfigurationError, match=FAR):
+            topology.look()
+        for kind in (b"ASK", b"MOVED"):
+            for call in (
+                lambda: cache.get("key"),
+                lambda: cache.get_many(["a", "b"]),
+                lambda: run(lambda: cache.aget("key")),
+            ):
+                far.answers["GET"] = [b"-%b 1 %b:6379\r\n" % (kind, far.host)] * 9
+                with pytest.raises(ConfigurationError, match=f"{FAR}:6379"):
+                    call()
+                far.answers.clear()
+                assert cache.get("key") == 5
+
+    asyncio.run(far.use(work, identity="default"))
+
+
+@pytest.mark.parametrize(
+    ("location", "options"),
+    [
+        ("redis://127.0.0.1", {"allow_plaintext_token": True}),
+        ("redis://127.0.0.1", {"identity": None}),
+        ("rediss://127.0.0.1", {}),
+        ("redis://127.0.0.1", {"connection_class": redis.SSLConnection}),
+    ],
+)
+def test_nodes_far_away(location: str, options: dict[str, Any]) -> None:
+    """Where nobody else can read the token, or it is allowed, or there is none."""
+    made = nodes.NodePools(parse_options([location], options, clustered=True))
+    assert made.at(FAR, 6379).connection_kwargs["host"] == FAR
+
+
+def test_nodes_that_are_remapped(far: Script) -> None:
+    """What counts is where an announced address leads."""
+
+    def remap(address: tuple[str, int]) -> tuple[str, int]:
+        assert address[0] == FAR
+        return "127.0.0.1", address[1]
+
+    def work(cache: EntraRedisClusterCache) -> None:
+        far.answers["GET"] = [b"-ASK 1 %b:%d\r\n" % (far.host, far.port)]
+        assert cache.get("key") == 5
+        assert cache.get_many(["a", "b"]) == {"a": 5, "b": 5}
+
+    asyncio.run(far.use(work, identity="default", address_remap=remap))
+
+
+# -- and the rest --------------------------------------------------------------------
 
 
 def test_parser_of_older_releases() -> None:

@@ -632,9 +632,9 @@ def cluster_behind_something_that_adds_err(site: Site) -> Iterator[None]:
         yield
 
 
-def slots(last: int, port: int) -> bytes:
+def slots(last: int, port: int, host: bytes = b"127.0.0.1") -> bytes:
     """Return what a cluster of one node says, whose slots end somewhere."""
-    node = b"*3\r\n$9\r\n127.0.0.1\r\n:%d\r\n$2\r\nid\r\n" % port
+    node = b"*3\r\n$%d\r\n%b\r\n:%d\r\n$2\r\nid\r\n" % (len(host), host, port)
     return b"*1\r\n*3\r\n:0\r\n:%d\r\n%b" % (last, node)
 
 
@@ -647,6 +647,14 @@ def no_cluster(site: Site) -> None:
 def node_behind_a_firewall(site: Site) -> Iterator[None]:
     with scripted(CLUSTER=slots(16383, 1)) as server:
         site.use_server(server)
+        site.cache["BACKEND"] = CLUSTER_BACKEND
+        yield
+
+
+@fault("settings_invalid", "ping", says="in plain text to 192.0.2.2:6379")
+def node_beyond_the_forwarded_port(site: Site) -> Iterator[None]:
+    with scripted(CLUSTER=slots(16383, 6379, b"192.0.2.2")) as server:
+        site.location, site.options = server.url, {}
         site.cache["BACKEND"] = CLUSTER_BACKEND
         yield
 

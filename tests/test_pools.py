@@ -430,6 +430,7 @@ def test_fork_while_another_thread_makes_a_connection(
         pytest.param({"db": 1}, {"db": True}, False, id="equal is not the same"),
         pytest.param({"pool_timeout": 1}, {"pool_timeout": 2}, False, id="timeout"),
         pytest.param({"clear_by_scan": True}, {}, True, id="nothing of connections"),
+        pytest.param({"allow_plaintext_token": True}, {}, False, id="plain text"),
         pytest.param(
             {"socket_keepalive_options": {1: 2}},
             {"socket_keepalive_options": {1: 2}},
