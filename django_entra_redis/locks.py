@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import contextvars
 from collections.abc import Callable
-from functools import cached_property
 from types import TracebackType
 from typing import Any, Self
 
@@ -38,10 +37,16 @@ class AsyncLock:
         self._sleep = sleep
         self._blocking = blocking
         self._blocking_timeout = blocking_timeout
+        self._made: dict[str, Lock] = {}
 
-    @cached_property
+    @property
     def _lock(self) -> Lock:
-        return self._make()
+        # The threads of tasks that share it may make one each, but all take the same:
+        # it alone knows the token of whoever has the lock. ``setdefault`` is atomic,
+        # and, unlike a lock of our own, never held at a fork.
+        if not self._made:
+            self._made.setdefault("lock", self._make())
+        return self._made["lock"]
 
     async def acquire(
         self, *, blocking: bool | None = None, blocking_timeout: float | None = None

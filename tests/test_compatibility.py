@@ -20,6 +20,7 @@ from redis.lock import Lock
 
 from django_entra_redis import aio, get_redis_connection, registry
 from django_entra_redis.cache import EntraRedisCache
+from django_entra_redis.locks import AsyncLock
 from testproject.emulator import Emulator
 from tests.caches import PATIENCE, Database, let_in, make_cache, wait_until
 
@@ -316,6 +317,30 @@ def test_a_cancelled_task_leaves_no_lock(database: Database) -> None:
             await asyncio.sleep(number * 1e-4)
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(main())
+    assert not cache.lock("lock").locked()
+
+
+def test_a_lock_that_tasks_share(database: Database) -> None:
+    """Their threads may come for it at once: whoever has it can let go of it."""
+    cache = database.cache()
+    together = threading.Barrier(2)
+
+    def make() -> Lock:
+        together.wait(PATIENCE)
+        return cache.lock("lock", thread_local=False)
+
+    async def use(lock: AsyncLock) -> Lock:
+        async with lock:
+            return lock._lock
+
+    async def main() -> None:
+        lock = AsyncLock(make, sleep=0.01, blocking_timeout=PATIENCE)
+        made = [asyncio.to_thread(lambda: lock._lock) for _ in range(2)]
+        first, second = await asyncio.gather(*made)
+        assert first is second
+        assert set(await asyncio.gather(use(lock), use(lock))) == {first}
 
     asyncio.run(main())
     assert not cache.lock("lock").locked()
