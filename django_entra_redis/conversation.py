@@ -21,6 +21,7 @@ from redis.exceptions import (
 
 from .examination import StepError
 from .exceptions import TokenError, TokenRefusedError
+from .redirections import cluster_error
 from .tokens import Token
 
 #: What a reply, or its absence, means; the first that fits. Some are subclasses of
@@ -111,12 +112,10 @@ class Conversation:
 
 
 def _code_of(error: Exception) -> str:
+    error = cluster_error(error)
     for kind, code in _REPLY_CODES.items():
         if isinstance(error, kind):
             return code
-    # redis-py 5 has no classes of their own for these.
-    if str(error).startswith(("MOVED ", "ASK ", "CROSSSLOT ", "CLUSTERDOWN ")):
-        return "cluster_policy_oss"
     return "server_failed"
 
 
