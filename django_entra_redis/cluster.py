@@ -245,7 +245,12 @@ class AsyncClusterClient(AsyncCacheClient):
         async def visit(visits: Visits) -> Any:
             if visits is None:
                 return await cluster.topology.alook()
-            return await asyncio.gather(*map(again, visits))
+            # Nothing is under way any more, such as a FLUSHDB, when the error is told.
+            replies = await asyncio.gather(*map(again, visits), return_exceptions=True)
+            for reply in replies:
+                if isinstance(reply, BaseException):
+                    raise reply
+            return replies
 
         if not cluster.topology.known:
             await self.repeat(request, cluster.topology.alook)

@@ -23,6 +23,7 @@ from django_entra_redis import aio, nodes, parts, registry
 from django_entra_redis.cache import EntraRedisCache, EntraRedisClusterCache
 from django_entra_redis.channels import Channel
 from django_entra_redis.clients import read_many
+from django_entra_redis.cluster import AsyncClusterClient
 from django_entra_redis.exceptions import (
     ClusterUnavailableError,
     ConfigurationError,
@@ -428,6 +429,33 @@ def test_all_keys_after_a_failover(
         cluster.settle()
         assert cache.clear()
         assert cache.keys() == []
+
+
+def test_all_keys_with_an_error(cache: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first error is told when no primary is at it any more."""
+    begun: list[Any] = []
+    ended: list[Any] = []
+    call = AsyncClusterClient.call
+
+    async def fail_at_first(
+        client: AsyncClusterClient, channels: Any, pool: Any, request: Any
+    ) -> Any:
+        begun.append(pool)
+        if len(begun) < 3:
+            raise NoPermissionError(f"primary {len(begun)}")
+        reply = await call(client, channels, pool, request)
+        ended.append(pool)
+        return reply
+
+    cache.get_topology().ensure()
+    monkeypatch.setattr(AsyncClusterClient, "call", fail_at_first)
+
+    async def main() -> None:
+        with pytest.raises(NoPermissionError, match="primary 1"):
+            await cache.aclear()
+        assert (len(begun), ended) == (3, begun[2:])
+
+    asyncio.run(main())
 
 
 def test_all_keys_while_nothing_has_changed() -> None:
