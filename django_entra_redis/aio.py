@@ -21,7 +21,7 @@ from redis.exceptions import ReadOnlyError, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from .channels import Channel, Target
-from .clients import BACKOFF, RETRIES, CacheClient, uncertain
+from .clients import BACKOFF, RETRIES, Client, uncertain
 from .credentials import EntraCredentialProvider
 from .driving import adrive
 from .exceptions import EntraRedisError
@@ -59,7 +59,7 @@ class AsyncCacheClient:
         client: the synchronous client of the same cache.
     """
 
-    def __init__(self, client: CacheClient) -> None:
+    def __init__(self, client: Client) -> None:
         self.client = client
         options = client.options
         self._native = (
@@ -77,7 +77,7 @@ class AsyncCacheClient:
         """Carry out an operation; return its result.
 
         Raises:
-            What :meth:`CacheClient.run` raises.
+            What :meth:`Client.run` raises.
         """
         channels = _channels_of(asyncio.get_running_loop()) if self._native else None
         if channels is None or not (channels.open or await channels.count()):

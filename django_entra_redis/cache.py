@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from .aio import AsyncCacheClient
-    from .clients import CacheClient
+    from .clients import Client
     from .cluster import AsyncClusterClient, ClusterClient
     from .operations import Operation, Operations
     from .topology import Topology
@@ -94,7 +94,7 @@ class EntraRedisCache(KeyspaceMethods, RedisCache):
 
     @cached_property
     # The client is none of Django's; what is inherited from there does not use it.
-    def _cache(self) -> "CacheClient":  # type: ignore[override]
+    def _cache(self) -> "Client":  # type: ignore[override]
         with no_fork():
             from .clients import CacheClient
 

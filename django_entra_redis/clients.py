@@ -7,6 +7,7 @@ left to redis-py's own retry policy.
 
 import copy
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
@@ -46,24 +47,21 @@ RETRIES = 3
 _servers: WeakKeyDictionary[Any, Server] = WeakKeyDictionary()
 
 
-class CacheClient:
-    """What ``EntraRedisCache`` does its work with.
+class Client(ABC):
+    """Carries out a cache's operations: what all kinds of server have in common.
 
     Parameters:
         options: what the cache's settings ask for.
+        repeatable: errors beside those of a connection that are worth another try.
     """
 
-    def __init__(self, options: CacheOptions) -> None:
+    #: The pools to the servers in ``LOCATION``.
+    pools: list[Any]
+    operations: Operations
+
+    def __init__(self, options: CacheOptions, *repeatable: type[Exception]) -> None:
         self.options = options
-        self.pools = [
-            get_pool(server, with_defaults(server, options))
-            for server in options.servers
-        ]
-        self._writer = self.pools[0]
-        self._readers = self.pools[1:] or self.pools
-        self._retry = make_retry(options.connection, ReadOnlyError)
-        kind = ForgivingOperations if options.ignore_exceptions else Operations
-        self.operations = self.make_operations(kind, self._writer)
+        self._retry = make_retry(options.connection, *repeatable)
 
     def make_operations(self, kind: type[Operations], shared: Any) -> Operations:
         """Return the operations of a cache.
@@ -76,6 +74,71 @@ class CacheClient:
             make_serializer(self.options.serializer, self.options.compressor),
             _servers.setdefault(shared, Server()),
         )
+
+    @abstractmethod
+    def get_client(self, key: str | None = None, *, write: bool = False) -> redis.Redis:
+        """Return redis-py's client for what Django's cache API does not have."""
+
+    @abstractmethod
+    def pool_for(self, request: Request) -> Any:
+        """Return the pool of a server that may carry out a request."""
+
+    def run(self, operation: Operation[T]) -> T:
+        """Carry out an operation; return its result.
+
+        Raises:
+            UncertainResultError: the connection broke when a command that must not be
+                applied twice might have been.
+            TokenError, TokenRefusedError, ConnectionPoolTimeout: no connection.
+            redis.RedisError: what redis-py raises.
+        """
+        return drive(operation, self.execute, self.explain)
+
+    @abstractmethod
+    def execute(self, request: Request) -> Any:
+        """Carry out a request, repeatedly if need be and if that is safe."""
+
+    @abstractmethod
+    def explain(self, error: RedisError) -> RedisError:
+        """Return what to raise for an error of the server's."""
+
+    def repeat(self, failure: Exception, carry_out: Callable[[], Any]) -> Any:
+        """Have redis-py's retry policy decide on a failure and what comes after it."""
+        pending = [failure]
+
+        def attempt() -> tuple[Any, Exception | None]:
+            try:
+                if pending:
+                    raise pending.pop()
+                return carry_out(), None
+            except EntraRedisError as error:
+                # No token, no free connection, or an uncertain result: returned, so
+                # that the policy, to which these are connection errors, lets them be.
+                return None, error
+
+        reply, error = copy.deepcopy(self._retry).call_with_retry(attempt, _ignore)
+        if error is not None:
+            raise error
+        return reply
+
+
+class CacheClient(Client):
+    """What ``EntraRedisCache`` does its work with.
+
+    Parameters:
+        options: what the cache's settings ask for.
+    """
+
+    def __init__(self, options: CacheOptions) -> None:
+        super().__init__(options, ReadOnlyError)
+        self.pools = [
+            get_pool(server, with_defaults(server, options))
+            for server in options.servers
+        ]
+        self._writer = self.pools[0]
+        self._readers = self.pools[1:] or self.pools
+        kind = ForgivingOperations if options.ignore_exceptions else Operations
+        self.operations = self.make_operations(kind, self._writer)
 
     # At first use: each thread and each ASGI request has a cache of its own, and most
     # of these need none.
@@ -93,17 +156,6 @@ class CacheClient:
         if write or len(self.pools) == 1:
             return self._clients[0]
         return random.choice(self._clients[1:])
-
-    def run(self, operation: Operation[T]) -> T:
-        """Carry out an operation; return its result.
-
-        Raises:
-            UncertainResultError: the connection broke when a command that must not be
-                applied twice might have been.
-            TokenError, TokenRefusedError, ConnectionPoolTimeout: no connection.
-            redis.RedisError: what redis-py raises.
-        """
-        return drive(operation, self.execute, self.explain)
 
     def pool_for(self, request: Request) -> Any:
         """Return the pool of a server that may carry out a request."""
@@ -129,25 +181,6 @@ class CacheClient:
             "keys than this one's: BACKEND should be "
             "'django_entra_redis.cache.EntraRedisClusterCache'."
         )
-
-    def repeat(self, failure: Exception, carry_out: Callable[[], Any]) -> Any:
-        """Have redis-py's retry policy decide on a failure and what comes after it."""
-        pending = [failure]
-
-        def attempt() -> tuple[Any, Exception | None]:
-            try:
-                if pending:
-                    raise pending.pop()
-                return carry_out(), None
-            except EntraRedisError as error:
-                # No token, no free connection, or an uncertain result: returned, so
-                # that the policy, to which these are connection errors, lets them be.
-                return None, error
-
-        reply, error = copy.deepcopy(self._retry).call_with_retry(attempt, _ignore)
-        if error is not None:
-            raise error
-        return reply
 
 
 def _ignore(error: Exception) -> None:

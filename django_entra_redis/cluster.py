@@ -24,7 +24,7 @@ from redis.exceptions import (
 )
 
 from .aio import AsyncCacheClient, LoopChannels, leave_server
-from .clients import CacheClient, carry_out, make_retry
+from .clients import Client, carry_out
 from .driving import adrive, drive
 from .exceptions import (
     ClusterUnavailableError,
@@ -63,7 +63,7 @@ Visits = list[Visit] | None
 on_departure.append(leave_server)
 
 
-class ClusterClient(CacheClient):
+class ClusterClient(Client):
     """What ``EntraRedisClusterCache`` does its work with.
 
     Parameters:
@@ -71,10 +71,9 @@ class ClusterClient(CacheClient):
     """
 
     def __init__(self, options: CacheOptions) -> None:
-        self.options = options
+        super().__init__(options, *REPEATABLE)
         self.topology = topology = get_topology(options)
         self.pools = [topology.nodes.entrance]
-        self._retry = make_retry(options.connection, *REPEATABLE)
         forgiving = options.ignore_exceptions
         kind = ForgivingClusterOperations if forgiving else ClusterOperations
         self.operations = self.make_operations(kind, topology)
@@ -86,6 +85,13 @@ class ClusterClient(CacheClient):
             key, write: unused; the client finds the node itself.
         """
         return self.topology.client
+
+    def pool_for(self, request: Request) -> Any:
+        """Return the pool of the node that a request for one command goes to."""
+        if isinstance(request, Visit):
+            return self.topology.pool_at(request.address)
+        assert request.key is not None
+        return self.topology.pool_of(request.key)
 
     def explain(self, error: RedisError) -> RedisError:
         """Return what to raise for an error of the server's."""
@@ -147,11 +153,7 @@ class ClusterClient(CacheClient):
 
         That is one node, unless it redirects to another.
         """
-        if isinstance(request, Visit):
-            pool = self.topology.pool_at(request.address)
-        else:
-            assert request.key is not None
-            pool = self.topology.pool_of(request.key)
+        pool = self.pool_for(request)
         failure: Exception | None = None
         asking = False
         for _ in range(REDIRECTIONS):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from redis.lock import Lock
 
     from .aio import AsyncCacheClient
-    from .clients import CacheClient
+    from .clients import Client
     from .keyspace import Keyspace
     from .locks import AsyncLock
     from .operations import Operation, Operations
@@ -43,7 +43,7 @@ class KeyspaceMethods:
         make_key: Any
 
         @cached_property
-        def _cache(self) -> CacheClient:
+        def _cache(self) -> Client:
             """What carries operations out."""
             ...
 

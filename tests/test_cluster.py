@@ -31,7 +31,9 @@ from django_entra_redis.exceptions import (
     UncertainResultError,
     WrongBackendError,
 )
+from django_entra_redis.operations import Request
 from django_entra_redis.options import parse_options
+from django_entra_redis.sharding import Visit
 from testproject.emulator import Emulator
 from tests.caches import let_in, make_cache, wait_until
 from tests.clusters import admin, primaries, replica_of
@@ -220,6 +222,17 @@ def test_client_and_lock(cache: Any) -> None:
         cache.lock("lock", blocking=False).__enter__()
     pool = cache.get_topology().pool_of("a")
     assert pool.counts()[0] > 0
+
+
+def test_where_a_request_goes(cache: Any) -> None:
+    """The client has a pool for each request, as that to a single server has."""
+    topology = cache.get_topology()
+    topology.ensure()
+    for address, pool in topology.primaries.items():
+        assert cache._cache.pool_for(Visit(("PING",), address)) is pool
+    for name in NAMES:
+        request = Request(("GET", name), key=name, write=False)
+        assert cache._cache.pool_for(request) is topology.pool_of(name)
 
 
 def test_sessions(cache: Any) -> None:
