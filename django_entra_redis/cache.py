@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from asgiref.sync import sync_to_async
 from django.core.cache import caches
@@ -20,7 +19,7 @@ from django.utils.functional import cached_property
 from . import installed as installed
 from .compatibility import KeyspaceMethods
 from .imports import no_fork
-from .options import CacheOptions, parse_options, split_location
+from .options import CacheOptions, bare_urls, parse_options, split_location
 from .problems import ConfigurationError
 
 if TYPE_CHECKING:
@@ -71,9 +70,14 @@ class EntraRedisCache(KeyspaceMethods, RedisCache):
         Raises:
             ConfigurationError: they can't be used as they are.
         """
-        return parse_options(
-            self._servers, self._given, where, clustered=self.clustered
-        )
+        try:
+            return parse_options(
+                self._servers, self._given, where, clustered=self.clustered
+            )
+        except ConfigurationError as error:
+            problems = error.problems
+        # Without the frames in whose locals Django's debug page would print passwords.
+        raise ConfigurationError(problems)
 
     @property
     def identity(self) -> str | None:
@@ -85,9 +89,9 @@ class EntraRedisCache(KeyspaceMethods, RedisCache):
 
     @property
     def location(self) -> str:
-        """The first server's URL, without what may be secret in it."""
-        url = urlsplit(str(self._servers[0]))
-        return f"{url.scheme}://{url.netloc.rpartition('@')[2]}{url.path}"
+        """The first server's URL, without what may be secret in it; "?" if it can't be
+        told."""
+        return bare_urls(self._servers)[0]
 
     # At first use, as Django's own backend imports redis-py: for start-up time. Each
     # thread comes here, also in a server that is about to fork its workers.

@@ -109,6 +109,22 @@ def split_location(location: Any) -> tuple[str, ...]:
     return tuple(location) if isinstance(location, Iterable) else (location,)
 
 
+def bare_urls(servers: Iterable[Any]) -> list[str]:
+    """Return the servers' URLs without what may be secret in them.
+
+    Where that can't be told of one, nothing is: a password that is not escaped may be
+    in any part of a URL, and even have been taken for several.
+    """
+    found = []
+    for server in servers:
+        scheme, _ = _read_url(server)
+        url = urlsplit(server if scheme else "")
+        if not scheme or "@" in url.path + url.query + url.fragment:
+            return ["?"]
+        found.append(f"{scheme}://{url.netloc.rpartition('@')[2]}{url.path}")
+    return found or ["?"]
+
+
 def parse_options(
     servers: Sequence[str],
     options: Mapping[str, Any],
@@ -205,6 +221,8 @@ def _cluster_problems(options: CacheOptions, where: str) -> list[Problem]:
     problems = []
     for server in options.servers:
         scheme, connection = _read_url(server)
+        if not scheme:
+            continue  # It is no URL, and told so.
         if scheme == "unix":
             problems.append(
                 Problem(
@@ -249,6 +267,9 @@ def _read_url(server: Any) -> tuple[str, dict[str, Any]]:
         }
         _ = url.port  # raises where it is none
     except (ValueError, TypeError, AttributeError):
+        return "", {}
+    # Of a password with a "/" or "#" that is not escaped; a socket may be named so.
+    if "@" in url.path + url.fragment and (url.netloc or url.scheme != "unix"):
         return "", {}
     said |= {key: unquote(value) for key, value in given.items() if value}
     return url.scheme, said

@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from time import perf_counter
 from typing import Any
-from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.core.cache import caches
@@ -15,6 +14,7 @@ from redis.exceptions import RedisError
 
 from django_entra_redis.cache import EntraRedisCache
 from django_entra_redis.credentials import get_credential_provider
+from django_entra_redis.options import bare_urls, split_location
 from django_entra_redis.status import Status
 from testproject.history import Event, recent_events
 
@@ -162,16 +162,8 @@ def _identity(config: Mapping[str, Any]) -> str | None:
 
 def _location(config: Mapping[str, Any]) -> str:
     """Where a cache is, less the password that a URL without Entra may hold."""
-    location = config.get("LOCATION", "")
-    urls = location.split(",") if isinstance(location, str) else location
-    return ", ".join(_bare(url.strip()) for url in urls)
-
-
-def _bare(url: str) -> str:
-    parts = urlsplit(url)
-    return parts._replace(
-        netloc=parts.netloc.rpartition("@")[2], query="", fragment=""
-    ).geturl()
+    location = config.get("LOCATION")
+    return ", ".join(bare_urls(split_location(location))) if location else ""
 
 
 def _event(event: Event) -> dict[str, Any]:

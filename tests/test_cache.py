@@ -512,6 +512,8 @@ def test_several_servers(database: Database, separator: str) -> None:
     [
         ("redis://user:secret@host:1/2?x=y", "redis://host:1/2"),
         (["rediss://host:1", "rediss://other:2"], "rediss://host:1"),
+        ("unix://:secret@/run/a@b.sock", "?"),
+        ("unix://:secret@/run/redis.sock", "unix:///run/redis.sock"),
     ],
 )
 def test_location(location: str | list[str], shown: str) -> None:

@@ -128,6 +128,7 @@ def test_no_identity_asks_for_nothing() -> None:
         "redis://?host=localhost",
         "unix:///run/redis.sock",
         "unix:///run/redis.sock?db=1",
+        "unix:///run/a@b.sock",
         "redis://%6cocalhost",
     ],
 )
@@ -237,6 +238,9 @@ def test_loopback(host: str, loopback: bool) -> None:
         [None],
         b"rediss://contoso",
         f"{TLS}, {TLS}",
+        # A password that is not escaped.
+        "rediss://:1/hush@contoso:6380",
+        "unix://:1/hush@/run/redis.sock",
     ],
 )
 def test_what_is_no_url_of_a_redis(location: Any) -> None:

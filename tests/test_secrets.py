@@ -1,6 +1,7 @@
 """Nothing secret is told: by no log, error, repr, status, signal or debug page."""
 
 import base64
+import io
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -9,10 +10,15 @@ from urllib.parse import quote
 
 import pytest
 import redis
+from django.core.cache import caches
 from django.core.cache.backends.base import BaseCache
+from django.core.checks import Tags, run_checks
+from django.core.exceptions import ImproperlyConfigured
+from django.core.management import call_command
 from django.test import override_settings
 from django.views.debug import ExceptionReporter
 
+from django_entra_redis.cache import EntraRedisCache
 from django_entra_redis.conf import load_identity
 from django_entra_redis.credentials import (
     EntraCredentialProvider,
@@ -26,7 +32,9 @@ from django_entra_redis.exceptions import (
 )
 from django_entra_redis.signals import token_renewal_failed, token_renewed
 from testproject.emulator import Emulator
+from testproject.snapshot import look_at_cache
 from tests.caches import make_cache, wait_until
+from tests.sites import BACKEND, CLUSTER_BACKEND
 
 
 class Log(logging.Handler):
@@ -290,3 +298,59 @@ def test_debug_page(
         secrets.told.append(debug_page(info.value))
         assert "EntraRedisCache" in secrets.told[-1]
         emulator.faults.recover()
+
+
+#: LOCATIONs whose password is not escaped, so that it ends up in any part of the URL.
+MALFORMED = [
+    "rediss://:Abc/S3cretKey=@contoso.redis.cache.windows.net:6380",
+    "rediss://:1/S3cretKey=@localhost:1",
+    "rediss://:Abc#S3cretKey@localhost:1",
+    "rediss://:1#S3cretKey@localhost:1",
+    "rediss://:Abc?S3cretKey@localhost:1",
+    "rediss://:1?S3cretKey@localhost:1",
+    "rediss://:Abc,S3cretKey@localhost:1",
+    "rediss://:1;S3cretKey@localhost:1",
+    "rediss://localhost:1?password=Abc@S3cretKey",
+    "rediss://:S3cretKey",
+    "unix://:1/S3cretKey@/run/redis.sock",
+    "default:S3cretKey@contoso:6380",
+    ":S3cretKey@h:6380",
+    b"rediss://:S3cretKey@h:6380",
+]
+
+
+@pytest.mark.parametrize("location", MALFORMED)
+@pytest.mark.parametrize("identity", ["default", None])
+@pytest.mark.parametrize("backend", [BACKEND, CLUSTER_BACKEND])
+def test_password_in_a_malformed_location(
+    location: Any, identity: str | None, backend: str
+) -> None:
+    """No part of it is told by command, checks, status page, cache and debug page."""
+    settings = {
+        "BACKEND": backend,
+        "LOCATION": location,
+        "OPTIONS": {"identity": identity, "socket_connect_timeout": 1},
+    }
+    output = io.StringIO()
+    with override_settings(CACHES={"default": settings}, ENTRA_REDIS={"default": {}}):
+        for arguments in ([], ["--json"]):
+            with pytest.raises(SystemExit):
+                call_command(
+                    "entra_redis_check", "--cache=default", *arguments, stdout=output
+                )
+        told = [output.getvalue(), repr(run_checks(tags=[Tags.caches]))]
+        told.append(repr(look_at_cache("default")))
+        used = caches["default"]
+        assert isinstance(used, EntraRedisCache)
+        assert used.location == "?"
+        told.append(repr(used))
+        errors = []
+        try:
+            used.read_options()
+        except ImproperlyConfigured as error:
+            errors.append(error)
+    # Here, since the page shows the settings, too.
+    for raised in errors:
+        told += [debug_page(raised), repr(raised)]
+    for part in ("Abc", "S3cret"):
+        assert part not in "".join(told)

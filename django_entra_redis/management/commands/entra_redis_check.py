@@ -169,14 +169,7 @@ def _has_identity(cache: EntraRedisCache) -> bool:
 
 
 def _title(alias: str, cache: EntraRedisCache) -> str:
-    return f"Cache '{alias}' at {_location(cache)}"
-
-
-def _location(cache: EntraRedisCache) -> str:
-    try:
-        return cache.location
-    except (ValueError, IndexError):
-        return "?"  # It is no URL at all.
+    return f"Cache '{alias}' at {cache.location}"
 
 
 def _report(alias: str, cache: EntraRedisCache, steps: list[Step]) -> dict[str, Any]:
@@ -187,7 +180,7 @@ def _report(alias: str, cache: EntraRedisCache, steps: list[Step]) -> dict[str, 
     return {
         "cache": alias,
         "ok": all(step.ok for step in steps),
-        "location": _location(cache),
+        "location": cache.location,
         "identity": identity,
         "steps": [asdict(step) | {"ms": round(step.ms, 2)} for step in steps],
     }
