@@ -17,6 +17,7 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.test import override_settings
 
+from django_entra_redis.cache import EntraRedisCache
 from django_entra_redis.management.commands.entra_redis_check import Command
 from django_entra_redis.signals import token_renewal_failed
 from testproject.emulator import Emulator
@@ -143,31 +144,74 @@ def test_no_entra_cache() -> None:
     assert (as_json, json.loads(document)) == (1, {"ok": False, "caches": []})
 
 
-def test_unknown_alias() -> None:
-    """A name that is none is told with those there are."""
-    with override_settings(CACHES={"default": LOCMEM, "plain": NO_ENTRA}):
-        with pytest.raises(CommandError, match=r"'x' is no cache .* are: plain\."):
-            run("--cache", "x")
-        with (
-            override_settings(CACHES={"default": LOCMEM}),
-            pytest.raises(CommandError, match=r"are: none\."),
-        ):
-            run("--cache", "x")
+def test_unknown_alias(site: Site) -> None:
+    """A name that is none fails beside the others, and those there are are told."""
+    with site_caches(site, local=LOCMEM):
+        status, document = run(
+            "--json", "--cache=x", "--cache=local", "--cache=default"
+        )
+        _, text = run("--cache=x")
+    reports = json.loads(document)["caches"]
+    assert [(r["cache"], r["ok"]) for r in reports] == [
+        ("x", False),
+        ("local", False),
+        ("default", True),
+    ]
+    (step,) = reports[0]["steps"]
+    assert step["detail"] == "'x' is no cache of django_entra_redis in CACHES."
+    assert step["hint"] == "Those there are: default."
+    assert status == 1
+    assert text.startswith("Cache 'x' at ?\n  settings   FAIL 'x' is no cache")
+    with override_settings(CACHES={"default": LOCMEM}):
+        assert "Those there are: none." in run("--cache=x")[1]
 
 
-@pytest.mark.parametrize("arguments", [(), ("--cache", "broken")])
-def test_cache_that_django_can_not_build(arguments: tuple[str, ...]) -> None:
-    """It is told in a line, not in a traceback, and not left out."""
-    all_caches = {
-        "default": LOCMEM,
-        "broken": {**NO_ENTRA, "OPTIONS": ["identity"]},
-        "another": {"BACKEND": "nowhere.Cache"},
+class OwnCache(EntraRedisCache):
+    """Somebody's own backend."""
+
+
+@pytest.mark.parametrize(
+    ("broken", "says"),
+    [
+        ({"OPTIONS": ["identity"]}, "AttributeError: "),
+        ({"KEY_FUNCTION": "nowhere.key"}, "No module named 'nowhere'"),
+        ({"BACKEND": f"{BACKEND}X"}, "Could not find backend"),
+        (
+            {"BACKEND": f"{__name__}.OwnCache", "KEY_FUNCTION": "nowhere.key"},
+            "No module named 'nowhere'",
+        ),
+    ],
+)
+@pytest.mark.parametrize("arguments", [(), ("--cache=default", "--cache=broken")])
+def test_cache_that_django_can_not_build(
+    site: Site, broken: dict[str, Any], says: str, arguments: tuple[str, ...]
+) -> None:
+    """It fails at its settings, beside those that pass; others' are none of ours."""
+    others: dict[str, Any] = {"another": {"BACKEND": "nowhere.Cache"}, "none": None}
+    with site_caches(site, broken={**NO_ENTRA, **broken}, **others):
+        status, document = run("--json", *arguments)
+        as_text, text = run(*arguments)
+    passing, failing = json.loads(document)["caches"]
+    assert (passing["cache"], passing["ok"]) == ("default", True)
+    (step,) = failing.pop("steps")
+    assert failing == {
+        "cache": "broken",
+        "ok": False,
+        "location": "?",
+        "identity": None,
     }
-    with (
-        override_settings(CACHES=all_caches),
-        pytest.raises(CommandError, match=r"CACHES\['broken'\] can't be used: "),
-    ):
-        run(*arguments)
+    assert (step["name"], step["code"]) == ("settings", "settings_invalid")
+    assert step["detail"].startswith("CACHES['broken'] can't be used: ")
+    assert says in step["detail"]
+    assert "Cache 'broken' at ?\n  settings   FAIL CACHES['broken'] can't be" in text
+    assert (status, as_text) == (1, 1)
+
+
+def test_json_and_watch() -> None:
+    """One document has no end to wait for."""
+    with pytest.raises(CommandError, match="exclude each other") as info:
+        run("--json", "--watch")
+    assert info.value.returncode == 1
 
 
 @pytest.mark.parametrize("location", ["rediss://[x", []])

@@ -6,13 +6,14 @@ import textwrap
 import threading
 import time
 from argparse import ArgumentParser, ArgumentTypeError
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
 from django.core.cache import caches
 from django.core.management.base import BaseCommand, CommandError
+from django.utils.module_loading import import_string
 
 from django_entra_redis.cache import EntraRedisCache, entra_caches
 from django_entra_redis.diagnosis import diagnose
@@ -47,11 +48,10 @@ class Command(BaseCommand):
             metavar="S",
             help="seconds that the check may take (default: 30)",
         )
-        output = parser.add_mutually_exclusive_group()
-        output.add_argument(
+        parser.add_argument(
             "--json", action="store_true", help="print one JSON document"
         )
-        output.add_argument(
+        parser.add_argument(
             "--watch",
             action="store_true",
             help="go on until Ctrl-C, with a line for each renewal of the token",
@@ -59,13 +59,20 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Check, print, and exit."""
+        if options["json"] and options["watch"]:
+            # Not argparse's group, whose exit status is 2.
+            raise CommandError("--json and --watch exclude each other.")
         chosen = _choose(options["cache"])
         deadline = time.monotonic() + options["timeout"]
         reports = []
         for number, (alias, cache) in enumerate(chosen.items()):
             # What one cache leaves of its share goes to those behind it.
             share = (deadline - time.monotonic()) / (len(chosen) - number)
-            steps = diagnose(alias, cache, share)
+            steps = (
+                iter([cache])
+                if isinstance(cache, Step)
+                else diagnose(alias, cache, share)
+            )
             if not options["json"]:
                 self.stdout.write(self.style.MIGRATE_HEADING(_title(alias, cache)))
                 steps = self._shown(steps)
@@ -133,32 +140,41 @@ def _seconds(text: str) -> float:
     return seconds
 
 
-def _choose(aliases: list[str] | None) -> dict[str, EntraRedisCache]:
+def _choose(aliases: list[str] | None) -> dict[str, EntraRedisCache | Step]:
+    """Return the caches to be checked; of one that is not there the step that fails."""
     found = entra_caches()
-    for alias in caches if aliases is None else aliases:
-        if alias not in found and (aliases is not None or _is_ours(alias)):
-            raise CommandError(_why_missing(alias, ", ".join(found) or "none"))
     if aliases is None:
-        return {alias: cache for alias, cache in found.items() if _has_identity(cache)}
-    return {alias: found[alias] for alias in aliases}
+        aliases = [
+            alias
+            for alias in caches
+            if (_has_identity(found[alias]) if alias in found else _is_ours(alias))
+        ]
+    known = ", ".join(found) or "none"
+    return {alias: found.get(alias) or _missing(alias, known) for alias in aliases}
 
 
 def _is_ours(alias: str) -> bool:
-    return str(caches.settings[alias].get("BACKEND")).startswith("django_entra_redis.")
+    entry = caches.settings[alias]
+    backend = str(entry.get("BACKEND")) if isinstance(entry, Mapping) else ""
+    try:
+        return issubclass(import_string(backend), EntraRedisCache)
+    except Exception:
+        return backend.startswith("django_entra_redis.")
 
 
-def _why_missing(alias: str, known: str) -> str:
+def _missing(alias: str, known: str) -> Step:
     """Return why a cache is not among those to be checked."""
+    detail = f"'{alias}' is no cache of django_entra_redis in CACHES."
+    hint = f"Those there are: {known}."
     try:
         if alias in caches.settings:
             _ = caches[alias]
     except Exception as error:
         # Django could not even build it.
-        return f"CACHES['{alias}'] can't be used: {error}"
-    return (
-        f"'{alias}' is no cache of django_entra_redis in CACHES. "
-        f"Those there are: {known}."
-    )
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        detail = f"CACHES['{alias}'] can't be used: {what}"
+        hint = "Look at its BACKEND, KEY_FUNCTION and OPTIONS."
+    return Step("settings", False, 0.0, detail, "settings_invalid", hint)
 
 
 def _has_identity(cache: EntraRedisCache) -> bool:
@@ -168,19 +184,25 @@ def _has_identity(cache: EntraRedisCache) -> bool:
         return True  # The first step says what is wrong.
 
 
-def _title(alias: str, cache: EntraRedisCache) -> str:
-    return f"Cache '{alias}' at {cache.location}"
+def _title(alias: str, cache: EntraRedisCache | Step) -> str:
+    return f"Cache '{alias}' at {_location(cache)}"
 
 
-def _report(alias: str, cache: EntraRedisCache, steps: list[Step]) -> dict[str, Any]:
+def _location(cache: EntraRedisCache | Step) -> str:
+    return "?" if isinstance(cache, Step) else cache.location
+
+
+def _report(
+    alias: str, cache: EntraRedisCache | Step, steps: list[Step]
+) -> dict[str, Any]:
     identity = None
     # Without one where the first step has said what is wrong.
-    if steps and steps[0].ok:
+    if not isinstance(cache, Step) and steps[0].ok:
         identity = cache.options.identity
     return {
         "cache": alias,
         "ok": all(step.ok for step in steps),
-        "location": cache.location,
+        "location": _location(cache),
         "identity": identity,
         "steps": [asdict(step) | {"ms": round(step.ms, 2)} for step in steps],
     }
