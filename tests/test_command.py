@@ -6,6 +6,7 @@ import os
 import queue
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -328,3 +329,71 @@ def test_fault_in_a_real_process(site: Site) -> None:
     said = result.stderr.splitlines()
     assert [line for line in said if "has a token" not in line] == []
     assert "code: tls_hostname" in result.stdout
+
+
+# -- what ends it --------------------------------------------------------------------
+
+
+def start(environment: dict[str, str], *arguments: str, **streams: Any) -> Any:
+    """Run the command in a process of its own."""
+    return subprocess.Popen(
+        [
+            *(sys.executable, "-W", "error", "-m", "django"),
+            *("entra_redis_check", *arguments),
+        ],
+        env={
+            **os.environ,
+            "DJANGO_SETTINGS_MODULE": "testproject.settings",
+            **environment,
+        },
+        stderr=subprocess.PIPE,
+        text=True,
+        **streams,
+    )
+
+
+def test_interrupt() -> None:
+    """Ctrl-C while a step waits ends it with 130, as any command, and no traceback."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(PATIENCE)
+        url = f"rediss://127.0.0.1:{silent.getsockname()[1]}"
+        process = start({"REDIS_URL": url}, stdout=subprocess.PIPE)
+        connection, _ = silent.accept()
+        process.send_signal(signal.SIGINT)
+        output, error = process.communicate(timeout=PATIENCE)
+        connection.close()
+    assert (process.returncode, error) == (130, "")
+    assert output.startswith(f"Cache 'default' at {url}\n")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("arguments", [(), ("--json",)])
+def test_closed_pipe(unbuffered: str, arguments: tuple[str, ...]) -> None:
+    """Nobody reads on, as after ``| head -1``: it ends without a word."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    environment = {
+        "REDIS_URL": "rediss://127.0.0.1:1",
+        "PYTHONUNBUFFERED": unbuffered,
+    }
+    with start(environment, *arguments, stdout=writing) as process:
+        os.close(writing)
+        _, error = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, error) == (1, "")
+
+
+def test_closed_pipe_of_a_watch(site: Site) -> None:
+    """It ends at the next line that it can't write."""
+    site.emulator.token_lifetime = 3.0
+    environment = {
+        **site.emulator.environ("service_principal"),
+        "ENTRA_REDIS_EMULATOR": "1",
+    }
+    with start(environment, "--watch", stdout=subprocess.PIPE) as process:
+        while "Watching" not in process.stdout.readline():
+            pass
+        process.stdout.close()
+        error = process.stderr.read()
+        assert process.wait(PATIENCE) == 1
+    assert "Traceback" not in error
+    assert "BrokenPipe" not in error

@@ -1,7 +1,9 @@
 """``manage.py entra_redis_check``: is the token right, is the cache reached?"""
 
 import json
+import os
 import shutil
+import sys
 import textwrap
 import threading
 import time
@@ -62,6 +64,20 @@ class Command(BaseCommand):
         if options["json"] and options["watch"]:
             # Not argparse's group, whose exit status is 2.
             raise CommandError("--json and --watch exclude each other.")
+        try:
+            ok = self._check(options)
+            self.stdout.flush()
+        except KeyboardInterrupt:
+            raise SystemExit(130) from None  # As shells tell of Ctrl-C.
+        except BrokenPipeError:
+            # Whoever read has seen enough: Python's manual, "Note on SIGPIPE".
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ok = False
+        if not ok:
+            raise SystemExit(1)
+
+    def _check(self, options: Mapping[str, Any]) -> bool:
+        """Check and print; return whether all passed."""
         chosen = _choose(options["cache"])
         deadline = time.monotonic() + options["timeout"]
         reports = []
@@ -84,8 +100,7 @@ class Command(BaseCommand):
             self.stdout.write("No cache in CACHES has an Entra identity.")
         if ok and options["watch"]:
             self._watch()
-        if not ok:
-            raise SystemExit(1)
+        return ok
 
     def _shown(self, steps: Iterator[Step]) -> Iterator[Step]:
         """Print each step as it comes."""
@@ -109,6 +124,7 @@ class Command(BaseCommand):
         def failed(sender: str, error: str, **kwargs: Any) -> None:
             self._line(sender, self.style.ERROR(f"renewal failed: {error}"))
 
+        self._over = threading.Event()
         token_renewed.connect(renewed)
         token_renewal_failed.connect(failed)
         self.stdout.write("Watching renewals; Ctrl-C ends it.")
@@ -122,11 +138,15 @@ class Command(BaseCommand):
             token_renewal_failed.disconnect(failed)
 
     def _wait(self) -> None:
-        threading.Event().wait()
+        self._over.wait()
+        raise BrokenPipeError  # In the main thread, which can end the command.
 
     def _line(self, identity: str, text: str) -> None:
-        self.stdout.write(f"{datetime.now():%H:%M:%S} {identity}: {text}")
-        self.stdout.flush()
+        try:
+            self.stdout.write(f"{datetime.now():%H:%M:%S} {identity}: {text}")
+            self.stdout.flush()
+        except BrokenPipeError:
+            self._over.set()
 
 
 def _seconds(text: str) -> float:
