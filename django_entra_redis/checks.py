@@ -9,6 +9,7 @@ from .cache import entra_caches
 from .cautions import cache_cautions, celery_cautions, secret_cautions
 from .conf import identity_problems, load_identity
 from .problems import ConfigurationError, Problem
+from .serializers import serializer_problems
 
 
 @register(Tags.caches)
@@ -28,10 +29,14 @@ def check_caches(**kwargs: Any) -> list[CheckMessage]:
     """Check the settings of each cache that this backend serves."""
     problems: list[Problem] = []
     for alias, cache in entra_caches().items():
+        where = f"CACHES[{alias!r}]"
         try:
-            identity = cache.read_options(f"CACHES[{alias!r}]").identity
-            if identity is not None:
-                load_identity(identity)
+            options = cache.read_options(where)
+            problems += serializer_problems(
+                options.serializer, options.compressor, where
+            )
+            if options.identity is not None:
+                load_identity(options.identity)
         except ConfigurationError as error:
             problems += error.problems
     said = identity_problems()

@@ -17,6 +17,7 @@ from .credentials import EntraCredentialProvider
 from .exceptions import ConnectionPoolTimeout
 from .forks import at_fork
 from .options import CacheOptions
+from .problems import option_error
 from .registry import share
 from .tls import SharedTls, SharedTlsConnection
 
@@ -272,8 +273,8 @@ def pool_settings(
     if issubclass(own, SharedTlsConnection):
         kwargs["tls"] = SharedTls()
     if options.parser_class is not None:
-        kwargs["parser_class"] = _imported(options.parser_class)
-    pool_class = _imported(options.pool_class or default)
+        kwargs["parser_class"] = _class("parser_class", options.parser_class)
+    pool_class = _class("pool_class", options.pool_class or default)
     if issubclass(pool_class, ConnectionPool):
         kwargs["pool_timeout"] = options.pool_timeout
     elif issubclass(pool_class, redis.BlockingConnectionPool):
@@ -281,8 +282,17 @@ def pool_settings(
     return pool_class, kwargs
 
 
-def _imported(value: Any) -> Any:
-    return import_string(value) if isinstance(value, str) else value
+def _class(key: str, value: Any) -> Any:
+    """Return the class that an option asks for."""
+    message = "it is no class."
+    try:
+        found = import_string(value) if isinstance(value, str) else value
+    # Whatever the module behind the path raises.
+    except Exception as error:
+        found, message = None, f"it can't be used ({type(error).__name__}: {error})."
+    if isinstance(found, type):
+        return found
+    raise option_error(key, message, "It should be a class, or its dotted path.")
 
 
 def _after_fork_in_child() -> None:

@@ -71,3 +71,17 @@ class Problem:
 
     def __str__(self) -> str:
         return f"{self.where}: {self.message} {self.hint}"
+
+
+def option_error(
+    key: str, message: str, hint: str, where: str = "CACHES[...]"
+) -> ConfigurationError:
+    """Return the error of an option of a cache.
+
+    Parameters:
+        key: its name in ``OPTIONS``.
+        message, hint: as a :class:`Problem` has them.
+        where: what to call the cache.
+    """
+    at = f"{where}['OPTIONS'][{key!r}]"
+    return ConfigurationError([Problem("E023", at, message, hint)])

@@ -8,7 +8,7 @@ though, so that the safe serializers read those of plain data alone.
 import io
 import json
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from django.core.cache.backends.redis import RedisSerializer
@@ -16,7 +16,14 @@ from django.core.serializers.json import DjangoJSONEncoder
 from django.utils.module_loading import import_string
 
 from .compressors import Compressor, decompress
-from .problems import EntraRedisError, MissingExtraError, UnreadableValueError
+from .problems import (
+    ConfigurationError,
+    EntraRedisError,
+    MissingExtraError,
+    Problem,
+    UnreadableValueError,
+    option_error,
+)
 
 Unpickle = Callable[[bytes], Any]
 
@@ -130,21 +137,71 @@ class CompressingSerializer:
         return self.serializer.loads(data)
 
 
-def make_serializer(serializer: Any = None, compressor: Any = None) -> Serializer:
+def make_serializer(
+    serializer: Any = None, compressor: Any = None, where: str = "CACHES[...]"
+) -> Serializer:
     """Return the serializer that OPTIONS ask for.
 
     Parameters:
         serializer: dotted path, class or object; ``None`` for Django's.
         compressor: dotted path, class or object; ``None`` for none.
+        where: what to call the cache in a message.
+
+    Raises:
+        ConfigurationError: one of them is nothing of the kind.
+        MissingExtraError: one of them needs a package that is not installed.
     """
-    made: Serializer = _make(serializer) if serializer else PickleSerializer()
-    return CompressingSerializer(made, _make(compressor)) if compressor else made
+    made: Serializer = PickleSerializer()
+    if serializer not in (None, ""):
+        made = _make("serializer", serializer, where)
+    if compressor in (None, ""):
+        return made
+    return CompressingSerializer(made, _make("compressor", compressor, where))
 
 
-def _make(value: Any) -> Any:
-    if isinstance(value, str):
-        value = import_string(value)
-    return value() if callable(value) else value
+def serializer_problems(serializer: Any, compressor: Any, where: str) -> list[Problem]:
+    """Return what is wrong with these options of a cache; see above."""
+    try:
+        make_serializer(serializer, compressor, where)
+    except ConfigurationError as error:
+        return list(error.problems)
+    except MissingExtraError as error:
+        message = f"it needs {error.extra}, which is not installed."
+        hint = f'python -m pip install "django-entra-redis[{error.extra}]".'
+        return [Problem("E023", f"{where}['OPTIONS']", message, hint)]
+    return []
+
+
+_METHODS: Mapping[str, tuple[str, str]] = {
+    "serializer": ("dumps", "loads"),
+    "compressor": ("compress", "decompress"),
+}
+
+
+def _make(key: str, value: Any, where: str) -> Any:
+    """Return the object that an option asks for."""
+    needed = _METHODS[key]
+    try:
+        made = import_string(value) if isinstance(value, str) else value
+        # An object may be callable, too; a function makes one.
+        if isinstance(made, type) or (callable(made) and not _has(made, needed)):
+            made = made()
+    except MissingExtraError:
+        raise
+    # Whatever the code behind the path raises.
+    except Exception as error:
+        message = f"it can't be used ({type(error).__name__}: {error})."
+    else:
+        if _has(made, needed):
+            return made
+        message = "it can't be used."
+    methods = " and ".join(needed)
+    hint = f"It should be a class or an object with {methods}, or its dotted path."
+    raise option_error(key, message, hint, where)
+
+
+def _has(value: Any, methods: tuple[str, ...]) -> bool:
+    return all(callable(getattr(value, name, None)) for name in methods)
 
 
 def _read(data: bytes, unpickle: Unpickle) -> Any:

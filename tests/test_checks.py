@@ -121,6 +121,19 @@ FAULTS: list[tuple[str, dict[str, Any], Any, str]] = [
         "CACHES['default']['OPTIONS']['clear_by_scan']: its value can't be used.",
     ),
     (
+        "E023",
+        {"OPTIONS": {"serializer": "nowhere.Serializer"}},
+        {"default": {}},
+        "CACHES['default']['OPTIONS']['serializer']: it can't be used "
+        "(ModuleNotFoundError: No module named 'nowhere').",
+    ),
+    (
+        "E023",
+        {"OPTIONS": {"compressor": 3}},
+        {"default": {}},
+        "CACHES['default']['OPTIONS']['compressor']: it can't be used.",
+    ),
+    (
         "E024",
         {"LOCATION": None},
         {"default": {}},
@@ -160,6 +173,19 @@ def test_first_use_raises_the_same(
     ):
         caches["default"].get("key")
     assert message.partition(": ")[2] in str(caught.value)
+
+
+def test_extra_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check says what to install, before the first use does."""
+    monkeypatch.setitem(sys.modules, "msgpack", None)
+    options = {"serializer": "django_entra_redis.serializers.MsgPackSerializer"}
+    with settings_of({"OPTIONS": options}, {"default": {}}):
+        (error,) = checked()
+    assert error.id == "django_entra_redis.E023"
+    assert error.msg == (
+        "CACHES['default']['OPTIONS']: it needs msgpack, which is not installed."
+    )
+    assert str(error.hint).startswith("python -m pip install ")
 
 
 def test_faults_of_several_caches() -> None:

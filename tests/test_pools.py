@@ -21,6 +21,7 @@ from redis.retry import Retry
 from django_entra_redis import pools, registry
 from django_entra_redis.exceptions import ConnectionPoolTimeout, TokenError
 from django_entra_redis.pools import ConnectionPool
+from django_entra_redis.problems import ConfigurationError
 from testproject.emulator import Emulator
 from tests.caches import PATIENCE, Database, let_in, make_cache, wait_until
 
@@ -595,3 +596,18 @@ def test_a_token_is_waited_for_without_a_connection(
                 futures = [executor.submit(cache.get, "key") for _ in range(4)]
                 errors = [future.exception(PATIENCE) for future in futures]
     assert {type(error) for error in errors} == {TokenError}
+
+
+@pytest.mark.parametrize("key", ["pool_class", "parser_class"])
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [("nowhere.Class", "No module named 'nowhere'"), ("os.getpid", "it is no class")],
+)
+def test_class_that_is_none(key: str, value: str, says: str) -> None:
+    """The option is named, and what it should be."""
+    cache = make_cache("redis://localhost", identity=None, **{key: value})
+    with pytest.raises(ConfigurationError, match=says) as caught:
+        cache.get("key")
+    (problem,) = caught.value.problems
+    assert (problem.id, problem.where) == ("E023", f"CACHES[...]['OPTIONS']['{key}']")
+    assert problem.hint == "It should be a class, or its dotted path."

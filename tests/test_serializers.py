@@ -8,6 +8,7 @@ import gzip
 import json
 import lzma
 import pickle
+import re
 import sys
 import uuid
 import zlib
@@ -29,7 +30,11 @@ from django_entra_redis.compressors import (
     ZstdCompressor,
     decompress,
 )
-from django_entra_redis.problems import MissingExtraError, UnreadableValueError
+from django_entra_redis.problems import (
+    ConfigurationError,
+    MissingExtraError,
+    UnreadableValueError,
+)
 from django_entra_redis.serializers import (
     CompressingSerializer,
     JSONSerializer,
@@ -188,6 +193,71 @@ def test_serializer_of_ones_own(serializer: Any) -> None:
         made = make_serializer(serializer, compressor)
         assert made.loads(stored(made.dumps({"a": 1}))) == {"a": 1}
     assert make_serializer(serializer).dumps({"a": 1}) == b'{"a": 1}'
+
+
+class Unfit:
+    """Nothing that serializes, nor can be made without more ado."""
+
+    def __init__(self, level: int) -> None:
+        self.level = level
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        (3, "it can't be used. "),
+        (object, "it can't be used. "),
+        (lambda: None, "it can't be used. "),
+        (Unfit, r"it can't be used \(TypeError: .*'level'\)\. "),
+        (Unfit(1), "it can't be used. "),
+        ("json", r"it can't be used \(ImportError: json "),
+        ("nowhere.Class", r"it can't be used \(ModuleNotFoundError: No module "),
+        (f"{__name__}.Nothing", r"it can't be used \(ImportError: Module "),
+    ],
+)
+@pytest.mark.parametrize(
+    ("key", "methods"),
+    [("serializer", "dumps and loads"), ("compressor", "compress and decompress")],
+)
+def test_what_can_not_be_used(value: Any, says: str, key: str, methods: str) -> None:
+    """It is told at once: which option, why, and what it should be."""
+    with pytest.raises(ConfigurationError) as caught:
+        make_serializer(**{key: value}, where="CACHES['x']")
+    (problem,) = caught.value.problems
+    assert problem.where == f"CACHES['x']['OPTIONS']['{key}']"
+    assert problem.id == "E023"
+    assert re.match(says, f"{problem.message} ")
+    assert problem.hint == (
+        f"It should be a class or an object with {methods}, or its dotted path."
+    )
+
+
+class CallableSerializer(JsonSerializer):
+    """Somebody's serializer whose objects are functions, too, and empty."""
+
+    def __call__(self) -> None:
+        """Be no factory."""
+        raise AssertionError  # pragma: no cover - it is to be left alone
+
+    def __bool__(self) -> bool:
+        return False
+
+
+@pytest.mark.parametrize(
+    "serializer", [CallableSerializer, CallableSerializer(), lambda: JsonSerializer()]
+)
+def test_what_can_be_called(serializer: Any) -> None:
+    """An object that can do what it should is used as it is; a function makes one."""
+    assert not CallableSerializer()
+    made = make_serializer(serializer)
+    assert isinstance(made, JsonSerializer)
+    assert made is serializer or not isinstance(serializer, JsonSerializer)
+
+
+@pytest.mark.parametrize("nothing", [None, ""])
+def test_what_an_absent_variable_gives(nothing: Any) -> None:
+    """It counts as not given."""
+    assert isinstance(make_serializer(nothing, nothing), PickleSerializer)
 
 
 def test_the_default_is_djangos() -> None:
