@@ -88,6 +88,11 @@ class EntraRedisCache(KeyspaceMethods, RedisCache):
             return None
 
     @property
+    def wants_identity(self) -> bool:
+        """Whether it is to have an identity, also if the settings are broken."""
+        return self._given.get("identity", "default") is not None
+
+    @property
     def location(self) -> str:
         """The first server's URL, without what may be secret in it; "?" if it can't be
         told."""

@@ -19,7 +19,7 @@ def check_identities(**kwargs: Any) -> list[CheckMessage]:
     That is a developer's machine, with the same settings file, but not the secrets.
     """
     caches = entra_caches().values()
-    if caches and not any(cache.identity for cache in caches):
+    if caches and not any(cache.wants_identity for cache in caches):
         return []
     return _errors(identity_problems())
 

@@ -175,6 +175,17 @@ def test_first_use_raises_the_same(
     assert message.partition(": ")[2] in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("options", "ids"),
+    [({}, ["E002", "E024"]), ({"identity": None}, ["E024"])],
+)
+def test_faults_of_identity_and_location(options: Any, ids: list[str]) -> None:
+    """Neither hides the other, unless the cache does without an identity."""
+    cache = {"LOCATION": None, "OPTIONS": options}
+    with settings_of(cache, {"default": {"X": 1}}):
+        assert sorted(str(error.id)[-4:] for error in checked()) == ids
+
+
 def test_extra_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     """The check says what to install, before the first use does."""
     monkeypatch.setitem(sys.modules, "msgpack", None)
