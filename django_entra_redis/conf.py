@@ -6,7 +6,7 @@ list it. Nothing here is remembered, so that ``override_settings`` works.
 
 import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -178,6 +178,8 @@ def _complete(
     problems: list[Problem],
 ) -> dict[str, Any]:
     """Return the values with their kind's defaults; add what is wrong with them."""
+    if values.get("SEND_CERTIFICATE_CHAIN") is False:
+        del values["SEND_CERTIFICATE_CHAIN"]  # It asks for nothing.
     kind = values.get("KIND", "environment")
     if kind not in KINDS:
         hint = f"It should be one of {', '.join(map(repr, KINDS))}."
@@ -188,17 +190,13 @@ def _complete(
     own = KINDS[kind]
     if "CREDENTIAL" in values:
         if "KIND" in values:
-            problems.append(
-                Problem(
-                    "E005",
-                    where,
-                    "it has both CREDENTIAL and KIND.",
-                    "CREDENTIAL stands in place of KIND: remove one of them.",
-                )
-            )
+            message = "it has both CREDENTIAL and KIND."
+            hint = "CREDENTIAL stands in place of KIND: remove one of them."
+            problems.append(Problem("E005", where, message, hint))
         kind, own = "credential", frozenset({"CREDENTIAL"})
-    for key in sorted(values.keys() - COMMON - own):
-        problems.append(_unused_key(where, key, kind))
+    given = values.keys() - COMMON
+    if given - own:
+        problems.append(_unused_keys(where, given, given - own, kind))
     if problems:
         return values
     if "AUTHORITY_HOST" not in values:
@@ -215,13 +213,17 @@ def _complete(
     return {**values, "KIND": kind}
 
 
-def _unused_key(where: str, key: str, kind: str) -> Problem:
+def _unused_keys(where: str, given: Set[str], unused: Set[str], kind: str) -> Problem:
+    are, it = ("are", "them") if len(unused) > 1 else ("is", "it")
+    what = f"{' and '.join(sorted(unused))} {are} not used"
     if kind == "credential":
-        hint = "Remove it, or CREDENTIAL."
-        return Problem("E006", where, f"{key} is not used with CREDENTIAL.", hint)
-    fitting = [name for name, keys in KINDS.items() if key in keys]
-    hint = f"Remove it, or set KIND to {' or '.join(map(repr, fitting))}."
-    return Problem("E006", where, f"{key} is not used by KIND {kind!r}.", hint)
+        hint = f"Remove {it}, or CREDENTIAL."
+        return Problem("E006", where, f"{what} with CREDENTIAL.", hint)
+    fitting = [repr(name) for name, keys in KINDS.items() if given <= keys]
+    hint = f"Remove {it}."
+    if fitting:
+        hint = f"Set KIND to {' or '.join(fitting)}, or remove {it}."
+    return Problem("E006", where, f"{what} by KIND {kind!r}.", hint)
 
 
 def _from_environment(

@@ -98,7 +98,7 @@ KEYS: Mapping[str, Parse] = {
     "INSTANCE_DISCOVERY": _flag,
     "SCOPE": _scope,
     "USERNAME": _text,
-    "REFRESH_RATIO": _number(0, 0.99, "a number between 0 and 1, such as 0.7"),
+    "REFRESH_RATIO": _number(0, 0.99, "a number above 0 and up to 0.99, such as 0.7"),
     "REFRESH_MARGIN": _number(-1e-9, _DAY, "a number of seconds, such as 180"),
     "REQUEST_TIMEOUT": _number(0, _DAY, "a number of seconds above 0, such as 10"),
 }

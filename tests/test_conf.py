@@ -195,6 +195,22 @@ def test_chain_of_the_environments_certificate() -> None:
     assert parse(entry, {**POD, **SECRET}).send_certificate_chain is False
 
 
+@pytest.mark.parametrize(
+    "entry",
+    [
+        APPLICATION,
+        {"KIND": "managed_identity"},
+        {"KIND": "workload_identity"},
+        {"CREDENTIAL": "a.b"},
+        {},
+    ],
+)
+def test_no_chain_fits_every_identity(entry: dict[str, Any]) -> None:
+    """What is as it would be without it is no error."""
+    chainless = {**entry, "SEND_CERTIFICATE_CHAIN": False}
+    assert parse(chainless, POD) == parse(entry, POD)
+
+
 def test_the_real_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without another one, the process's variables are read, each time anew."""
     assert parse_identity("default", {}).kind == "managed_identity"
@@ -309,22 +325,38 @@ def test_contradiction(entry: dict[str, Any], named: str) -> None:
         (
             {"CLIENT_SECRET": "hush"},
             "CLIENT_SECRET is not used by KIND 'environment'.",
-            "Remove it, or set KIND to 'service_principal'.",
+            "Set KIND to 'service_principal', or remove it.",
+        ),
+        (
+            {"TENANT_ID": "a", "CLIENT_ID": "b", "CLIENT_SECRET": "hush"},
+            "CLIENT_ID and CLIENT_SECRET and TENANT_ID are not used by KIND "
+            "'environment'.",
+            "Set KIND to 'service_principal', or remove them.",
+        ),
+        (
+            {"KIND": "managed_identity", "OBJECT_ID": "a", "TENANT_ID": "b"},
+            "TENANT_ID is not used by KIND 'managed_identity'.",
+            "Remove it.",
         ),
         (
             {"KIND": "managed_identity", "TENANT_ID": "a"},
             "TENANT_ID is not used by KIND 'managed_identity'.",
-            "Remove it, or set KIND to 'service_principal' or 'workload_identity'.",
+            "Set KIND to 'service_principal' or 'workload_identity', or remove it.",
         ),
         (
             {"CREDENTIAL": "a.b", "CLIENT_ID": "a"},
             "CLIENT_ID is not used with CREDENTIAL.",
             "Remove it, or CREDENTIAL.",
         ),
+        (
+            {"CREDENTIAL": "a.b", "CLIENT_ID": "a", "TENANT_ID": "b"},
+            "CLIENT_ID and TENANT_ID are not used with CREDENTIAL.",
+            "Remove them, or CREDENTIAL.",
+        ),
     ],
 )
 def test_key_of_another_kind(entry: dict[str, Any], message: str, hint: str) -> None:
-    """A key without effect is told, with the kinds that know it."""
+    """Keys without effect are told, with the kinds that know all that is given."""
     problem = fault(entry)
     assert (problem.id, problem.message, problem.hint) == ("E006", message, hint)
 
@@ -346,9 +378,10 @@ def test_key_of_another_kind(entry: dict[str, Any], message: str, hint: str) -> 
         ("AUTHORITY_HOST", 5, "a string"),
         ("SCOPE", "https://redis.azure.com", "end in '/.default'"),
         ("CREDENTIAL", 5, "get_token"),
-        ("REFRESH_RATIO", 0, "between 0 and 1"),
-        ("REFRESH_RATIO", 1.5, "between 0 and 1"),
-        ("REFRESH_RATIO", True, "between 0 and 1"),
+        ("REFRESH_RATIO", 0, "above 0 and up to 0.99"),
+        ("REFRESH_RATIO", 1.5, "above 0 and up to 0.99"),
+        ("REFRESH_RATIO", 0.995, "above 0 and up to 0.99"),
+        ("REFRESH_RATIO", True, "above 0 and up to 0.99"),
         ("REFRESH_MARGIN", -1, "a number of seconds"),
         ("REFRESH_MARGIN", "180", "a number of seconds"),
         ("REQUEST_TIMEOUT", 0, "above 0"),
