@@ -124,6 +124,8 @@ class CompressingSerializer:
     def dumps(self, obj: Any) -> Any:
         """Return compressed bytes, or a number that Redis can count with."""
         data = self.serializer.dumps(obj)
+        if isinstance(data, str):
+            data = data.encode()  # As it would be sent: the json module gives text.
         return self.compressor.compress(data) if isinstance(data, bytes) else data
 
     def loads(self, data: bytes) -> Any:

@@ -195,6 +195,15 @@ def test_serializer_of_ones_own(serializer: Any) -> None:
     assert make_serializer(serializer).dumps({"a": 1}) == b'{"a": 1}'
 
 
+def test_text_is_compressed() -> None:
+    """What dumps returns may be text, as that of Python's json module."""
+    made = make_serializer(json, ZlibCompressor)
+    data = made.dumps({"a": LONG})
+    assert isinstance(data, bytes)
+    assert len(data) < len(LONG) / 10
+    assert made.loads(data) == {"a": LONG}
+
+
 class Unfit:
     """Nothing that serializes, nor can be made without more ado."""
 
