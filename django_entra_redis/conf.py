@@ -94,7 +94,7 @@ def load_identity(alias: str) -> Identity:
 
 
 def identity_problems() -> list[Problem]:
-    """Return all that is wrong with ``ENTRA_REDIS``."""
+    """Return what is wrong with each identity, all of the first kind found."""
     entries = _entries()
     if not isinstance(entries, Mapping):
         return [_not_a_dict()]
@@ -132,7 +132,7 @@ def parse_identity(
         environ: the environment variables.
 
     Raises:
-        ConfigurationError: with all that is wrong.
+        ConfigurationError: with all that is wrong of the first kind found.
     """
     where = f"ENTRA_REDIS[{alias!r}]"
     if not isinstance(entry, Mapping):

@@ -141,7 +141,7 @@ def parse_options(
         clustered: whether its keys lie on the nodes of a Redis Cluster.
 
     Raises:
-        ConfigurationError: with all that is wrong.
+        ConfigurationError: with all that is wrong of the first kind found.
     """
     problems = list(_option_problems(options, f"{where}['OPTIONS']"))
     rest = {
