@@ -81,6 +81,15 @@ def load_identity(alias: str) -> Identity:
     Raises:
         ConfigurationError: it isn't there, or it can't be used as it is.
     """
+    try:
+        return _load_identity(alias)
+    except ConfigurationError as error:
+        problems = error.problems
+    # Without the frames in whose locals Django's debug page would print secrets.
+    raise ConfigurationError(problems)
+
+
+def _load_identity(alias: str) -> Identity:
     entries = _entries()
     if not isinstance(entries, Mapping):
         raise ConfigurationError([_not_a_dict()])
@@ -258,15 +267,11 @@ def _check_parts(
     exclusive = EXCLUSIVE.get(kind, ())
     if kind == "service_principal":
         if not values.keys() & set(exclusive):
-            problems.append(
-                Problem(
-                    "E004",
-                    where,
-                    "CLIENT_SECRET is missing.",
-                    "Set CLIENT_SECRET, or CLIENT_CERTIFICATE to the path of a PEM or "
-                    "PFX file.",
-                )
+            message = "CLIENT_SECRET is missing."
+            hint = (
+                "Set CLIENT_SECRET, or CLIENT_CERTIFICATE to a PEM or PFX file's path."
             )
+            problems.append(Problem("E004", where, message, hint))
         elif "CLIENT_CERTIFICATE" not in values and (
             stray := CERTIFICATE & values.keys()
         ):
@@ -289,11 +294,6 @@ def _check_parts(
             problems.append(Problem("E004", where, f"{key} is missing.", hint))
     given = [key for key in exclusive if key in values]
     if len(given) > 1:
-        problems.append(
-            Problem(
-                "E005",
-                where,
-                f"it has {' and '.join(given)}.",
-                "They contradict each other: keep one.",
-            )
-        )
+        message = f"it has {' and '.join(given)}."
+        hint = "They contradict each other: keep one."
+        problems.append(Problem("E005", where, message, hint))

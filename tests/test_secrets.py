@@ -196,21 +196,26 @@ def test_nothing_secret_is_told(
     ],
 )
 def test_errors_of_settings(secrets: Secrets, entry: dict[str, Any]) -> None:
-    """What is wrong with the settings is told without what they hold."""
+    """What is wrong with the settings is told without what they hold.
+
+    Nor does Django's debug page show it, which prints each frame's variables.
+    """
     entry = application(secrets.emulator, **entry)
     with (
         override_settings(ENTRA_REDIS={"default": entry}),
         pytest.raises(EntraRedisError) as info,
     ):
         get_credential_provider()
-    assert "never-tell-this" not in f"{info.value!s} {info.value!r}"
+    told = f"{info.value!s} {info.value!r} {debug_page(info.value)}"
+    assert "never-tell-this" not in told
+    assert "get_credential_provider" in told
 
 
 def debug_page(error: BaseException) -> str:
     """Return the page that Django shows where DEBUG is on, and the mail to admins."""
     assert error.__traceback__ is not None
     # Without the test's own frame, in which everything secret is at hand.
-    trace = error.__traceback__.tb_next
+    trace = error.__traceback__ = error.__traceback__.tb_next
     reporter: Any = ExceptionReporter(None, type(error), error, trace)
     with override_settings(DEBUG=True, ROOT_URLCONF="testproject.urls"):
         html: str = reporter.get_traceback_html()
