@@ -152,6 +152,10 @@ class Channel:
         """Send AUTH if the token has moved on; return the link to go on with."""
         current = await renewal.acurrent()
         held = self._held
+        if held is not None and held.value == current.value:
+            # It is good for longer now, and the server has it already.
+            self._held = current
+            return link
         if held is None or held.expired(renewal.clock):
             # The server is about to close it, or has.
             self._leave(link)

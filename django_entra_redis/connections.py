@@ -119,6 +119,10 @@ class EntraConnection(PlainConnection):
         if held is current:
             return
         if held is not None:
+            if held.value == current.value:
+                # It is good for longer now, and the server has it already.
+                self._held = current
+                return
             clock = self._renewal.clock
             if not held.expired(clock):
                 due = reauthentication_time(held, current, self._share)

@@ -217,7 +217,7 @@ class Renewal:
     def _seek_other(self, refused: Token) -> _Attempt | None:
         with self._changed:
             now, token = self._monotonic(), self.state.token
-            if token is not None and token is not refused:
+            if token is not None and token.value != refused.value:
                 return None if not token.expired(self.clock) else self._attempt
             if self._attempt is None and self._hanging < MAX_HANGING:
                 interval = forced_interval(refused.life)
@@ -234,9 +234,10 @@ class Renewal:
 
     def _other(self, refused: Token) -> Token | None:
         token = self.state.token
-        if token is None or token is refused or token.expired(self.clock):
+        if token is None or token.expired(self.clock):
             return None
-        return token
+        # One that is good for longer now is refused all the same.
+        return None if token.value == refused.value else token
 
     def _settled(self) -> Token:
         token = self.state.token
@@ -308,7 +309,7 @@ class Renewal:
         with self._changed:
             now, state = self._monotonic(), self.state
             old = state.token
-            same = old is not None and old.value == token.value
+            same = token.repeats(old)
             if old is not None and same and not old.expired(self.clock):
                 # IMDS hands out one token until it is nearly over. Its holders need
                 # not authenticate anew, and asking again must not become a spin.

@@ -45,7 +45,7 @@ class State:
             on: when it came, by the wall clock.
         """
         old = self.token
-        same = old is not None and old.value == token.value
+        same = token.repeats(old)
         return replace(
             self,
             token=token,

@@ -25,6 +25,9 @@ class Clock:
 
 SYSTEM_CLOCK = Clock()
 
+#: Seconds that an expiry computed anew may differ by, and be the same.
+ROUNDING = 1.0
+
 _YEAR_9999 = 253_370_764_800
 
 
@@ -56,6 +59,20 @@ class Token:
     def expired(self, clock: Clock) -> bool:
         """Whether either clock says that it has run out."""
         return clock.monotonic() >= self.expires_at or clock.wall() >= self.expires_on
+
+    def repeats(self, old: "Token | None") -> bool:
+        """Whether it is an old one once more, which is not good for longer now.
+
+        By one clock alone it may seem so, when somebody has set the other.
+        """
+        return (
+            old is not None
+            and self.value == old.value
+            and (
+                self.expires_at <= old.expires_at + ROUNDING
+                or self.expires_on <= old.expires_on + ROUNDING
+            )
+        )
 
 
 def receive_token(

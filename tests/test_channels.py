@@ -6,6 +6,7 @@ import gc
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -401,6 +402,21 @@ def test_token_that_has_expired() -> None:
         await asyncio.gather(*(channel.call(PING) for _ in range(10)))
         assert entra.seen == [b"sesame-1", b"sesame-2"]
         assert len(host.peers) == 2
+
+    with_tokens(test, entra)
+
+
+def test_the_same_token_that_is_good_for_longer() -> None:
+    """The server has it already: its connection stays, and no AUTH goes out."""
+    entra = Entra()
+
+    async def test(host: PeerHost, channel: Channel, tokens: Tokens) -> None:
+        await channel.call(PING)
+        tokens.now = 101
+        tokens.token = replace(tokens.token, received_at=70, expires_at=170)
+        await asyncio.gather(*(channel.call(PING) for _ in range(10)))
+        assert entra.seen == [b"sesame-1"]
+        assert len(host.peers) == 1
 
     with_tokens(test, entra)
 

@@ -3,6 +3,7 @@
 import gc
 import ssl
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -177,6 +178,21 @@ def test_reconnects_when_its_own_token_has_run_out(
     setattr(identity, clock, getattr(identity, clock) + LIFE)
     connection.connect()
     assert (identity.auths(), identity.opened()) == (2, 2)
+    assert ping(connection)
+
+
+def test_the_same_token_that_is_good_for_longer(identity: Identity) -> None:
+    """The server has it already: neither AUTH nor, at its old expiry, a reconnect."""
+    connection = identity.connect()
+    (value,) = identity.fetched
+    longer = token(identity.monotonic + LIFE / 2)
+    longer = replace(longer, value=value, expires_on=identity.wall + 1.5 * LIFE)
+    identity.renewal.state = identity.renewal.state.succeeded(longer, identity.wall)
+    identity.renewal.state = identity.renewal.state.due(longer.expires_at)
+    identity.pass_time(LIFE)
+    connection.connect()
+    connection.connect()
+    assert (identity.auths(), identity.opened()) == (1, 1)
     assert ping(connection)
 
 

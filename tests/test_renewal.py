@@ -865,6 +865,22 @@ def test_same_token(bench: Bench) -> None:
     assert bench.renewal.status().renewals == 1
 
 
+def test_same_token_that_is_good_for_longer(bench: Bench) -> None:
+    """A fixed token whose expiry moves on is renewed: counted, told, and used."""
+    old = bench.begin()
+    bench.advance(2520.0)
+    longer = bench.token(value=old.value)
+    bench.call().answer(longer)
+    assert bench.renewal.current() is longer
+    status = bench.renewal.status()
+    assert status.renewals == 1
+    assert status.renewed_at == datetime.fromtimestamp(bench.wall(), UTC)
+    assert status.expires_at == datetime.fromtimestamp(longer.expires_on, UTC)
+    assert [event for _, event in bench.events] == [old, longer]
+    bench.advance(2519.0)
+    assert bench.asked == 2
+
+
 def test_same_token_after_its_end_by_the_wall_clock(bench: Bench) -> None:
     """The same token is taken anew where its old expiry no longer counts."""
     token = bench.begin()
@@ -975,6 +991,12 @@ def test_refused_token_that_comes_again(
 ) -> None:
     """The token that was refused is no replacement for itself."""
     refused = bench.begin()
+    waiting = callers.submit(bench.renewal.replace, refused)
+    bench.call().answer(bench.token(value=refused.value))
+    assert waiting.result(PATIENCE) is None
+    bench.advance(2520.0)
+    bench.call().answer(bench.token(value=refused.value))
+    bench.advance(30.0)
     waiting = callers.submit(bench.renewal.replace, refused)
     bench.call().answer(bench.token(value=refused.value))
     assert waiting.result(PATIENCE) is None

@@ -110,6 +110,39 @@ def test_expired_by_either_clock(
     assert token.expired(hands.clock) is expired
 
 
+@pytest.mark.parametrize(
+    ("value", "monotonic", "wall", "expires_in", "repeats"),
+    [
+        # Constant, as IMDS has it, and computed anew with what a network adds.
+        ("one", 600, 600, 3000, True),
+        ("one", 600, 600.5, 3000.4, True),
+        ("one", 600, 600, 2000, True),
+        # Good for longer, as a token without an expiry of its own is.
+        ("one", 600, 600, 3600, False),
+        ("one", 600, 600, 3002, False),
+        # Somebody has set a clock.
+        ("one", 600, 4200, 3000, True),
+        ("one", 600, -3000, 6600, True),
+        ("two", 600, 600, 3000, False),
+    ],
+)
+def test_the_same_token_once_more(
+    hands: Hands,
+    value: str,
+    monotonic: float,
+    wall: float,
+    expires_in: float,
+    repeats: bool,
+) -> None:
+    """The same value with a later expiry is a new token."""
+    old = receive_token("one", clock=hands.clock, expires_in=3600, username="u")
+    hands.monotonic += monotonic
+    hands.wall += wall
+    token = receive_token(value, clock=hands.clock, expires_in=expires_in, username="u")
+    assert token.repeats(old) is repeats
+    assert not token.repeats(None)
+
+
 def test_user_name_of_the_settings(hands: Hands) -> None:
     """With one the token may be anything, and its claim does not count."""
     opaque = receive_token("opaque", clock=hands.clock, expires_in=9, username="me")
