@@ -44,12 +44,15 @@ class _Fork(threading.local):
 
     def after_in_parent(self) -> None:
         if self.held:
+            # Not for the next fork: a signal handler may interrupt its hook.
+            self.held = False
             _lock.release()
 
     def after_in_child(self) -> None:
         # Whoever held it where the patience ended does not run in here.
         global _lock
         _lock = threading.RLock()
+        self.held = False
 
 
 _fork = _Fork()

@@ -471,11 +471,16 @@ class Renewal:
         """
         if not self._changed.acquire(timeout=FORK_PATIENCE):
             return False
-        while (attempt := self._attempt) is not None:
-            begun = attempt.deadline - self.policy.timeout
-            left = begun + FORK_PATIENCE - self._monotonic()
-            if left <= 0 or not self._changed.wait(left):
-                break
+        try:
+            while (attempt := self._attempt) is not None:
+                begun = attempt.deadline - self.policy.timeout
+                left = begun + FORK_PATIENCE - self._monotonic()
+                if left <= 0 or not self._changed.wait(left):
+                    break
+        except BaseException:
+            # A signal handler's. Python reports it, and forks all the same.
+            self._changed.release()
+            raise
         return True
 
     def after_fork_in_parent(self) -> None:
@@ -511,18 +516,21 @@ _renewals: WeakSet[Renewal] = WeakSet()
 class _Forks(threading.local):
     """The hooks around a fork. Threads may fork in the same moment: each its own."""
 
-    held: list[Renewal] = []  # noqa: RUF012 - replaced, never changed
+    def __init__(self) -> None:
+        self.held: list[Renewal] = []
 
     def before(self) -> None:
         # In one order for all: two threads that fork do not wait for each other.
-        renewals = sorted(_renewals, key=id)
-        self.held = [renewal for renewal in renewals if renewal.before_fork()]
+        for renewal in sorted(_renewals, key=id):
+            if renewal.before_fork():
+                self.held.append(renewal)
 
     def after_in_parent(self) -> None:
-        for renewal in self.held:
-            renewal.after_fork_in_parent()
+        while self.held:
+            self.held.pop().after_fork_in_parent()
 
     def after_in_child(self) -> None:
+        self.held.clear()
         for renewal in list(_renewals):
             renewal.after_fork()
 

@@ -170,3 +170,37 @@ def test_threads_that_fork_in_the_same_moment(tmp_path: Path) -> None:
         other="",
     )
     assert output == "True\n"
+
+
+@needs_fork
+def test_a_signal_handler_that_raises_before_a_fork(tmp_path: Path) -> None:
+    """The hook that it interrupts lets go of nothing that it does not hold."""
+    output = run(
+        tmp_path,
+        """
+        import events
+        imports.PATIENCE = 1000
+        reported = []
+        sys.unraisablehook = lambda args: reported.append(args.exc_type.__name__)
+        print(outcome(os.fork() or os._exit(3)))
+        import_in_thread("slow")
+        events.begun.wait()
+
+        def interrupt(*args):
+            raise KeyboardInterrupt
+
+        def send(main=threading.get_ident(), hook=imports._Fork.before.__code__):
+            while sys._current_frames()[main].f_code is not hook:
+                pass
+            signal.pthread_kill(main, signal.SIGUSR1)
+
+        signal.signal(signal.SIGUSR1, interrupt)
+        threading.Thread(target=send, daemon=True).start()
+        print(outcome(os.fork() or os._exit(4)))
+        events.go_on.set()
+        print(*reported)
+        """,
+        events="import threading; begun, go_on = threading.Event(), threading.Event()",
+        slow="import events; events.begun.set(); events.go_on.wait()",
+    )
+    assert output == "3\n4\nKeyboardInterrupt\n"

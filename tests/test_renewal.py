@@ -1363,6 +1363,41 @@ def test_child_of_a_stopped_renewal(bench: Bench) -> None:
     fork(check)
 
 
+def test_signal_handler_that_raises_before_a_fork(
+    bench: Bench,
+    callers: ThreadPoolExecutor,
+    no_threads: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Python forks all the same, and no lock stays locked."""
+    reported: list[type[BaseException]] = []
+    hook = lambda unraisable: reported.append(unraisable.exc_type)  # noqa: E731
+    monkeypatch.setattr(sys, "unraisablehook", hook)
+    others = [Bench(), Bench()]
+
+    def interrupt() -> None:
+        bench.at_monotonic = nothing
+        raise KeyboardInterrupt
+
+    def free(renewal: Renewal) -> bool:
+        acquired = renewal._changed.acquire(blocking=False)
+        if acquired:
+            renewal._changed.release()
+        return acquired
+
+    no_threads(RENEWER)  # the only one to look at the clock is this one
+    waiting = callers.submit(bench.renewal.current)
+    call = bench.call()
+    bench.at_monotonic = interrupt
+    fork(nothing)
+    assert reported == [KeyboardInterrupt]
+    for made in (bench, *others):
+        assert callers.submit(free, made.renewal).result(PATIENCE)
+    token = bench.token()
+    call.answer(token)
+    assert waiting.result(PATIENCE) is token
+
+
 def test_fork_while_the_lock_is_held(bench: Bench) -> None:
     """A lock that another thread of the parent holds is free in the child."""
     held, go_on = threading.Event(), threading.Event()
