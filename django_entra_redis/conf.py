@@ -75,6 +75,11 @@ def identity_aliases() -> list[str]:
     return [str(alias) for alias in entries] if isinstance(entries, Mapping) else []
 
 
+def written_aliases() -> list[str]:
+    """Return the names that are written there: without ``ENTRA_REDIS`` none is."""
+    return identity_aliases() if hasattr(settings, "ENTRA_REDIS") else []
+
+
 def load_identity(alias: str) -> Identity:
     """Return one identity of the settings.
 

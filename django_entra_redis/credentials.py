@@ -153,6 +153,13 @@ def start_renewal(identity: str, delay: float) -> None:
     EntraCredentialProvider(identity).renewal.start(delay)
 
 
+def started_identities() -> set[str]:
+    """Return the identities whose tokens are being renewed in this process."""
+    # A copy, since other threads may add to it.
+    renewals = list(_renewals.items())
+    return {alias for alias, renewal in renewals if renewal.state.due_at is not None}
+
+
 def _get_renewal(alias: str) -> Renewal:
     with _lock:
         # Another thread may have been here meanwhile.

@@ -1,22 +1,22 @@
 """Which identities are renewed from the start."""
 
 from .cache import entra_caches
-from .conf import identity_aliases
-from .credentials import start_renewal
+from .conf import written_aliases
+from .credentials import start_renewal, started_identities
 from .problems import ConfigurationError
 
 
 def identities_in_use() -> list[str]:
-    """Return the identities that caches name, and those that the settings define.
+    """Return the identities that caches name, and those that something has used.
 
-    None where all caches do without: that is a developer's machine, with the same
-    settings file.
+    Other entries of the settings may be another deployment's, or a developer's. But
+    without any Entra cache they are for something else, Celery perhaps.
     """
     caches = entra_caches().values()
     identities = {cache.identity for cache in caches if cache.identity is not None}
-    if identities or not caches:
-        identities |= set(identity_aliases())
-    return sorted(identities)
+    if not caches:
+        identities |= set(written_aliases())
+    return sorted(identities | started_identities())
 
 
 def start_renewals() -> None:

@@ -19,6 +19,7 @@ from django_entra_redis.conf import (
     identity_problems,
     load_identity,
     parse_identity,
+    written_aliases,
 )
 from django_entra_redis.exceptions import EntraRedisError
 from django_entra_redis.keys import KEYS, KINDS
@@ -419,6 +420,7 @@ def test_no_setting_at_all() -> None:
     with override_settings():
         del django_settings.ENTRA_REDIS
         assert identity_aliases() == ["default"]
+        assert written_aliases() == []
         assert load_identity("default").kind == "managed_identity"
         assert identity_problems() == []
 
@@ -426,7 +428,7 @@ def test_no_setting_at_all() -> None:
 def test_settings_are_read_at_use() -> None:
     """``override_settings`` works, since nothing is remembered."""
     with override_settings(ENTRA_REDIS={"one": {}, "two": APPLICATION}):
-        assert identity_aliases() == ["one", "two"]
+        assert identity_aliases() == written_aliases() == ["one", "two"]
         assert load_identity("two").client_secret == "hush"
     assert identity_aliases() == []
 

@@ -23,6 +23,7 @@ from django_entra_redis.credentials import (
     get_credential_provider,
     reset,
     start_renewal,
+    started_identities,
 )
 from django_entra_redis.exceptions import ConfigurationError, TokenError
 from django_entra_redis.signals import token_renewal_failed, token_renewed
@@ -175,6 +176,17 @@ def test_start_renewal(entra: Emulator) -> None:
     start_renewal("default", 0.0)
     wait_until(lambda: get_credential_provider().status().renewed_at)
     assert entra.stats.token_requests == 1
+
+
+def test_started_identities(entra: Emulator) -> None:
+    """Looking at one's status starts nothing; asking for its token does."""
+    provider = get_credential_provider()
+    provider.status()
+    assert started_identities() == set()
+    provider.get_credentials()
+    assert started_identities() == {"default"}
+    reset()
+    assert started_identities() == set()
 
 
 def test_status(entra: Emulator) -> None:

@@ -11,10 +11,11 @@ from django.test import Client, override_settings
 from django.urls import include, path, reverse
 
 from django_entra_redis.credentials import get_credential_provider
+from django_entra_redis.exceptions import TokenError
 from testproject.emulator import Emulator
 
 from .caches import wait_until
-from .sites import BACKEND, Site
+from .sites import BACKEND, Credential, Site
 
 LOCMEM = {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}
 
@@ -147,6 +148,22 @@ def test_broken_settings(site: Site) -> None:
         "failures": 0,
     }
     assert document["caches"][0]["error"] == "ConfigurationError"
+
+
+def test_an_identity_that_nothing_uses(site: Site) -> None:
+    """An entry for another deployment does not keep this one from being ready."""
+    other = {"CREDENTIAL": Credential(""), "USERNAME": "other"}
+    with (
+        site.settings(),
+        override_settings(ENTRA_REDIS={"default": site.identity, "other": other}),
+    ):
+        get_credential_provider().get_credentials()
+        assert ask()[0] == 200
+        with pytest.raises(TokenError):
+            get_credential_provider("other").get_credentials()
+        status, document = ask()
+    assert status == 503
+    assert [each["identity"] for each in document["identities"]] == ["default", "other"]
 
 
 def test_nothing_in_use(site: Site) -> None:

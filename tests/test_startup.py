@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.conf import settings
 from django.test import override_settings
 
 from django_entra_redis import apps as starting
@@ -269,7 +270,7 @@ def test_without_an_identity_nothing_starts(
     served: Site, emulator: Emulator, caches: dict[str, Any]
 ) -> None:
     """A developer's machine has no renewal thread and asks nobody."""
-    served.settings |= {"CACHES": caches, "ENTRA_REDIS": {}}
+    served.settings["CACHES"] = caches
     output = served.run(
         """
         starter().join()
@@ -283,6 +284,7 @@ def test_without_an_identity_nothing_starts(
 def test_one_broken_identity_is_not_all_of_them(served: Site) -> None:
     """The others are renewed from the start; the checks tell of the broken one."""
     served.settings["ENTRA_REDIS"] = {"default": {"KIND": "nonsense"}, "good": {}}
+    served.settings["CACHES"]["other"] = cache(identity="good")
     assert served.run("print(renewed.wait(60), *who)") == "True good\n"
 
 
@@ -425,12 +427,12 @@ def cache(**options: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("caches", "identities", "used"),
     [
-        # Those of the caches, and those that the settings define beside.
+        # Those of the caches, and not those that the settings define beside.
         ({"default": cache()}, {"default": {}}, ["default"]),
         (
             {"default": cache(identity="a"), "b": cache(identity="b")},
-            {"a": {}, "b": {}, "celery": {}},
-            ["a", "b", "celery"],
+            {"a": {}, "b": {}, "laptop": {}},
+            ["a", "b"],
         ),
         ({"default": cache(identity="gone")}, {}, ["gone"]),
         # None where every cache does without.
@@ -452,6 +454,26 @@ def test_identities_in_use(
         assert startup.identities_in_use() == used
 
 
+def test_without_any_setting_none_is_in_use() -> None:
+    """A machine with neither an Entra cache nor an identity polls no endpoint."""
+    with override_settings(CACHES={"default": LOCMEM}):
+        del settings.ENTRA_REDIS
+        assert startup.identities_in_use() == []
+
+
+def test_identities_are_in_use_from_their_first_use(
+    emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that no cache names is some client's, once that has asked for a token."""
+    for name, value in emulator.environ("app_service").items():
+        monkeypatch.setenv(name, value)
+    identities: dict[str, Any] = {"default": {}, "client": {}, "laptop": {}}
+    with override_settings(ENTRA_REDIS=identities, CACHES={"default": cache()}):
+        credentials.get_credential_provider("client").get_credentials()
+        credentials.get_credential_provider("laptop").status()
+        assert startup.identities_in_use() == ["client", "default"]
+
+
 def test_starting_twice_is_starting_once(
     emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -459,7 +481,8 @@ def test_starting_twice_is_starting_once(
     for name, value in emulator.environ("app_service").items():
         monkeypatch.setenv(name, value)
     identities: dict[str, Any] = {"default": {}, "broken": {"KIND": "nonsense"}}
-    with override_settings(ENTRA_REDIS=identities, CACHES={"default": cache()}):
+    caches = {"default": cache(), "other": cache(identity="broken")}
+    with override_settings(ENTRA_REDIS=identities, CACHES=caches):
         startup.start_renewals()
         provider = credentials.get_credential_provider()
         username, _ = provider.get_credentials()
