@@ -12,8 +12,8 @@ from types import ModuleType
 
 from .forks import at_fork
 
-#: Seconds that a fork waits. Bounded, since the import may itself be waiting for a
-#: module that the forking thread is importing.
+#: Seconds that a fork waits, and an import for another one. Bounded, since what it
+#: waits for may itself be waiting for a module that the waiting thread is importing.
 PATIENCE = 5.0
 
 # Guards imports against a fork. Reentrant, since what is imported may fork: then the
@@ -24,8 +24,14 @@ _lock = threading.RLock()
 @contextlib.contextmanager
 def no_fork() -> Iterator[None]:
     """Keep other threads from forking in here: imports may be under way."""
-    with _lock:
+    lock = _lock  # after a fork in here it is another one
+    held = lock.acquire(timeout=PATIENCE)
+    try:
+        # Also without it: imports in several threads are safe as long as none forks.
         yield
+    finally:
+        if held:
+            lock.release()
 
 
 def import_module(name: str, package: str | None) -> ModuleType:

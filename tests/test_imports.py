@@ -142,6 +142,39 @@ def test_what_is_imported_may_fork(tmp_path: Path) -> None:
     assert output == "5\n"
 
 
+def test_an_import_does_not_wait_for_ever(tmp_path: Path) -> None:
+    """Of two threads that wait for each other's import one goes on."""
+    output = run(
+        tmp_path,
+        """
+        import events
+        imports.PATIENCE = 0.01
+
+        def import_too():
+            events.begun.wait()
+            with imports.no_fork():
+                events.go_on.set()
+                import user
+
+        thread = threading.Thread(target=import_too)
+        thread.start()
+        import user
+        thread.join()
+        print(user.whole)
+        """,
+        events="import threading; begun, go_on = threading.Event(), threading.Event()",
+        user="""
+            import events
+            from django_entra_redis import imports
+            events.begun.set()
+            events.go_on.wait()
+            with imports.no_fork():
+                whole = True
+            """,
+    )
+    assert output == "True\n"
+
+
 @needs_fork
 def test_threads_that_fork_in_the_same_moment(tmp_path: Path) -> None:
     """Whichever of them got hold of the lock lets go of it."""
