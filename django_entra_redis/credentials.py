@@ -144,13 +144,13 @@ def get_credential_provider(identity: str = "default") -> EntraCredentialProvide
     return provider
 
 
-def start_renewal(identity: str, delay: float) -> None:
-    """Start an identity's renewal thread; its first request begins after ``delay`` s.
+def start_renewal(identity: str) -> None:
+    """Start an identity's renewal thread; its first request begins at once.
 
     Raises:
         ConfigurationError: the identity can't be used as it is.
     """
-    EntraCredentialProvider(identity).renewal.start(delay)
+    EntraCredentialProvider(identity).renewal.start()
 
 
 def started_identities() -> set[str]:

@@ -11,7 +11,7 @@ from datetime import datetime
 from redis.exceptions import RedisError
 
 from .cache import EntraRedisCache, entra_caches
-from .credentials import get_credential_provider, start_renewal
+from .credentials import get_credential_provider
 from .problems import ConfigurationError
 from .startup import identities_in_use
 
@@ -88,11 +88,11 @@ def _ping(cache: EntraRedisCache) -> str | None:
 
 def _identity_health(identity: str) -> IdentityHealth:
     try:
-        # A probe may be all that a new process hears of for a while.
-        start_renewal(identity, 0.0)
         renewal = get_credential_provider(identity).renewal
     except ConfigurationError:
         return IdentityHealth(identity, ok=False)
+    # A probe may be all that a new process hears of for a while.
+    renewal.start()
     token, status = renewal.state.token, renewal.status()
     return IdentityHealth(
         identity,

@@ -23,7 +23,7 @@ def start_renewals() -> None:
     """Start a renewal thread for each identity in use."""
     for identity in identities_in_use():
         try:
-            start_renewal(identity, 0.0)
+            start_renewal(identity)
         except ConfigurationError:
             # The system checks say what is wrong, and first use raises it.
             continue

@@ -141,7 +141,7 @@ def test_made_before_the_settings() -> None:
     with pytest.raises(ConfigurationError, match="'nobody'"):
         get_credential_provider("nobody")
     with pytest.raises(ConfigurationError, match="'nobody'"):
-        start_renewal("nobody", 0.0)
+        start_renewal("nobody")
 
 
 def test_override_settings(entra: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,7 +173,7 @@ def test_reset(entra: Emulator) -> None:
 
 def test_start_renewal(entra: Emulator) -> None:
     """The renewal can be started without asking for a token."""
-    start_renewal("default", 0.0)
+    start_renewal("default")
     wait_until(lambda: get_credential_provider().status().renewed_at)
     assert entra.stats.token_requests == 1
 

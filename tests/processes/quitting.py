@@ -29,14 +29,14 @@ def main(kind: str) -> None:
     control = EmulatorControl.from_file(os.environ["TEST_EMULATOR"])
     if kind == "token request":
         control.fail("hang")
-        start_renewal("default", 0.0)
+        start_renewal("default")
         wait_for_thread(REQUEST)
     elif kind == "renewal":
         cache.get("key")
         control.fail("hang")
         wait_for_thread(REQUEST)
     else:
-        start_renewal("default", 0.0)
+        start_renewal("default")
         control.freeze()
         threading.Thread(target=cache.get, args=("key",), daemon=True).start()
         control.description()
