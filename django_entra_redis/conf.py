@@ -29,6 +29,8 @@ from .keys import (
 from .problems import ConfigurationError, Problem
 from .schedule import Policy
 
+_DEFAULT = Policy()
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
@@ -55,9 +57,9 @@ class Identity:
     instance_discovery: bool = True
     scope: str = REDIS_SCOPE
     username: str | None = None
-    refresh_ratio: float = 0.7
-    refresh_margin: float = 180.0
-    request_timeout: float = 10.0
+    refresh_ratio: float = _DEFAULT.ratio
+    refresh_margin: float = _DEFAULT.margin
+    request_timeout: float = _DEFAULT.timeout
 
     @property
     def policy(self) -> Policy:

@@ -30,10 +30,7 @@ def renewal_delay(life: float, policy: Policy, jitter: float) -> float:
         life: seconds that the token is good for.
         jitter: 0 to 1; only ever makes it earlier.
     """
-    delay = policy.ratio * life
-    if life >= 2 * policy.margin:
-        delay = min(delay, life - policy.margin)
-    return delay * (1 - JITTER * jitter)
+    return _due(life, life, policy) * (1 - JITTER * jitter)
 
 
 def retry_cap(life: float | None, left: float = 0.0, age: float = 0.0) -> float:
@@ -87,7 +84,12 @@ def repeat_delay(left: float, life: float, policy: Policy, jitter: float) -> flo
         life: seconds that it was good for when it came first.
         jitter: 0 to 1.
     """
+    delay = _due(left, life, policy) * (1 - JITTER * jitter)
+    return max(delay, min(retry_cap(life), left))
+
+
+def _due(left: float, life: float, policy: Policy) -> float:
+    """Return after how much of what is left of a token's life it is renewed."""
     delay = policy.ratio * left
-    if life >= 2 * policy.margin:
-        delay = min(delay, left - policy.margin)
-    return max(delay * (1 - JITTER * jitter), min(retry_cap(life), left))
+    # A shorter life leaves no time for the margin.
+    return min(delay, left - policy.margin) if life >= 2 * policy.margin else delay
