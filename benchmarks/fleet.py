@@ -18,7 +18,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from django_entra_redis.connections import reauthentication_time
+from django_entra_redis.reauthentication import reauthentication_time
 from django_entra_redis.schedule import Policy, renewal_delay, retry_cap, retry_delay
 from django_entra_redis.tokens import Token
 

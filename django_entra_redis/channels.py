@@ -20,9 +20,10 @@ from redis.exceptions import AuthenticationError, ReadOnlyError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from .connections import reauthentication_time, refusal
+from .connections import refusal
 from .links import BrokenLinkError, Link, SilentLinkError
 from .packing import pack_all
+from .reauthentication import Step, next_step
 from .renewal import Renewal
 from .tokens import Token
 
@@ -152,16 +153,17 @@ class Channel:
         """Send AUTH if the token has moved on; return the link to go on with."""
         current = await renewal.acurrent()
         held = self._held
-        if held is not None and held.value == current.value:
-            # It is good for longer now, and the server has it already.
-            self._held = current
-            return link
-        if held is None or held.expired(renewal.clock):
-            # The server is about to close it, or has.
+        step = (
+            next_step(held, current, self._share, renewal.clock)
+            if held is not None
+            else Step.RECONNECT
+        )
+        if step is Step.RECONNECT:
             self._leave(link)
             return await self._connected()
-        due = reauthentication_time(held, current, self._share)
-        if renewal.clock.monotonic() >= due and not self._authenticating:
+        if step is Step.ADOPT:
+            self._held = current
+        elif step is Step.AUTHENTICATE and not self._authenticating:
             self._authenticating = True
             sent = link.submit(_pack_auth(current))
             sent.add_done_callback(lambda reply: self._settle(link, current, reply))

@@ -16,25 +16,9 @@ from redis.exceptions import AuthenticationError, RedisError
 
 from .credentials import EntraCredentialProvider
 from .exceptions import EntraRedisError, TokenRefusedError
+from .reauthentication import Step, next_step
 from .tls import SharedTlsConnection
 from .tokens import Token
-
-#: Share of the time between a renewal and the old token's expiry over which the
-#: connections of a process spread their AUTHs. Azure asks for both: spread them, and
-#: send them at least 3 minutes before expiry.
-SPREAD = 0.5
-
-
-def reauthentication_time(held: Token, current: Token, share: float) -> float:
-    """Return when a connection sends AUTH with a newer token (monotonic clock).
-
-    Parameters:
-        held: the token that it has authenticated with.
-        current: the one that is there now.
-        share: 0 to 1, different for each connection.
-    """
-    window = max(0.0, held.expires_at - current.received_at)
-    return current.received_at + share * SPREAD * window
 
 
 class _Handover(CredentialProvider):
@@ -119,21 +103,18 @@ class EntraConnection(PlainConnection):
         if held is current:
             return
         if held is not None:
-            if held.value == current.value:
-                # It is good for longer now, and the server has it already.
+            step = next_step(held, current, self._share, self._renewal.clock)
+            if step is Step.KEEP:
+                return
+            if step is Step.ADOPT:
                 self._held = current
                 return
-            clock = self._renewal.clock
-            if not held.expired(clock):
-                due = reauthentication_time(held, current, self._share)
-                if clock.monotonic() < due:
+            # In RESP 2 a subscribed connection takes no AUTH: it would read a message
+            # for the reply. redis-py subscribes anew where it reconnects.
+            if step is Step.AUTHENTICATE and not self._subscribed:
+                send = functools.partial(self._authenticate, current)
+                if self._attempt(send) is None:
                     return
-                # In RESP 2 a subscribed connection takes no AUTH: it would read a
-                # message for the reply. redis-py subscribes anew where it reconnects.
-                if not self._subscribed:
-                    send = functools.partial(self._authenticate, current)
-                    if self._attempt(send) is None:
-                        return
             self.disconnect()
         self._establish(self._open)
 

@@ -10,17 +10,19 @@ import pytest
 import redis
 from redis.connection import Connection, SSLConnection
 
-from django_entra_redis import connections
-from django_entra_redis.connections import (
-    SPREAD,
-    connection_class,
-    reauthentication_time,
-)
+from django_entra_redis import reauthentication
+from django_entra_redis.connections import connection_class
 from django_entra_redis.credentials import get_credential_provider
 from django_entra_redis.exceptions import (
     TokenError,
     TokenRefusedError,
     TokenRequestError,
+)
+from django_entra_redis.reauthentication import (
+    SPREAD,
+    Step,
+    next_step,
+    reauthentication_time,
 )
 from django_entra_redis.renewal import Renewal
 from django_entra_redis.schedule import Policy
@@ -53,6 +55,23 @@ def test_reauthentication_time(
 ) -> None:
     """AUTHs are spread over the first part of what the old token has left."""
     assert reauthentication_time(token(0.0), token(received_at), share) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "now", "step"),
+    [
+        ("value", 3000.0, Step.ADOPT),
+        ("value", LIFE, Step.ADOPT),
+        ("newer", 2400.0, Step.KEEP),
+        ("newer", 3000.0, Step.AUTHENTICATE),
+        ("newer", LIFE, Step.RECONNECT),
+    ],
+)
+def test_next_step(value: str, now: float, step: Step) -> None:
+    """With a newer token it is AUTH at the connection's moment, and then too late."""
+    current = replace(token(2400.0), value=value)
+    clock = Clock(lambda: now, lambda: now)
+    assert next_step(token(0.0), current, 1.0, clock) is step
 
 
 class Identity:
@@ -423,7 +442,7 @@ def test_every_pool(
     options: dict[str, Any],
 ) -> None:
     """Whatever the pool, the open connection gets the new token, a revoked one too."""
-    monkeypatch.setattr(connections, "SPREAD", 0.0)
+    monkeypatch.setattr(reauthentication, "SPREAD", 0.0)
     monkeypatch.setattr(CustomConnection, "made", 0)
     cache = make_cache(emulator.redis_url, **tls_options, **options)
     cache.set("key", 1)

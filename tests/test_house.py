@@ -33,6 +33,7 @@ FLOORS = {
     "conf": 1,
     "options": 1,
     "state": 1,
+    "reauthentication": 1,
     "renewal": 1,
     "sessions": 1,
     "subscriptions": 1,
