@@ -6,19 +6,16 @@ Blocks and tables are found by what is in them, wherever they stand.
 import ast
 import copy
 import json
-import os
 import re
 import shlex
 import sys
-import threading
-import time
 import tomllib
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 from unittest.mock import MagicMock
 
@@ -126,14 +123,8 @@ def reader(
     with override_settings(ENTRA_REDIS={"default": identity}):
         yield {
             "CACHES": {"default": cache},
-            "SimpleNamespace": SimpleNamespace,
-            "fakeredis": import_module("fakeredis"),
             "include": include,
-            "os": os,
             "path": path,
-            "pytest": pytest,
-            "threading": threading,
-            "time": time,
         }
         credentials.reset()
 
