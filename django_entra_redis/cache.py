@@ -47,7 +47,7 @@ class EntraRedisCache(KeyspaceMethods, RedisCache):
         super().__init__(server, params)
         self._servers = list(split_location(server))
         self._given = params.get("OPTIONS", {})
-        # What a subclass makes of keys itself is not taken a short cut around.
+        # A subclass that overrides one of these gets no short cut.
         own = type(self)
         self._validates = own.validate_key is not BaseCache.validate_key
         self._makes_keys = (
@@ -186,7 +186,7 @@ class EntraRedisCache(KeyspaceMethods, RedisCache):
         timeout: Any = DEFAULT_TIMEOUT,
         version: int | None = None,
     ) -> bool:
-        """Set a key that is not there; return whether it was not."""
+        """Set a key that is not there; return whether it was set."""
         made = self.make_and_validate_key(key, version=version)
         return self._cache.run(
             self._operations.add(made, value, self._seconds(timeout))

@@ -286,7 +286,7 @@ class Channel:
 
 
 def _retrieve(task: "asyncio.Task[Link]") -> None:
-    """Have nobody complain of an error that no waiter is left to be told."""
+    """Retrieve what a task raised, so that asyncio does not log that nobody has."""
     if not task.cancelled():
         task.exception()
 

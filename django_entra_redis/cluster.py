@@ -195,7 +195,7 @@ class ClusterClient(Client):
     def _scatter(self, batch: Batch) -> list[Any]:
         """Carry out commands on all their nodes at once; return the replies."""
         replies: list[Any] = [None] * batch.count
-        # What one node has been waited for the others have had, too.
+        # All were asked at once: the time spent on one counts for the others.
         waited = False
         with ExitStack() as stack:
             parts = [

@@ -98,7 +98,7 @@ class EntraConnection(PlainConnection):
         if held is None:
             # After override_settings it is another renewal's.
             self._renewal = self._provider.renewal
-        # The first is the second's short cut.
+        # fresh() is the fast path of current().
         current = self._renewal.fresh() or self._renewal.current()
         if held is current:
             return

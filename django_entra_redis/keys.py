@@ -116,7 +116,7 @@ COMMON = frozenset(
         "REQUEST_TIMEOUT",
     ]
 )
-#: The first, and those that mean nothing without it.
+#: ``CLIENT_CERTIFICATE``, and the keys that mean nothing without it.
 CERTIFICATE = frozenset(
     ["CLIENT_CERTIFICATE", "CLIENT_CERTIFICATE_PASSWORD", "SEND_CERTIFICATE_CHAIN"]
 )

@@ -89,7 +89,7 @@ class Operations:
         self.server = server
 
     def add(self, key: str, value: Any, timeout: int | None) -> Operation[bool]:
-        """Set a key that is not there; return whether it was not."""
+        """Set a key that is not there; return whether it was set."""
         data = self.dumps(value)
         if timeout == 0:
             # It expires at once, yet Django wants to know whether it was there.

@@ -47,7 +47,7 @@ PATIENCE = 5.0
 
 @dataclass(frozen=True, slots=True)
 class _Weak:
-    """A function of an object, as long as that lives, and of what it is told."""
+    """Calls ``function(target, value)`` for as long as the target lives."""
 
     function: Callable[[Any, Any], Any]
     target: ref[Any]

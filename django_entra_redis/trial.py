@@ -1,6 +1,7 @@
 """Trying out what Django's cache API comes down to, on the servers of a cache."""
 
 import contextlib
+import itertools
 import statistics
 import time
 import uuid
@@ -86,9 +87,9 @@ def _places(exam: Examination) -> Iterator[Place]:
         pool = topology.pool_at(address)
         # None where a hash tag in KEY_PREFIX keeps all keys on another node.
         own = (key for key in keys if topology.pool_of(key) is pool)
-        for key, counter in zip(own, own, strict=False):
-            yield Place(conversation, key, counter)
-            break
+        pair = tuple(itertools.islice(own, 2))
+        if len(pair) == 2:
+            yield Place(conversation, *pair)
 
 
 def _make_key(exam: Examination) -> str:
