@@ -40,8 +40,8 @@ def _driver() -> dict[str, Any]:
     return {"lib_name": f"redis-py(django_v{version})"}
 
 
-# redis-py's own, before its version 8, wait for ever. Constants, because what the pools of a process
-# are told apart by includes the identity of such objects.
+# redis-py's own, before its version 8, wait for ever. Constants, because what the pools
+# of a process are told apart by includes the identity of such objects.
 _DEFAULTS: Mapping[str, Any] = {
     "socket_connect_timeout": 5.0,
     "socket_timeout": 5.0,

@@ -1,8 +1,8 @@
 """Which node of a cluster has which key, for all caches of a process.
 
 redis-py's ``NodesManager`` does the discovery (``RedisCluster`` itself would first send
-COMMAND). A background thread has it look anew after a redirection or a lost node, at most
-once per ``PAUSE``, so that nobody waits for it whose node is where it was.
+COMMAND). A background thread has it look anew after a redirection or a lost node, at
+most once per ``PAUSE``, so that nobody waits for it whose node is where it was.
 """
 
 from collections.abc import Callable, Iterable
