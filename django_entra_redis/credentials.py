@@ -228,6 +228,9 @@ setting_changed.connect(_on_setting_changed)
 def _after_fork_in_child() -> None:
     global _lock
     _lock = threading.RLock()
+    for signal in (token_renewed, token_renewal_failed):
+        # A thread of the parent's may have been sending it.
+        signal.lock = threading.Lock()
     for subscriptions in _subscriptions.values():
         for kind in subscriptions:
             kind.after_fork()

@@ -457,6 +457,23 @@ def test_client_in_a_child(entra: Emulator) -> None:
     assert entra.stats.connections_opened == 2
 
 
+def test_fork_while_a_signal_is_sent(receivers_kept: None) -> None:
+    """A child's renewals send theirs though another thread was sending one."""
+
+    heard: list[Any] = []
+    signals = (token_renewed, token_renewal_failed)
+    for signal in signals:
+        signal.connect(lambda **kwargs: heard.append(kwargs), weak=False)
+
+    def check() -> None:
+        for signal in signals:
+            signal.send_robust(sender="child")
+        assert len(heard) == 2
+
+    with token_renewed.lock, token_renewal_failed.lock:
+        in_child(check)
+
+
 def test_fork_while_the_registry_is_locked(entra: Emulator) -> None:
     """A child finds its identities though another thread was looking for one."""
     begun, go_on = threading.Event(), threading.Event()
