@@ -205,6 +205,7 @@ class Renewal:
         with self._changed:
             self._wanted = True
             self._start_thread()
+            self._hasten()
             state, now = self.state, self._monotonic()
             valid = state.token is not None and not state.token.expired(self.clock)
             due = state.due_at is None or now >= state.due_at
@@ -387,8 +388,27 @@ class Renewal:
 
     def _retry_delay(self, state: State, error: TokenRequestError) -> float:
         """Return the seconds from a failure to the next request."""
-        cap = state.retry_cap(self._monotonic())
+        cap = state.retry_cap(self.clock)
         return retry_delay(state.outage, cap, error.retry_after, self._jitter())
+
+    def _hasten(self) -> None:
+        """Cut a pause short whose token a step of the wall clock has ended.
+
+        The lock is held. One that the endpoint asked for is kept, and so is one for the
+        sake of hanging requests.
+        """
+        state = self.state
+        error, token, due_at = state.last_error, state.token, state.due_at
+        if (
+            error is not None
+            and error.retry_after is None
+            and self._hanging < MAX_HANGING
+            and due_at is not None
+            and token is not None
+            and token.expired(self.clock)
+        ):
+            latest = self._monotonic() + retry_cap(token.life)
+            self.state = state.due(min(due_at, latest))
 
     def _resume(self, error: TokenRequestError) -> None:
         """Go on as after any failure where one of too many hanging requests has ended.
@@ -446,6 +466,7 @@ class Renewal:
 
     def _step(self) -> None:
         """Sleep, or begin a request. The lock is held."""
+        self._hasten()
         now, attempt, state = self._monotonic(), self._attempt, self.state
         if attempt is not None:
             self._changed.wait(max(0.0, attempt.deadline - now))

@@ -65,12 +65,13 @@ class State:
             last_error=error,
         )
 
-    def retry_cap(self, now: float) -> float:
+    def retry_cap(self, clock: Clock) -> float:
         """Return the longest pause before the next try."""
-        if self.token is None:
+        token, now = self.token, clock.monotonic()
+        if token is None:
             return retry_cap(None)
-        left = self.token.expires_at - now
-        return retry_cap(self.token.life, left, now - self.failing_since)
+        left = min(token.expires_at - now, token.expires_on - clock.wall())
+        return retry_cap(token.life, left, now - self.failing_since)
 
     def status(self, identity: str, kind: str, clock: Clock) -> Status:
         """Return what can be told of it."""

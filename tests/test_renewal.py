@@ -914,6 +914,48 @@ def test_stepped_wall_clock(bench: Bench, step: float) -> None:
     assert bench.asked == asked
 
 
+@pytest.mark.parametrize("caller", [False, True])
+def test_stepped_wall_clock_in_an_outage(bench: Bench, caller: bool) -> None:
+    """No pause is sat out that was for a token which a step has ended."""
+    bench.begin(24 * HOUR)
+    bench.jitter = 1.0
+    with bench.renewal._changed:
+        bench.renewal.state = replace(
+            bench.renewal.state.due(bench.now + 120.0),
+            outage=10,
+            failing_since=bench.now - HOUR,
+            last_error=TokenRequestError("it is down."),
+        )
+    bench.ahead += 24 * HOUR
+    if caller:
+        with pytest.raises(TokenError, match="it is down"):
+            bench.renewal.current()
+    else:
+        bench.advance(0.0)
+    assert bench.renewal.state.due_at == bench.now + 10.0
+    for reply in (TokenRequestError("it is down."), bench.token()):
+        bench.advance(9.9)
+        asked = bench.asked
+        bench.advance(0.2)
+        bench.call().answer(reply)
+        assert bench.asked == asked + 1
+    assert bench.renewal.current() is reply
+
+
+def test_stepped_wall_clock_and_a_wait_asked_for(bench: Bench) -> None:
+    """What the endpoint asks for is kept all the same."""
+    bench.begin()
+    bench.advance(2520.0)
+    bench.call().answer(TokenRequestError("too many.", retry_after=60.0))
+    bench.ahead += HOUR
+    with pytest.raises(TokenError, match="too many"):
+        bench.renewal.current()
+    bench.advance(59.9)
+    assert bench.asked == 2
+    bench.advance(0.2)
+    bench.call().answer(bench.token())
+
+
 def test_caller_notices_the_step(bench: Bench, callers: ThreadPoolExecutor) -> None:
     """A caller does not get a token that has run out by the wall clock alone."""
     old = bench.begin()
