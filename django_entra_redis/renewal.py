@@ -235,10 +235,10 @@ class Renewal:
 
     def _other(self, refused: Token) -> Token | None:
         token = self.state.token
-        if token is None or token.expired(self.clock):
+        # By value: one that is good for longer now is refused all the same.
+        if token is None or token.value == refused.value or token.expired(self.clock):
             return None
-        # One that is good for longer now is refused all the same.
-        return None if token.value == refused.value else token
+        return token
 
     def _settled(self) -> Token:
         token = self.state.token
