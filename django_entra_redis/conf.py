@@ -71,15 +71,10 @@ class Identity:
         )
 
 
-def identity_aliases() -> list[str]:
-    """Return the names of the identities in the settings."""
-    entries = _entries()
+def identity_aliases(*, default: bool = True) -> list[str]:
+    """Return the identities' names, without ``ENTRA_REDIS`` that of the ``default``."""
+    entries = _entries() if default else getattr(settings, "ENTRA_REDIS", {})
     return [str(alias) for alias in entries] if isinstance(entries, Mapping) else []
-
-
-def written_aliases() -> list[str]:
-    """Return the names that are written there: without ``ENTRA_REDIS`` none is."""
-    return identity_aliases() if hasattr(settings, "ENTRA_REDIS") else []
 
 
 def load_identity(alias: str) -> Identity:

@@ -1,7 +1,7 @@
 """Which identities are renewed from the start."""
 
 from .cache import entra_caches
-from .conf import written_aliases
+from .conf import identity_aliases
 from .credentials import start_renewal, started_identities
 from .problems import ConfigurationError
 
@@ -15,7 +15,7 @@ def identities_in_use() -> list[str]:
     caches = entra_caches().values()
     identities = {cache.identity for cache in caches if cache.identity is not None}
     if not caches:
-        identities |= set(written_aliases())
+        identities |= set(identity_aliases(default=False))
     return sorted(identities | started_identities())
 
 
