@@ -74,7 +74,7 @@ OPERATIONS: dict[str, Callable[[EntraRedisCache], object]] = {
     "get": lambda cache: cache.get(KEYS[0]),
     "get_many": lambda cache: cache.get_many(KEYS),
     "set_many": lambda cache: cache.set_many({key: value_of(key) for key in KEYS}),
-    "touch": lambda cache: cache.touch(KEYS[0], None),
+    "touch": lambda cache: cache.touch(KEYS[0], 300),
     "pipeline": pipeline,
 }
 RIGHT: dict[str, object] = {
