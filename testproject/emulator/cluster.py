@@ -455,11 +455,19 @@ class Cluster:
         with self._changing:
             if not member.alive or member.view()[0].role != "replica":
                 raise ValueError(f"node {number} is no running replica")
-            member.ask("CLUSTER", "FAILOVER")
-            self._until(
-                lambda: member.view()[0].role == "primary" and self._settled(),
-                f"node {number} does not take over",
-            )
+            ask_at = 0.0
+
+            def over() -> bool:
+                nonlocal ask_at
+                if member.view()[0].role == "primary":
+                    return self._settled()
+                if time.monotonic() >= ask_at:
+                    # Redis gives it up after 5 s, without a word.
+                    member.ask("CLUSTER", "FAILOVER")
+                    ask_at = time.monotonic() + 5.5
+                return False
+
+            self._until(over, f"node {number} does not take over")
 
     def migrate(self, source: int, target: int, count: int, pause: float = 0.0) -> None:
         """Move the first `count` of one primary's slots to another, one by one.
