@@ -46,12 +46,13 @@ class SharedTlsConnection(SSLConnection):
 
     def disconnect(self, *args: Any, **kwargs: Any) -> None:
         """Disconnect from the server."""
-        if self._socket is not None:
+        wrapped, self._socket = self._socket, None
+        # Not each time: CPython leaks each session that it is asked for, some 6 KB.
+        if wrapped and (server := (self.host, self.port)) not in self._tls.sessions:
             # In TLS 1.3 it has come with the first reply, not with the handshake.
-            session = self._socket.session
+            session = wrapped.session
             if session is not None and session.has_ticket:
-                self._tls.sessions.setdefault((self.host, self.port), session)
-            self._socket = None
+                self._tls.sessions[server] = session
         super().disconnect(*args, **kwargs)
 
     # redis-py has no public way to give a connection its SSL context: it builds one

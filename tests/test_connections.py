@@ -551,6 +551,30 @@ def test_sessions_are_resumed(
     pool.release(connection)
 
 
+def test_sessions_are_asked_for_once(
+    emulator: Emulator, tls_options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CPython leaks each: a connection asks only where the pool has none."""
+    asked: list[object] = []
+    plain: Any = ssl.SSLSocket.session
+
+    def ask(wrapped: ssl.SSLSocket) -> object:
+        asked.append(wrapped)
+        return plain.fget(wrapped)
+
+    monkeypatch.setattr(ssl.SSLSocket, "session", property(ask))
+    pool = make_cache(emulator.redis_url, **tls_options).get_pool()
+    connection = pool.get_connection()
+    for _ in range(4):
+        assert ping(connection)
+        connection.disconnect()
+        connection.connect()
+    assert connection._sock.session_reused
+    # The first one had no context of the pool's yet.
+    assert len(asked) == 1
+    pool.release(connection)
+
+
 def test_the_first_context_stays(
     emulator: Emulator, tls_options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
