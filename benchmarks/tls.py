@@ -79,7 +79,7 @@ def measure_connects(emulator: EmulatorProcess, report: Report) -> None:
 def _measure_resumption(url: str, ca_file: Path, report: Report) -> None:
     report.line(
         "The handshake alone, in µs of client CPU time, with Python's ssl and one "
-        "context: what resuming a session would save."
+        "context: what resuming a session saves."
     )
     report.line()
     report.table("TLS", "resumed", "full", "ratio")
