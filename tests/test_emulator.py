@@ -1699,7 +1699,7 @@ def test_trouble_needs_a_real_server(monkeypatch: pytest.MonkeyPatch) -> None:
         emulator.break_redis("full")
 
 
-def test_cluster(redis_server: str) -> None:
+def test_cluster(cluster_server: str) -> None:
     """The Redis can be a cluster of one node, which has every slot."""
     with Emulator(cluster=1) as emulator, client(emulator) as made:
         assert made.info("server")["redis_mode"] == "cluster"
