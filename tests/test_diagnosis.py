@@ -638,7 +638,12 @@ def slots(last: int, port: int, host: bytes = b"127.0.0.1") -> bytes:
     return b"*1\r\n*3\r\n:0\r\n:%d\r\n%b" % (last, node)
 
 
-@fault("cluster_policy_enterprise", "ping", says="cluster support disabled|CLUSTER")
+@fault(
+    "cluster_policy_enterprise",
+    "ping",
+    says="cluster support disabled|CLUSTER",
+    real=True,
+)
 def no_cluster(site: Site) -> None:
     site.cache["BACKEND"] = CLUSTER_BACKEND
 
