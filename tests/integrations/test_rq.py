@@ -23,7 +23,7 @@ JOBS = 60
 
 
 @pytest.mark.parametrize("kind", ["Worker", "SimpleWorker"])
-def test_jobs(kind: str, tmp_path: Path) -> None:
+def test_jobs(kind: str, tmp_path: Path, redis_server: str) -> None:
     """Each job runs once and each result is there, in forks or in the worker."""
     log = tmp_path / "worker.log"
     with Emulator(token_lifetime=LIFE) as emulator:
