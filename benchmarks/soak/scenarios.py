@@ -25,7 +25,7 @@ from benchmarks.soak.subjects import (
 )
 from benchmarks.soak.workers import play_celery, play_gevent
 from testproject.emulator.cluster import check_server
-from testproject.emulator.server import ServerError
+from testproject.emulator.server import ServerError, find_server
 
 #: Renewals come after 0.63 to 0.7 of a life.
 EARLIEST_RENEWAL = 0.63 * LIFETIME
@@ -60,6 +60,8 @@ class Scenario:
         weight: seconds, more or less, in the full form; the longest begin first.
         cluster: primaries of the Redis Cluster; 0 is a single node.
         modules: what must be installed.
+        real: whether it takes a redis-server: one in Python does not keep the users of
+            its connections apart.
     """
 
     name: str
@@ -70,11 +72,14 @@ class Scenario:
     weight: float = 15.0
     cluster: int = 0
     modules: tuple[str, ...] = ()
+    real: bool = False
 
     def hindrance(self, subject: Subject) -> str:
         """Return why the row cannot be run here; empty where it can."""
         if missing := find_missing(*subject.modules, *self.modules):
             return f"not installed: {', '.join(missing)}"
+        if self.real and find_server() is None:
+            return "no redis-server"
         if self.cluster:
             try:
                 check_server(None)
@@ -480,6 +485,7 @@ def make_scenarios() -> list[Scenario]:
             "identities",
             "two caches, one URL, two identities; a drop",
             play_identities,
+            real=True,
         ),
         Scenario(
             "threads",
