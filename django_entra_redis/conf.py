@@ -194,9 +194,8 @@ def _complete(
     kind = values.get("KIND", "environment")
     if kind not in KINDS:
         hint = f"It should be one of {', '.join(map(repr, KINDS))}."
-        problems.append(
-            Problem("E003", f"{where}['KIND']", f"{kind!r} is no kind.", hint)
-        )
+        message = f"{kind!r} is no kind."
+        problems.append(Problem("E003", f"{where}['KIND']", message, hint))
         return values
     own = KINDS[kind]
     if "CREDENTIAL" in values:

@@ -58,7 +58,6 @@ class ConnectionPool(redis.ConnectionPool):
 
     Parameters:
         pool_timeout: seconds to wait for a free connection at ``max_connections``.
-        others: redis-py's.
     """
 
     def __init__(self, *args: Any, pool_timeout: float = 5.0, **kwargs: Any) -> None:
@@ -260,9 +259,8 @@ def pool_settings(
         default: their class, unless the settings ask for another.
     """
     kwargs = dict(options.connection)
-    kind = kwargs.get("connection_class") or parse_url(server).get(
-        "connection_class", Connection
-    )
+    said = parse_url(server).get("connection_class", Connection)
+    kind = kwargs.get("connection_class") or said
     own = connection_class(kind, entra=options.identity is not None)
     kwargs["connection_class"] = own
     if "retry_on_error" in kwargs:
@@ -287,8 +285,7 @@ def _class(key: str, value: Any) -> Any:
     message = "it is no class."
     try:
         found = import_string(value) if isinstance(value, str) else value
-    # Whatever the module behind the path raises.
-    except Exception as error:
+    except Exception as error:  # whatever the module behind the path raises
         found, message = None, f"it can't be used ({type(error).__name__}: {error})."
     if isinstance(found, type):
         return found
