@@ -18,9 +18,14 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from django_entra_redis.reauthentication import reauthentication_time
-from django_entra_redis.schedule import Policy, renewal_delay, retry_cap, retry_delay
-from django_entra_redis.tokens import Token
+from django_entra_redis.conf.policy import Policy
+from django_entra_redis.credentials.reauthentication import reauthentication_time
+from django_entra_redis.credentials.schedule import (
+    renewal_delay,
+    retry_cap,
+    retry_delay,
+)
+from django_entra_redis.identity.token import Token
 
 HOUR = 3600.0
 #: Seconds that a token request takes.

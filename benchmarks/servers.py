@@ -16,7 +16,7 @@ from typing import Any, Self
 
 import redis
 
-from testproject.emulator import EmulatorControl
+from emulator import EmulatorControl
 
 START_TIMEOUT = 30.0
 SLOTS = 16384
@@ -217,7 +217,7 @@ class EmulatorProcess(_Process):
 
     def command(self) -> list[str]:
         """Return what to run."""
-        module = [sys.executable, "-m", "testproject.emulator"]
+        module = [sys.executable, "-m", "emulator"]
         return [*module, "--directory", str(self.directory)]
 
     def ready(self) -> bool:

@@ -8,8 +8,8 @@ import time
 
 from django.apps import AppConfig
 
-from .forks import at_fork
-from .imports import import_module, no_fork
+from ._fork import at_fork
+from ._imports import import_module, no_fork
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class _Starter:
                 # The package before any of its modules, which would stay locked while
                 # another thread imports the package: Python would have that one fail.
                 importlib.import_module("redis")
-                import_module(".startup", __package__).start_renewals()
+                import_module(".cache.in_use", __package__).start_renewals()
         except Exception:
             # A cache of another backend that is broken, an interpreter that is about
             # to exit: nothing that a traceback on standard error would help. The

@@ -8,10 +8,10 @@ from urllib.parse import parse_qs, urlsplit
 
 from django.conf import settings
 
-from .cache import EntraRedisCache, entra_caches
-from .conf import Identity, identity_aliases, load_identity
-from .options import CacheOptions, is_loopback
-from .problems import ConfigurationError, Problem
+from ._errors import ConfigurationError, Problem
+from .cache.backend import EntraRedisCache, entra_caches
+from .conf.identities import Identity, identity_aliases, load_identity
+from .conf.options import CacheOptions, is_loopback
 
 #: The port on which Azure's caches speak TLS, by the end of their host names.
 _PORTS: Mapping[str, int] = {

@@ -5,10 +5,10 @@ from typing import Any
 
 from django.core.checks import CheckMessage, Error, Tags, Warning, register
 
-from .cache import entra_caches
+from ._errors import ConfigurationError, Problem
+from .cache.backend import entra_caches
 from .cautions import cache_cautions, celery_cautions, secret_cautions
-from .conf import identity_problems, load_identity
-from .problems import ConfigurationError, Problem
+from .conf.identities import identity_problems, load_identity
 from .serializers import serializer_problems
 
 

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Protocol
 
-from .problems import MissingExtraError
+from ._errors import MissingExtraError
 
 
 class Compressor(Protocol):

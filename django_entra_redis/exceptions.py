@@ -6,7 +6,7 @@ redis-py's, so that ``except`` clauses written for a Redis cache go on working.
 
 from redis.exceptions import AuthenticationError, ConnectionError, ResponseError
 
-from .problems import (
+from ._errors import (
     ConfigurationError,
     EntraRedisError,
     MissingExtraError,

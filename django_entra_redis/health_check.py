@@ -6,8 +6,8 @@ from typing import Any
 
 from django.core.cache import caches
 
-from .cache import EntraRedisCache
-from .health import cache_health
+from .cache.backend import EntraRedisCache
+from .diagnostics.health import cache_health
 
 # Not an ordinary import: what is optional is not there for every type checker.
 _base: Any = import_module("health_check.base")

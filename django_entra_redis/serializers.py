@@ -15,8 +15,7 @@ from django.core.cache.backends.redis import RedisSerializer
 from django.core.serializers.json import DjangoJSONEncoder
 from django.utils.module_loading import import_string
 
-from .compressors import Compressor, decompress
-from .problems import (
+from ._errors import (
     ConfigurationError,
     EntraRedisError,
     MissingExtraError,
@@ -24,6 +23,7 @@ from .problems import (
     UnreadableValueError,
     option_error,
 )
+from .compressors import Compressor, decompress
 
 Unpickle = Callable[[bytes], Any]
 

@@ -2,7 +2,7 @@
 
 from django.urls import path
 
-from .probes import live, ready
+from .diagnostics.views import live, ready
 
 app_name = "django_entra_redis"
 

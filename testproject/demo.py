@@ -21,8 +21,8 @@ from typing import Any
 import redis
 import requests
 
-from testproject.emulator import Emulator
-from testproject.emulator.server import ServerError
+from emulator import Emulator
+from emulator.server import ServerError
 from testproject.siteprocess import SiteError, SiteProcess
 from testproject.visitor import VisitError, Visitor
 

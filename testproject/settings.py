@@ -11,7 +11,7 @@
 ``REDIS_CLUSTER``
     ``1``: the cache is a Redis Cluster (on Azure: it has the OSS cluster policy).
 ``ENTRA_REDIS_EMULATOR``
-    ``1``: tokens come from ``testproject.emulator``, an authority that Microsoft's
+    ``1``: tokens come from ``emulator``, an authority that Microsoft's
     instance discovery has never heard of.
 ``DATABASE_PATH``
     SQLite file with the users; beside ``manage.py`` unless given.

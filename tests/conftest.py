@@ -11,10 +11,10 @@ import django
 import pytest
 
 from django_entra_redis.signals import token_renewal_failed, token_renewed
-from testproject.emulator import Emulator
-from testproject.emulator.cluster import check_server
-from testproject.emulator.server import ServerError, find_server
-from tests.clusters import mend
+from emulator import Emulator
+from emulator.cluster import check_server
+from emulator.server import ServerError, find_server
+from tests.support.clusters import mend
 
 os.environ["DJANGO_SETTINGS_MODULE"] = "tests.settings"
 django.setup()

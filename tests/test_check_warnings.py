@@ -11,11 +11,10 @@ import pytest
 from django.core.checks import CheckMessage, Tags, Warning, run_checks
 from django.test import modify_settings, override_settings
 
-from django_entra_redis import installed
 from django_entra_redis.checks import check_secrets
-from django_entra_redis.installed import check_installed, tell_if_missing
-
-from .sites import BACKEND
+from django_entra_redis.conf import app_installed as installed
+from django_entra_redis.conf.app_installed import check_installed, tell_if_missing
+from tests.support.sites import BACKEND
 
 HOST = "contoso.westeurope.redis.azure.net"
 TLS = f"rediss://{HOST}:10000"

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from django_entra_redis.credentials import get_credential_provider
-from testproject.emulator import Emulator
-from tests.caches import PATIENCE, let_in, make_cache, wait_until
+from emulator import Emulator
+from tests.support.caches import PATIENCE, let_in, make_cache, wait_until
 
 LIFE = 6.0
 THREADS = 8

@@ -19,8 +19,8 @@ from django.test import override_settings
 from django.views.debug import ExceptionReporter
 
 from django_entra_redis.cache import EntraRedisCache
-from django_entra_redis.conf import load_identity
-from django_entra_redis.credentials import (
+from django_entra_redis.conf.identities import load_identity
+from django_entra_redis.credentials.provider import (
     EntraCredentialProvider,
     RedisToken,
     get_credential_provider,
@@ -31,10 +31,10 @@ from django_entra_redis.exceptions import (
     TokenRefusedError,
 )
 from django_entra_redis.signals import token_renewal_failed, token_renewed
-from testproject.emulator import Emulator
+from emulator import Emulator
 from testproject.snapshot import look_at_cache
-from tests.caches import make_cache, wait_until
-from tests.sites import BACKEND, CLUSTER_BACKEND
+from tests.support.caches import make_cache, wait_until
+from tests.support.sites import BACKEND, CLUSTER_BACKEND
 
 
 class Log(logging.Handler):

@@ -22,6 +22,11 @@ from django.utils.safestring import SafeString, mark_safe
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from django_entra_redis._errors import (
+    ConfigurationError,
+    MissingExtraError,
+    UnreadableValueError,
+)
 from django_entra_redis.compressors import (
     GzipCompressor,
     Lz4Compressor,
@@ -29,11 +34,6 @@ from django_entra_redis.compressors import (
     ZlibCompressor,
     ZstdCompressor,
     decompress,
-)
-from django_entra_redis.problems import (
-    ConfigurationError,
-    MissingExtraError,
-    UnreadableValueError,
 )
 from django_entra_redis.serializers import (
     CompressingSerializer,

@@ -13,11 +13,12 @@ from django.test import override_settings
 from redis.cluster import RedisCluster
 from redis.connection import ConnectionPool, SSLConnection
 
-from django_entra_redis import credentials, signals, types
-from django_entra_redis.conf import identity_problems
-from django_entra_redis.defaults import with_defaults
-from django_entra_redis.keys import KEYS, KINDS
-from django_entra_redis.options import CacheOptions, parse_options
+from django_entra_redis import signals, types
+from django_entra_redis.conf.identities import identity_problems
+from django_entra_redis.conf.keys import KEYS, KINDS
+from django_entra_redis.conf.options import CacheOptions, parse_options
+from django_entra_redis.connections.defaults import with_defaults
+from django_entra_redis.credentials import provider as credentials
 from django_entra_redis.status import Status
 
 from .typing import settings

@@ -12,9 +12,9 @@ from typing import Any
 
 import django
 
-from testproject.emulator import Emulator
-from testproject.emulator.cluster import check_server
-from testproject.emulator.server import ServerError, find_server
+from emulator import Emulator
+from emulator.cluster import check_server
+from emulator.server import ServerError, find_server
 
 from .report import NOTHING, Report, faults
 from .selection import CLUSTER_LACKS, FAKE_LACKS, LABELS, LEFT_OUT

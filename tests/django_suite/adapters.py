@@ -12,8 +12,8 @@ from unittest import TestCase, TestResult
 
 from asgiref.sync import async_to_sync, sync_to_async
 
-from django_entra_redis import aio
 from django_entra_redis.cache import EntraRedisCache
+from django_entra_redis.clients import asynchronous as aio
 
 Method = Callable[..., Any]
 

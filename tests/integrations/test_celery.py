@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from testproject.emulator import Emulator
+from emulator import Emulator
 from tests.integrations.workers import (
     DURATION,
     EXPIRIES,

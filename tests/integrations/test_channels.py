@@ -10,9 +10,9 @@ from channels_redis.core import RedisChannelLayer
 from channels_redis.pubsub import RedisPubSubChannelLayer
 
 from django_entra_redis.credentials import EntraCredentialProvider
-from testproject.emulator import Emulator
-from tests.caches import let_in
+from emulator import Emulator
 from tests.integrations.workers import DURATION, EXPIRIES, LIFE, PATIENCE, identity
+from tests.support.caches import let_in
 
 MEMBERS = 3
 

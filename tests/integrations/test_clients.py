@@ -21,13 +21,12 @@ from django.core.cache import caches
 from django.test import override_settings
 from redis.utils import str_if_bytes
 
-from django_entra_redis import credentials
 from django_entra_redis.credentials import (
     EntraCredentialProvider,
     get_credential_provider,
 )
-from testproject.emulator import Emulator
-from tests.caches import Database, let_in, wait_until
+from django_entra_redis.credentials import provider as credentials
+from emulator import Emulator
 from tests.integrations.workers import (
     DURATION,
     EXPIRIES,
@@ -36,6 +35,7 @@ from tests.integrations.workers import (
     RATIO,
     identity,
 )
+from tests.support.caches import Database, let_in, wait_until
 
 #: Older asyncio connections in use can't be told to reconnect.
 RECONNECTS = hasattr(redis.asyncio.Connection, "mark_for_reconnect")

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from testproject.emulator import Emulator
+from emulator import Emulator
 from tests.integrations.workers import PATIENCE, environment
-from tests.test_processes import ask_until, check, renewed, serving
+from tests.processes.test_processes import ask_until, check, renewed, serving
 
 LIFE = 12.0
 RENEWALS = 3
@@ -27,7 +27,7 @@ import django
 django.setup()
 from django.core.cache import cache
 from django_entra_redis.credentials import get_credential_provider
-from testproject.emulator import EmulatorControl
+from emulator import EmulatorControl
 
 control = EmulatorControl.from_file(os.environ["TEST_EMULATOR"])
 over, errors, done = threading.Event(), [], [0] * 20

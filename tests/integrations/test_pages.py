@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from testproject.emulator import Emulator
+from emulator import Emulator
 from tests.integrations.workers import DURATION, EXPIRIES, LIFE, PATIENCE, environment
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import redis
 
-from testproject.emulator import Emulator
+from emulator import Emulator
 
 #: Seconds that a token lasts, the share of them after which it is renewed (what is left
 #: is time enough for a loaded machine), expiries that work goes on through, and seconds

@@ -4,7 +4,7 @@ import os
 import threading
 import time
 
-from testproject.emulator import EmulatorControl
+from emulator import EmulatorControl
 
 
 class AccessToken:

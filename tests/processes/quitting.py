@@ -7,7 +7,7 @@ import time
 
 import django
 
-from testproject.emulator import EmulatorControl
+from emulator import EmulatorControl
 
 REQUEST = "entra-redis-token-request:default"
 
@@ -24,7 +24,7 @@ def main(kind: str) -> None:
     django.setup()
     from django.core.cache import cache
 
-    from django_entra_redis.credentials import start_renewal
+    from django_entra_redis.credentials.provider import start_renewal
 
     control = EmulatorControl.from_file(os.environ["TEST_EMULATOR"])
     if kind == "token request":

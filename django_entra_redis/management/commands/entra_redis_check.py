@@ -17,9 +17,9 @@ from django.core.cache import caches
 from django.core.management.base import BaseCommand, CommandError
 from django.utils.module_loading import import_string
 
-from django_entra_redis.cache import EntraRedisCache, entra_caches
-from django_entra_redis.diagnosis import diagnose
-from django_entra_redis.examination import Step
+from django_entra_redis.cache.backend import EntraRedisCache, entra_caches
+from django_entra_redis.diagnostics.runner import Step
+from django_entra_redis.diagnostics.steps import diagnose
 from django_entra_redis.signals import token_renewal_failed, token_renewed
 from django_entra_redis.status import Status
 

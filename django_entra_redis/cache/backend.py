@@ -1,0 +1,444 @@
+"""The cache backend."""
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from asgiref.sync import sync_to_async
+from django.core.cache import caches
+from django.core.cache.backends.base import (
+    DEFAULT_TIMEOUT,
+    MEMCACHE_MAX_KEY_LENGTH,
+    BaseCache,
+    default_key_func,
+)
+from django.core.cache.backends.redis import RedisCache
+from django.core.exceptions import SynchronousOnlyOperation
+from django.utils.functional import cached_property
+
+from .._errors import ConfigurationError
+from .._imports import no_fork
+
+# For the sake of its system check, which is registered with it.
+from ..conf import app_installed as app_installed
+from ..conf.options import CacheOptions, bare_urls, parse_options, split_location
+from .django_redis import KeyspaceMethods
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+    from ..clients.asynchronous import AsyncCacheClient
+    from ..clients.cluster import AsyncClusterClient, ClusterClient
+    from ..clients.sync import Client
+    from ..clients.topology import Topology
+    from ..commands.operations import Operation, Operations
+
+
+class EntraRedisCache(KeyspaceMethods, RedisCache):
+    """Django's Redis cache, let in with a Microsoft Entra ID token.
+
+    Parameters:
+        server: ``LOCATION``: one URL, several with commas between, or a list.
+        params: the other settings of the cache.
+    """
+
+    #: Whether its keys lie on several nodes.
+    clustered = False
+
+    def __init__(self, server: str | list[str], params: dict[str, Any]) -> None:
+        super().__init__(server, params)
+        self._servers = list(split_location(server))
+        self._given = params.get("OPTIONS", {})
+        # A subclass that overrides one of these gets no short cut.
+        own = type(self)
+        self._validates = own.validate_key is not BaseCache.validate_key
+        self._makes_keys = (
+            own.make_key is not BaseCache.make_key
+            or own.make_and_validate_key is not EntraRedisCache.make_and_validate_key
+        )
+
+    @cached_property
+    def options(self) -> CacheOptions:
+        """What the settings ask for; read at first use.
+
+        Raises:
+            ConfigurationError: they can't be used as they are.
+        """
+        return self.read_options()
+
+    def read_options(self, where: str = "CACHES[...]") -> CacheOptions:
+        """Return what the settings ask for; ``where`` names the cache in messages.
+
+        Raises:
+            ConfigurationError: they can't be used as they are.
+        """
+        try:
+            return parse_options(
+                self._servers, self._given, where, clustered=self.clustered
+            )
+        except ConfigurationError as error:
+            problems = error.problems
+        # Without the frames in whose locals Django's debug page would print passwords.
+        raise ConfigurationError(problems)
+
+    @property
+    def identity(self) -> str | None:
+        """Name of its identity; ``None`` without one, or if the settings are broken."""
+        try:
+            return self.options.identity
+        except ConfigurationError:
+            return None
+
+    @property
+    def wants_identity(self) -> bool:
+        """Whether it is to have an identity, also if the settings are broken."""
+        return self._given.get("identity", "default") is not None
+
+    @property
+    def location(self) -> str:
+        """The first server's URL, without what may be secret in it; "?" if it can't be
+        told."""
+        return bare_urls(self._servers)[0]
+
+    # At first use, as Django's own backend imports redis-py: for start-up time. Each
+    # thread comes here, also in a server that is about to fork its workers.
+
+    @cached_property
+    # The client is none of Django's; what is inherited from there does not use it.
+    def _cache(self) -> "Client":  # type: ignore[override]
+        with no_fork():
+            from ..clients.sync import CacheClient
+
+        return CacheClient(self.options)
+
+    @cached_property
+    def _operations(self) -> "Operations":
+        return self._cache.operations
+
+    @cached_property
+    def _async_cache(self) -> "AsyncCacheClient":
+        with no_fork():
+            from ..clients.asynchronous import AsyncCacheClient
+
+        return AsyncCacheClient(self._cache)
+
+    def get_pool(self) -> Any:
+        """Return the pool of connections to the first server in ``LOCATION``."""
+        return self._cache.pools[0]
+
+    def get_pools(self) -> list[Any]:
+        """Return the pools of connections to all servers."""
+        return self._cache.pools
+
+    def get_client(self, key: str | None = None, *, write: bool = False) -> "Redis":
+        """Return redis-py's client, for what Django's cache API does not have."""
+        return self._cache.get_client(key, write=write)
+
+    # -- keys ------------------------------------------------------------------------
+
+    def make_and_validate_key(self, key: str, version: int | None = None) -> str:
+        """Return a key as Redis gets it; warn of one that memcached would not take."""
+        made: str = self.make_key(key, version=version)
+        # What these let pass, Django's generator and regular expression would too.
+        if (
+            len(made) > MEMCACHE_MAX_KEY_LENGTH
+            or " " in made
+            or not made.isprintable()
+            or self._validates
+        ):
+            self.validate_key(made)
+        return made
+
+    def _make_and_validate_keys(
+        self, keys: Iterable[Any], version: int | None
+    ) -> list[str]:
+        """Do as :meth:`make_and_validate_key` does for many keys at once."""
+        if self.key_func is not default_key_func or self._makes_keys:
+            return [self.make_and_validate_key(key, version=version) for key in keys]
+        prefix = f"{self.key_prefix}:{self.version if version is None else version}:"
+        made = [f"{prefix}{key}" for key in keys]
+        text = "".join(made)
+        if (
+            " " in text
+            or not text.isprintable()
+            or self._validates
+            or max(map(len, made), default=0) > MEMCACHE_MAX_KEY_LENGTH
+        ):
+            for key in made:
+                self.validate_key(key)
+        return made
+
+    def _seconds(self, timeout: Any) -> Any:
+        # The stubs know timeouts as BaseCache's; RedisCache makes them whole seconds.
+        return self.get_backend_timeout(timeout)
+
+    def _clearing(self) -> "Operation[bool]":
+        if not self.options.clear_by_scan:
+            return self._operations.clear()
+        return self._operations.clear_matching(self._pattern_of_all())
+
+    # -- Django's cache API; the operations are the same for both kinds of caller ----
+    # Values that need the database to be pickled, such as a queryset that has not been
+    # evaluated yet, take Django's way, through a thread.
+
+    def add(
+        self,
+        key: str,
+        value: Any,
+        timeout: Any = DEFAULT_TIMEOUT,
+        version: int | None = None,
+    ) -> bool:
+        """Set a key that is not there; return whether it was set."""
+        made = self.make_and_validate_key(key, version=version)
+        return self._cache.run(
+            self._operations.add(made, value, self._seconds(timeout))
+        )
+
+    def get(self, key: str, default: Any = None, version: int | None = None) -> Any:
+        """Return a key's value."""
+        made = self.make_and_validate_key(key, version=version)
+        return self._cache.run(self._operations.get(made, default))
+
+    # Django's returns nothing; django-redis' a bool.
+    def set(  # type: ignore[override]
+        self,
+        key: str,
+        value: Any,
+        timeout: Any = DEFAULT_TIMEOUT,
+        version: int | None = None,
+        *,
+        nx: bool = False,
+        xx: bool = False,
+    ) -> bool | None:
+        """Set a key: in any case, or only if it is not there (``nx``), or if it is
+        (``xx``); with one of these, return whether it was set."""
+        made = self.make_and_validate_key(key, version=version)
+        seconds = self._seconds(timeout)
+        if nx or xx:
+            _exclude(nx, xx)
+            return self._cache.run(
+                self._keyspace.set_if(made, value, seconds, there=xx)
+            )
+        return self._cache.run(self._operations.set(made, value, seconds))
+
+    def touch(
+        self, key: str, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None
+    ) -> bool:
+        """Set a key's timeout; return whether it is there."""
+        made = self.make_and_validate_key(key, version=version)
+        return self._cache.run(self._operations.touch(made, self._seconds(timeout)))
+
+    def delete(self, key: str, version: int | None = None) -> bool:
+        """Delete a key; return whether it was there."""
+        made = self.make_and_validate_key(key, version=version)
+        return self._cache.run(self._operations.delete(made))
+
+    def has_key(self, key: str, version: int | None = None) -> bool:
+        """Return whether a key is there."""
+        made = self.make_and_validate_key(key, version=version)
+        return self._cache.run(self._operations.has_key(made))
+
+    def incr(self, key: str, delta: int = 1, version: int | None = None) -> int:
+        """Add to a number; return the sum. A key that is not there is a ValueError."""
+        made = self.make_and_validate_key(key, version=version)
+        return self._cache.run(self._operations.incr(made, delta))
+
+    def get_many(
+        self, keys: Iterable[str], version: int | None = None
+    ) -> dict[str, Any]:
+        """Return the values of the keys that are there."""
+        names = list(keys)
+        made = self._make_and_validate_keys(names, version)
+        return self._cache.run(self._operations.get_many(made, names))
+
+    def set_many(
+        self,
+        data: Mapping[str, Any],
+        timeout: Any = DEFAULT_TIMEOUT,
+        version: int | None = None,
+    ) -> list[str]:
+        """Set several keys in one round trip; return those that Redis refused."""
+        made = self._make_and_validate_keys(data, version)
+        return self._cache.run(
+            self._operations.set_many(made, data, self._seconds(timeout))
+        )
+
+    def delete_many(self, keys: Iterable[str], version: int | None = None) -> None:
+        """Delete several keys."""
+        made = self._make_and_validate_keys(keys, version)
+        self._cache.run(self._operations.delete_many(made))
+
+    # Django's returns a bool too, whatever the stubs say.
+    def clear(self) -> bool:  # type: ignore[override]
+        """Empty the database, or with ``clear_by_scan`` remove this cache's keys."""
+        return self._cache.run(self._clearing())
+
+    async def aadd(
+        self,
+        key: str,
+        value: Any,
+        timeout: Any = DEFAULT_TIMEOUT,
+        version: int | None = None,
+    ) -> bool:
+        """See :meth:`add`."""
+        made = self.make_and_validate_key(key, version=version)
+        try:
+            return await self._async_cache.run(
+                self._operations.add(made, value, self._seconds(timeout))
+            )
+        except SynchronousOnlyOperation:
+            return await super().aadd(key, value, timeout, version)
+
+    async def aget(
+        self, key: str, default: Any = None, version: int | None = None
+    ) -> Any:
+        """See :meth:`get`."""
+        made = self.make_and_validate_key(key, version=version)
+        try:
+            return await self._async_cache.run(self._operations.get(made, default))
+        except SynchronousOnlyOperation:
+            return await super().aget(key, default, version)
+
+    async def aset(  # type: ignore[override]
+        self,
+        key: str,
+        value: Any,
+        timeout: Any = DEFAULT_TIMEOUT,
+        version: int | None = None,
+        *,
+        nx: bool = False,
+        xx: bool = False,
+    ) -> bool | None:
+        """See :meth:`set`."""
+        made = self.make_and_validate_key(key, version=version)
+        seconds = self._seconds(timeout)
+        try:
+            if nx or xx:
+                _exclude(nx, xx)
+                return await self._async_cache.run(
+                    self._keyspace.set_if(made, value, seconds, there=xx)
+                )
+            return await self._async_cache.run(
+                self._operations.set(made, value, seconds)
+            )
+        except SynchronousOnlyOperation:
+            return await sync_to_async(self.set)(
+                key, value, timeout, version, nx=nx, xx=xx
+            )
+
+    async def atouch(
+        self, key: str, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None
+    ) -> bool:
+        """See :meth:`touch`."""
+        made = self.make_and_validate_key(key, version=version)
+        return await self._async_cache.run(
+            self._operations.touch(made, self._seconds(timeout))
+        )
+
+    async def adelete(self, key: str, version: int | None = None) -> bool:
+        """See :meth:`delete`."""
+        made = self.make_and_validate_key(key, version=version)
+        return await self._async_cache.run(self._operations.delete(made))
+
+    async def ahas_key(self, key: str, version: int | None = None) -> bool:
+        """See :meth:`has_key`."""
+        made = self.make_and_validate_key(key, version=version)
+        return await self._async_cache.run(self._operations.has_key(made))
+
+    async def aincr(self, key: str, delta: int = 1, version: int | None = None) -> int:
+        """See :meth:`incr`."""
+        made = self.make_and_validate_key(key, version=version)
+        return await self._async_cache.run(self._operations.incr(made, delta))
+
+    async def aget_many(
+        self, keys: Iterable[str], version: int | None = None
+    ) -> dict[str, Any]:
+        """See :meth:`get_many`."""
+        names = list(keys)
+        made = self._make_and_validate_keys(names, version)
+        try:
+            return await self._async_cache.run(self._operations.get_many(made, names))
+        except SynchronousOnlyOperation:
+            return await super().aget_many(names, version)
+
+    async def aset_many(
+        self,
+        data: Mapping[str, Any],
+        timeout: Any = DEFAULT_TIMEOUT,
+        version: int | None = None,
+    ) -> list[str]:
+        """See :meth:`set_many`."""
+        made = self._make_and_validate_keys(data, version)
+        try:
+            return await self._async_cache.run(
+                self._operations.set_many(made, data, self._seconds(timeout))
+            )
+        except SynchronousOnlyOperation:
+            return await super().aset_many(dict(data), timeout, version)
+
+    async def adelete_many(
+        self, keys: Iterable[str], version: int | None = None
+    ) -> None:
+        """See :meth:`delete_many`."""
+        made = self._make_and_validate_keys(keys, version)
+        await self._async_cache.run(self._operations.delete_many(made))
+
+    async def aclear(self) -> bool:  # type: ignore[override]
+        """See :meth:`clear`."""
+        return await self._async_cache.run(self._clearing())
+
+    async def aclose(self, **kwargs: Any) -> None:
+        """Do nothing, as :meth:`close` does: connections outlive requests."""
+
+
+class EntraRedisClusterCache(EntraRedisCache):
+    """The same on a Redis Cluster: Azure's OSS cluster policy.
+
+    Parameters:
+        server: ``LOCATION``: the URL of the cluster's endpoint; where it has several,
+            each leads to all of it.
+        params: the other settings of the cache.
+    """
+
+    clustered = True
+
+    @cached_property
+    def _cache(self) -> "ClusterClient":  # type: ignore[override]
+        with no_fork():
+            from ..clients.cluster import ClusterClient
+
+        return ClusterClient(self.options)
+
+    def get_topology(self) -> "Topology":
+        """Return what knows the cluster's nodes, and which has which key."""
+        return self._cache.topology
+
+    def get_pools(self) -> list[Any]:
+        """Return the pools of connections to all primaries."""
+        topology = self.get_topology()
+        topology.ensure()
+        return list(topology.primaries.values())
+
+    @cached_property
+    def _async_cache(self) -> "AsyncClusterClient":
+        with no_fork():
+            from ..clients.cluster import AsyncClusterClient
+
+        return AsyncClusterClient(self._cache)
+
+
+def entra_caches() -> dict[str, EntraRedisCache]:
+    """Return the caches in the settings that this backend serves, by alias."""
+    found = {}
+    for alias in caches:
+        try:
+            cache = caches[alias]
+        except Exception:
+            continue  # Another one's trouble, for which Django has its own words.
+        if isinstance(cache, EntraRedisCache):
+            found[alias] = cache
+    return found
+
+
+def _exclude(nx: bool, xx: bool) -> None:
+    if nx and xx:
+        raise ValueError("Of nx and xx only one can be asked for.")

@@ -1,0 +1,36 @@
+"""What redis-py complains of as it looks at a cluster."""
+
+from redis.exceptions import (
+    NoPermissionError,
+    RedisClusterException,
+    RedisError,
+    ResponseError,
+)
+
+from ..exceptions import ClusterUnavailableError, EntraRedisError, WrongBackendError
+
+
+def explain(error: Exception) -> Exception:
+    """Return what to raise for what redis-py has raised as it looked."""
+    cause = error.__cause__ if isinstance(error, RedisClusterException) else None
+    error = cause if isinstance(cause, Exception) else error
+    if isinstance(error, RedisError | EntraRedisError):
+        error.__cause__ = error.__context__ = None
+        return error
+    refusal = error.__context__
+    if isinstance(refusal, NoPermissionError):
+        return NoPermissionError(
+            f"{refusal}. The access policy should allow +cluster|slots, by which "
+            "the cluster tells which node has which keys."
+        )
+    if isinstance(refusal, ResponseError) and str(refusal).startswith("BUSY "):
+        error = refusal  # With a script: that is no refusal.
+    elif isinstance(refusal, ResponseError):
+        return WrongBackendError(
+            f"The server is no node of a cluster that clients see ({refusal}): its "
+            "BACKEND should be 'django_entra_redis.cache.EntraRedisCache' "
+            "(Enterprise cluster policy, or no cluster)."
+        )
+    return ClusterUnavailableError(
+        f"The cluster does not tell its nodes ({type(error).__name__}: {error})."
+    )

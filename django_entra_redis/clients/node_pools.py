@@ -1,0 +1,197 @@
+"""The pools to the nodes of a cluster.
+
+They are like those to a single server: connections authenticate at checkout, whenever
+their node has joined.
+"""
+
+import threading
+from collections.abc import Callable, Collection
+from dataclasses import replace
+from typing import Any
+from weakref import WeakSet
+
+from redis import cluster
+from redis.cluster import ClusterNode
+from redis.connection import SSLConnection, parse_url
+
+from .._errors import ConfigurationError, Problem
+from .._fork import at_fork
+from ..conf.options import CacheOptions, is_loopback
+from ..connections.defaults import with_defaults
+from ..connections.pool import ConnectionPool, pool_settings
+from ..connections.tls import SharedTls
+
+#: Options of redis-py's cluster client, which no connection knows.
+CLUSTER_OPTIONS = ("address_remap", "dynamic_startup_nodes", "require_full_coverage")
+# Before redis-py 6, its parser knows redirections in its cluster client alone.
+_parser = getattr(cluster, "ClusterParser", None)
+_PARSER: dict[str, Any] = {"parser_class": _parser} if _parser else {}
+
+Address = tuple[str, int]
+
+#: Called with each pool whose node has left its cluster.
+on_departure: list[Callable[[Any], None]] = []
+
+
+class NodePool(ConnectionPool):
+    """A pool to one node of a cluster.
+
+    At each look at the topology redis-py closes the connections of the node that it
+    has asked, lest they stay in the READONLY mode, in which none of ours ever is.
+    They would cost a TLS handshake each, and be closed from another thread.
+    """
+
+    def reset(self) -> None:
+        """Forget all connections, as a child process must."""
+        super().reset()
+        # redis-py 8 takes this one as it looks, maybe at the moment of a fork.
+        self._lock = threading.RLock()
+
+    def disconnect(self, inuse_connections: bool = True) -> None:
+        """Do nothing."""
+
+    def disconnect_free_connections(self, *args: Any, **kwargs: Any) -> None:
+        """Do nothing."""
+
+    def update_active_connections_for_reconnect(
+        self, *args: Any, **kwargs: Any
+    ) -> None:
+        """Do nothing."""
+
+    def hang_up(self) -> None:
+        """Do what :meth:`disconnect` does elsewhere."""
+        super().disconnect()
+
+
+class NodePools:
+    """A pool for each node, made when it is first asked for.
+
+    Parameters:
+        options: what the cache's settings ask for.
+    """
+
+    def __init__(self, options: CacheOptions) -> None:
+        self.url = options.servers[0]
+        connection = dict(with_defaults(self.url, options).connection)
+        self.cluster_options: dict[str, Any] = {
+            # A part of the cluster that is down leaves the rest as it is.
+            "require_full_coverage": False,
+            # Else redis-py 8 would have the pools' connections speak RESP 3.
+            "protocol": connection["protocol"],
+        }
+        self.cluster_options |= {
+            key: connection.pop(key) for key in CLUSTER_OPTIONS if key in connection
+        }
+        self._options = replace(options, connection=connection)
+        self._startup = [_address(server) for server in options.servers]
+        self._tls = SharedTls(self._startup[0][0])
+        self._pools: dict[Address, Any] = {}
+        # Guards the dictionary. Reentrant for the sake of signal handlers that use the
+        # cache.
+        self._lock = threading.RLock()
+        _families.add(self)
+
+    def __call__(self, *, host: str, port: int, **ignored: Any) -> Any:
+        """Return a node's pool, as redis-py makes one: it drops options of ours."""
+        return self.at(host, port)
+
+    def at(self, host: str, port: int) -> Any:
+        """Return the pool of the node with that address.
+
+        Raises:
+            ConfigurationError: a token would go there in plain text.
+        """
+        with self._lock:
+            pool = self._pools.get((host, port))
+            if pool is None:
+                pool = self._pools[host, port] = self._make(host, port)
+            return pool
+
+    @property
+    def entrance(self) -> Any:
+        """The pool to the server that ``LOCATION`` names."""
+        return self.at(*self._startup[0])
+
+    def startup_nodes(self) -> list[Any]:
+        """Return the servers in ``LOCATION`` as redis-py has them."""
+        return [ClusterNode(*address) for address in self._startup]
+
+    def remap(self, host: str, port: int) -> Address:
+        """Return where an address that a node announces is to be reached."""
+        remap = self.cluster_options.get("address_remap")
+        found: Address = remap((host, port)) if remap else (host, port)
+        return found
+
+    def keep(self, nodes: Collection[Any]) -> None:
+        """Close and forget the pools of all but these nodes and the startup nodes."""
+        known = {(node.host, node.port) for node in (*nodes, *self.startup_nodes())}
+        with self._lock:
+            gone = self._pools.keys() - known - set(self._startup)
+            pools = [self._pools.pop(address) for address in gone]
+        for pool in pools:
+            _hang_up(pool)
+            for tell in on_departure:
+                tell(pool)
+
+    def disconnect(self) -> None:
+        """Close all connections."""
+        for pool in list(self._pools.values()):
+            _hang_up(pool)
+
+    def after_fork(self) -> None:
+        """Go on in a child process."""
+        self._lock = threading.RLock()
+
+    def _make(self, host: str, port: int) -> Any:
+        pool_class, kwargs = pool_settings(self.url, self._options, NodePool)
+        if not (
+            self._options.identity is None
+            or self._options.allow_plaintext_token
+            or issubclass(kwargs["connection_class"], SSLConnection)
+            or is_loopback(host)
+        ):
+            raise ConfigurationError([_in_plain_text(host, port)])
+        if "tls" in kwargs:
+            kwargs["tls"] = self._tls
+        # As from_url() has it: what the URL says goes before what OPTIONS say.
+        said = parse_url(self.url)
+        said.pop("connection_class", None)
+        where = {"host": host, "port": port}
+        return pool_class(**{**_PARSER, **kwargs, **said, **where})
+
+
+_families: WeakSet[NodePools] = WeakSet()
+
+
+def _address(server: str) -> Address:
+    url = parse_url(server)
+    return url.get("host", "localhost"), int(url.get("port", 6379))
+
+
+def _in_plain_text(host: str, port: int) -> Problem:
+    """Return what is wrong where LOCATION leads to a node further away than itself."""
+    return Problem(
+        "E022",
+        "CACHES[...]['LOCATION']",
+        f"a token would cross the network in plain text to {host}:{port}, which the "
+        "cluster announces as a node's address.",
+        "It should start with rediss://; or OPTIONS['address_remap'] should lead to "
+        "where the node is reached from here; or, where the network protects the "
+        "token, set OPTIONS['allow_plaintext_token'] to True.",
+    )
+
+
+def _hang_up(pool: Any) -> None:
+    if isinstance(pool, NodePool):
+        pool.hang_up()
+    else:
+        # redis-py's would close those in use, too, from this thread.
+        pool.disconnect(inuse_connections=False)
+
+
+def _after_fork_in_child() -> None:
+    for family in list(_families):
+        family.after_fork()
+
+
+at_fork(after_in_child=_after_fork_in_child)

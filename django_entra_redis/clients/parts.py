@@ -1,0 +1,59 @@
+"""What one node has of a batch of commands that go to several nodes at once."""
+
+from types import TracebackType
+from typing import Any, Self
+
+from redis.exceptions import ConnectionError, TimeoutError
+
+from .sync import read_many
+
+
+class Part:
+    """A connection that is sent commands now and asked for the replies later."""
+
+    def __init__(self, pool: Any) -> None:
+        self._pool = pool
+        self._connection: Any = None
+        self._failure: Exception | None = None
+        self._clean = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._connection is not None:
+            # A reply may be on its way that the next command would take for its own.
+            if not self._clean:
+                self._connection.disconnect()
+            self._pool.release(self._connection)
+
+    def send(self, packed: bytes) -> None:
+        """Check the connection out and send commands."""
+        try:
+            self._connection = self._pool.get_connection()
+            self._connection.send_packed_command([packed])
+        except (ConnectionError, TimeoutError) as error:
+            self._failure = error
+
+    def receive(self, count: int, *, wait: bool = True) -> list[Any] | Exception:
+        """Return that many replies, or what has gone wrong.
+
+        Parameters:
+            wait: whether to wait for the first of them.
+        """
+        if self._failure is None:
+            try:
+                if not (wait or self._connection.can_read(timeout=0)):
+                    raise TimeoutError("Timeout reading from socket")
+                replies = read_many(self._connection, count)
+            except (ConnectionError, TimeoutError) as error:
+                self._failure = error
+            else:
+                self._clean = True
+                return replies
+        return self._failure

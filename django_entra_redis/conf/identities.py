@@ -1,0 +1,300 @@
+"""The settings: the one place that reads them.
+
+One parser serves run time, which raises what it finds, and the system checks, which
+list it. Nothing here is remembered, so that ``override_settings`` works.
+"""
+
+import difflib
+import os
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from django.conf import settings
+
+from .._errors import ConfigurationError, Problem
+from .keys import (
+    CERTIFICATE,
+    COMMON,
+    EXCLUSIVE,
+    FROM_ENVIRONMENT,
+    KEYS,
+    KINDS,
+    PUBLIC_CLOUD,
+    REDIS_SCOPE,
+    REQUIRED,
+    VARIABLES,
+    InvalidValueError,
+)
+from .policy import Policy
+
+_DEFAULT = Policy()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """One entry of ``ENTRA_REDIS``, checked, with its defaults filled in.
+
+    ``kind`` is one of ``managed_identity``, ``service_principal``,
+    ``workload_identity`` and ``credential``; ``environment`` has been resolved to the
+    one that the environment asks for.
+    """
+
+    alias: str
+    kind: str
+    tenant_id: str | None = None
+    client_id: str | None = None
+    client_secret: str | None = field(default=None, repr=False)
+    client_certificate: Path | None = None
+    client_certificate_password: str | None = field(default=None, repr=False)
+    send_certificate_chain: bool = False
+    object_id: str | None = None
+    resource_id: str | None = None
+    token_file: Path | None = None
+    credential: Any = field(default=None, repr=False)
+    authority_host: str = PUBLIC_CLOUD
+    instance_discovery: bool = True
+    scope: str = REDIS_SCOPE
+    username: str | None = None
+    refresh_ratio: float = _DEFAULT.ratio
+    refresh_margin: float = _DEFAULT.margin
+    request_timeout: float = _DEFAULT.timeout
+
+    @property
+    def policy(self) -> Policy:
+        """When to renew."""
+        return Policy(
+            ratio=self.refresh_ratio,
+            margin=self.refresh_margin,
+            timeout=self.request_timeout,
+        )
+
+
+def identity_aliases(*, default: bool = True) -> list[str]:
+    """Return the identities' names, without ``ENTRA_REDIS`` that of the ``default``."""
+    entries = _entries() if default else getattr(settings, "ENTRA_REDIS", {})
+    return [str(alias) for alias in entries] if isinstance(entries, Mapping) else []
+
+
+def load_identity(alias: str) -> Identity:
+    """Return one identity of the settings.
+
+    Raises:
+        ConfigurationError: it isn't there, or it can't be used as it is.
+    """
+    try:
+        return _load_identity(alias)
+    except ConfigurationError as error:
+        problems = error.problems
+    # Without the frames in whose locals Django's debug page would print secrets.
+    raise ConfigurationError(problems)
+
+
+def _load_identity(alias: str) -> Identity:
+    entries = _entries()
+    if not isinstance(entries, Mapping):
+        raise ConfigurationError([_not_a_dict()])
+    if alias not in entries:
+        known = ", ".join(f"'{name}'" for name in entries) or "none"
+        where = f"ENTRA_REDIS[{alias!r}]"
+        hint = f"The identities there are: {known}. Add it, or name another one."
+        problem = Problem("E008", where, "there is no such identity.", hint)
+        raise ConfigurationError([problem])
+    return parse_identity(alias, entries[alias])
+
+
+def identity_problems() -> list[Problem]:
+    """Return what is wrong with each identity, all of the first kind found."""
+    entries = _entries()
+    if not isinstance(entries, Mapping):
+        return [_not_a_dict()]
+    problems: list[Problem] = []
+    for alias, entry in entries.items():
+        try:
+            parse_identity(alias, entry)
+        except ConfigurationError as error:
+            problems += error.problems
+    return problems
+
+
+def _entries() -> Any:
+    return getattr(settings, "ENTRA_REDIS", {"default": {}})
+
+
+def _not_a_dict() -> Problem:
+    return Problem(
+        "E001",
+        "ENTRA_REDIS",
+        "it is not a dictionary.",
+        'It should map names to identities, such as {"default": {}}.',
+    )
+
+
+def parse_identity(
+    alias: str, entry: Any, environ: Mapping[str, str] = os.environ
+) -> Identity:
+    """Check one entry of ``ENTRA_REDIS``.
+
+    Parameters:
+        alias: its name.
+        entry: the dictionary in the settings. An empty string or ``None`` counts as
+            not given, since that is what an absent variable gives.
+        environ: the environment variables.
+
+    Raises:
+        ConfigurationError: with all that is wrong of the first kind found.
+    """
+    where = f"ENTRA_REDIS[{alias!r}]"
+    if not isinstance(entry, Mapping):
+        raise ConfigurationError(
+            [Problem("E001", where, "it is not a dictionary.", "It should be one: {}.")]
+        )
+    problems: list[Problem] = []
+    values: dict[str, Any] = {}
+    for key, value in entry.items():
+        if key not in KEYS:
+            problems.append(_unknown_key(where, key))
+        elif value is not None and value != "":
+            _parse(f"{where}[{key!r}]", key, value, values, problems)
+    if not problems:
+        values = _complete(where, values, environ, problems)
+    if problems:
+        raise ConfigurationError(problems)
+    kind = values.pop("KIND")
+    fields = {key.lower(): value for key, value in values.items()}
+    return Identity(alias=alias, kind=kind, **fields)
+
+
+def _parse(
+    where: str, key: str, value: Any, values: dict[str, Any], problems: list[Problem]
+) -> None:
+    """Add a key's value to the values, or to the problems."""
+    try:
+        values[key] = KEYS[key](value)
+    except InvalidValueError as error:
+        problems.append(Problem("E007", where, "its value can't be used.", str(error)))
+
+
+def _unknown_key(where: str, key: Any) -> Problem:
+    near = difflib.get_close_matches(str(key).upper(), KEYS, n=1)
+    hint = f"Did you mean {near[0]!r}?" if near else f"Known are: {', '.join(KEYS)}."
+    return Problem("E002", where, f"there is no key {key!r}.", hint)
+
+
+def _complete(
+    where: str,
+    values: dict[str, Any],
+    environ: Mapping[str, str],
+    problems: list[Problem],
+) -> dict[str, Any]:
+    """Return the values with their kind's defaults; add what is wrong with them."""
+    if values.get("SEND_CERTIFICATE_CHAIN") is False:
+        del values["SEND_CERTIFICATE_CHAIN"]  # It asks for nothing.
+    kind = values.get("KIND", "environment")
+    if kind not in KINDS:
+        hint = f"It should be one of {', '.join(map(repr, KINDS))}."
+        message = f"{kind!r} is no kind."
+        problems.append(Problem("E003", f"{where}['KIND']", message, hint))
+        return values
+    own = KINDS[kind]
+    if "CREDENTIAL" in values:
+        if "KIND" in values:
+            message = "it has both CREDENTIAL and KIND."
+            hint = "CREDENTIAL stands in place of KIND: remove one of them."
+            problems.append(Problem("E005", where, message, hint))
+        kind, own = "credential", frozenset({"CREDENTIAL"})
+    given = values.keys() - COMMON
+    if given - own:
+        problems.append(_unused_keys(where, given, given - own, kind))
+    if problems:
+        return values
+    if "AUTHORITY_HOST" not in values:
+        values |= _from_environment(environ, ("AUTHORITY_HOST",), problems)
+    if kind == "environment":
+        kind, found = _resolve_environment(environ, problems)
+        if "CLIENT_CERTIFICATE" not in found:
+            values.pop("SEND_CERTIFICATE_CHAIN", None)
+        values |= found
+    elif kind == "workload_identity":
+        values = _from_environment(environ, REQUIRED[kind], problems) | values
+    if not problems:
+        _check_parts(where, kind, values, problems)
+    return {**values, "KIND": kind}
+
+
+def _unused_keys(where: str, given: Set[str], unused: Set[str], kind: str) -> Problem:
+    are, it = ("are", "them") if len(unused) > 1 else ("is", "it")
+    what = f"{' and '.join(sorted(unused))} {are} not used"
+    if kind == "credential":
+        hint = f"Remove {it}, or CREDENTIAL."
+        return Problem("E006", where, f"{what} with CREDENTIAL.", hint)
+    fitting = [repr(name) for name, keys in KINDS.items() if given <= keys]
+    hint = f"Remove {it}."
+    if fitting:
+        hint = f"Set KIND to {' or '.join(fitting)}, or remove {it}."
+    return Problem("E006", where, f"{what} by KIND {kind!r}.", hint)
+
+
+def _from_environment(
+    environ: Mapping[str, str], keys: tuple[str, ...], problems: list[Problem]
+) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for key in keys:
+        value = environ.get(VARIABLES[key])
+        if value:
+            _parse(f"${VARIABLES[key]}", key, value, values, problems)
+    return values
+
+
+def _resolve_environment(
+    environ: Mapping[str, str], problems: list[Problem]
+) -> tuple[str, dict[str, Any]]:
+    """Return the kind that the environment asks for, and its values.
+
+    A managed identity where nothing else is complete.
+    """
+    given = {key for key, name in VARIABLES.items() if environ.get(name)}
+    for kind, needed, optional in FROM_ENVIRONMENT:
+        if given.issuperset(needed):
+            return kind, _from_environment(environ, needed + optional, problems)
+    return "managed_identity", _from_environment(environ, ("CLIENT_ID",), problems)
+
+
+def _check_parts(
+    where: str, kind: str, values: Mapping[str, Any], problems: list[Problem]
+) -> None:
+    """Add what the parts of an identity lack or have too much."""
+    exclusive = EXCLUSIVE.get(kind, ())
+    if kind == "service_principal":
+        if not values.keys() & set(exclusive):
+            message = "CLIENT_SECRET is missing."
+            hint = (
+                "Set CLIENT_SECRET, or CLIENT_CERTIFICATE to a PEM or PFX file's path."
+            )
+            problems.append(Problem("E004", where, message, hint))
+        elif "CLIENT_CERTIFICATE" not in values and (
+            stray := CERTIFICATE & values.keys()
+        ):
+            problems.append(
+                Problem(
+                    "E005",
+                    where,
+                    f"it has {' and '.join(sorted(stray))} without CLIENT_CERTIFICATE.",
+                    "Remove it, or set CLIENT_CERTIFICATE.",
+                )
+            )
+    for key in REQUIRED.get(kind, ()):
+        if key not in values:
+            hint = f"Set {key}."
+            if kind == "workload_identity":
+                hint = (
+                    f"Set {key}, or ${VARIABLES[key]}, which AKS sets in pods with "
+                    "the label azure.workload.identity/use."
+                )
+            problems.append(Problem("E004", where, f"{key} is missing.", hint))
+    given = [key for key in exclusive if key in values]
+    if len(given) > 1:
+        message = f"it has {' and '.join(given)}."
+        hint = "They contradict each other: keep one."
+        problems.append(Problem("E005", where, message, hint))

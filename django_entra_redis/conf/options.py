@@ -1,0 +1,297 @@
+"""A cache's ``LOCATION`` and ``OPTIONS``, checked."""
+
+import ipaddress
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from .._errors import ConfigurationError, Problem
+
+_CREDENTIALS = ("username", "password", "credential_provider")
+_SCHEMES = ("redis", "rediss", "unix")
+_DAY = 86400.0
+#: Options of django-redis, and what stands for them here.
+_DJANGO_REDIS: Mapping[str, str] = {
+    "CLIENT_CLASS": "Remove it.",
+    "CLOSE_CONNECTION": "Remove it: connections outlive requests.",
+    "COMPRESSOR": "It is 'compressor' here, such as "
+    "'django_entra_redis.compressors.ZlibCompressor'.",
+    "CONNECTION_FACTORY": "Remove it.",
+    "CONNECTION_POOL_CLASS": "It is 'pool_class' here.",
+    "CONNECTION_POOL_CLASS_KWARGS": "Write what is in it straight into OPTIONS.",
+    "CONNECTION_POOL_KWARGS": "Write what is in it straight into OPTIONS.",
+    "IGNORE_EXCEPTIONS": "It is 'ignore_exceptions' here.",
+    "LOG_IGNORED_EXCEPTIONS": "Remove it: an outage is logged once.",
+    "PARSER_CLASS": "It is 'parser_class' here.",
+    "PASSWORD": "It is 'password' here, which only a cache without an identity has.",
+    "PICKLE_VERSION": "Remove it, or set 'serializer' to one of your own.",
+    "REDIS_CLIENT_CLASS": "Remove it.",
+    "REDIS_CLIENT_KWARGS": "Write what is in it straight into OPTIONS.",
+    "REVERSE_KEY_FUNCTION": "Remove it: keys() finds out what KEY_FUNCTION adds.",
+    "SERIALIZER": "It is 'serializer' here, such as "
+    "'django_entra_redis.serializers.JSONSerializer'.",
+    "SOCKET_CONNECT_TIMEOUT": "It is 'socket_connect_timeout' here.",
+    "SOCKET_TIMEOUT": "It is 'socket_timeout' here.",
+}
+# BaseCache takes these two from OPTIONS; they are nothing to redis-py.
+_BASE_CACHE = ("MAX_ENTRIES", "CULL_FREQUENCY")
+
+
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_wait(value: Any) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and 0 <= value <= _DAY
+
+
+_FLAG = (_is_flag, "True or False")
+#: Of some options: whether a value can be used, and what it should be.
+_VALUES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "allow_plaintext_token": _FLAG,
+    "ignore_exceptions": _FLAG,
+    "clear_by_scan": _FLAG,
+    "identity": (
+        lambda value: isinstance(value, str | None),
+        "the name of an entry of ENTRA_REDIS, or None",
+    ),
+    "pool_timeout": (_is_wait, "a number of seconds, such as 5"),
+    "connection_class": (
+        lambda value: isinstance(value, type | None),
+        "a class, such as redis.connection.SSLConnection",
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheOptions:
+    """What a cache's settings ask for.
+
+    Parameters:
+        servers: one URL or several; the first is written to.
+        identity: entry of ``ENTRA_REDIS``, or ``None`` for no Entra at all.
+        pool_timeout: seconds to wait for a free connection.
+        connection: what goes on to redis-py.
+    """
+
+    servers: tuple[str, ...] = field(repr=False)
+    identity: str | None = "default"
+    allow_plaintext_token: bool = False
+    ignore_exceptions: bool = False
+    clear_by_scan: bool = False
+    pool_timeout: float = 5.0
+    compressor: Any = None
+    serializer: Any = None
+    pool_class: Any = None
+    parser_class: Any = None
+    connection: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+
+#: Those of them that are not redis-py's.
+_OWN = tuple(
+    one.name
+    for one in fields(CacheOptions)
+    if one.name not in ("servers", "connection")
+)
+
+
+def split_location(location: Any) -> tuple[str, ...]:
+    """Return the servers of a ``LOCATION``, as Django's ``RedisCache`` splits it.
+
+    Whatever is neither text nor a list (``None``, of a variable that isn't set) is
+    left to :func:`parse_options` to find fault with.
+    """
+    if isinstance(location, str):
+        return tuple(re.split("[;,]", location))
+    return tuple(location) if isinstance(location, Iterable) else (location,)
+
+
+def bare_urls(servers: Iterable[Any]) -> list[str]:
+    """Return the servers' URLs without what may be secret in them.
+
+    Where that can't be told of one, nothing is: a password that is not escaped may be
+    in any part of a URL, and even have been taken for several.
+    """
+    found = []
+    for server in servers:
+        scheme, _ = _read_url(server)
+        url = urlsplit(server if scheme else "")
+        if not scheme or "@" in url.path + url.query + url.fragment:
+            return ["?"]
+        found.append(f"{scheme}://{url.netloc.rpartition('@')[2]}{url.path}")
+    return found or ["?"]
+
+
+def parse_options(
+    servers: Sequence[str],
+    options: Mapping[str, Any],
+    where: str = "CACHES[...]",
+    *,
+    clustered: bool = False,
+) -> CacheOptions:
+    """Check what a cache's settings ask for.
+
+    Parameters:
+        servers: the URLs in ``LOCATION``.
+        options: its ``OPTIONS``.
+        where: what to call the cache in a message.
+        clustered: whether its keys lie on the nodes of a Redis Cluster.
+
+    Raises:
+        ConfigurationError: with all that is wrong of the first kind found.
+    """
+    problems = list(_option_problems(options, f"{where}['OPTIONS']"))
+    rest = {
+        key: value
+        for key, value in options.items()
+        if key not in _BASE_CACHE and key not in _DJANGO_REDIS
+    }
+    own = {key: rest.pop(key) for key in _OWN if key in rest}
+    checked = CacheOptions(**own, servers=tuple(servers), connection=rest)
+    if not problems:
+        problems = _server_problems(checked, where)
+        if clustered:
+            problems += _cluster_problems(checked, where)
+    if problems:
+        # Several servers have often the same fault; it is told once.
+        raise ConfigurationError(list(dict.fromkeys(problems)))
+    return checked
+
+
+def _option_problems(options: Mapping[str, Any], at: str) -> Iterator[Problem]:
+    for key, hint in _DJANGO_REDIS.items():
+        if key in options:
+            message = "it is an option of django-redis."
+            yield Problem("E025", f"{at}[{key!r}]", message, hint)
+    for key, (fits, hint) in _VALUES.items():
+        if key in options and not fits(options[key]):
+            message = "its value can't be used."
+            yield Problem("E023", f"{at}[{key!r}]", message, f"It should be {hint}.")
+
+
+def _server_problems(options: CacheOptions, where: str) -> list[Problem]:
+    problems = []
+    # An empty list names as little as an empty string does.
+    for server in options.servers or ("",):
+        scheme, connection = _read_url(server)
+        if scheme not in _SCHEMES:
+            problems.append(
+                Problem(
+                    "E024",
+                    f"{where}['LOCATION']",
+                    "it is not the URL of a Redis server.",
+                    "It should be such as "
+                    "'rediss://contoso.westeurope.redis.azure.net:10000'.",
+                )
+            )
+            continue
+        if options.identity is None:
+            continue
+        # As redis-py has it: what the URL says goes before what OPTIONS say.
+        connection = {**options.connection, **connection}
+        stray = [key for key in _CREDENTIALS if connection.get(key) not in (None, "")]
+        if stray:
+            problems.append(
+                Problem(
+                    "E021",
+                    where,
+                    f"it has {' and '.join(stray)} beside an identity.",
+                    "The identity's token is the credential: remove it from LOCATION "
+                    "and OPTIONS, or set OPTIONS['identity'] to None.",
+                )
+            )
+        elif not (options.allow_plaintext_token or _protected(scheme, connection)):
+            problems.append(
+                Problem(
+                    "E022",
+                    f"{where}['LOCATION']",
+                    "a token would cross the network in plain text.",
+                    "It should start with rediss://, or, where the network protects "
+                    "it, set OPTIONS['allow_plaintext_token'] to True.",
+                )
+            )
+    return problems
+
+
+def _cluster_problems(options: CacheOptions, where: str) -> list[Problem]:
+    """Return what a cluster can't do."""
+    problems = []
+    for server in options.servers:
+        scheme, connection = _read_url(server)
+        if not scheme:
+            continue  # It is no URL, and told so.
+        if scheme == "unix":
+            problems.append(
+                Problem(
+                    "E026",
+                    f"{where}['LOCATION']",
+                    "a Unix socket leads to no cluster.",
+                    "It should be such as "
+                    "'rediss://contoso.westeurope.redis.azure.net:10000'.",
+                )
+            )
+        path = urlsplit(server).path.strip("/")
+        database = connection.get("db", path or options.connection.get("db"))
+        if str(database or 0) != "0":
+            problems.append(
+                Problem(
+                    "E026",
+                    where,
+                    f"it has database {database}, and a cluster has database 0 alone.",
+                    "Remove db; to tell caches apart, set KEY_PREFIX.",
+                )
+            )
+    return problems
+
+
+def _read_url(server: Any) -> tuple[str, dict[str, Any]]:
+    """Return a URL's scheme, and what it says of the connection.
+
+    redis-py's own parser, which this one follows, would bring in redis-py, for
+    which a system check is not worth waiting.
+    """
+    try:
+        if not server.startswith(tuple(f"{scheme}://" for scheme in _SCHEMES)):
+            return "", {}
+        url = urlsplit(server)
+        said: dict[str, Any] = {
+            key: values[0] for key, values in parse_qs(url.query).items()
+        }
+        given = {
+            "username": url.username,
+            "password": url.password,
+            "host": url.hostname,
+        }
+        _ = url.port  # raises where it is none
+    except (ValueError, TypeError, AttributeError):
+        return "", {}
+    # Of a password with a "/" or "#" that is not escaped; a socket may be named so.
+    if "@" in url.path + url.fragment and (url.netloc or url.scheme != "unix"):
+        return "", {}
+    said |= {key: unquote(value) for key, value in given.items() if value}
+    return url.scheme, said
+
+
+def _protected(scheme: str, connection: Mapping[str, Any]) -> bool:
+    """Whether nobody on the network can read what the connection carries."""
+    kind = connection.get("connection_class")
+    if not isinstance(kind, type):
+        unread = scheme in ("rediss", "unix")
+    else:
+        # A class in OPTIONS goes before the one that the URL's scheme asks for.
+        unread = any(
+            parent.__name__ in ("SSLConnection", "UnixDomainSocketConnection")
+            for parent in kind.__mro__
+        )
+    return unread or is_loopback(str(connection.get("host", "localhost")))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address is this very machine."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"

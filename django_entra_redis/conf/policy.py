@@ -1,0 +1,18 @@
+"""When an identity's token is renewed and how long a request may take."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """When to renew and how long to wait.
+
+    Parameters:
+        ratio: share of a token's life after which it is renewed.
+        margin: seconds before expiry by which it is renewed at the latest.
+        timeout: seconds that one token request may take.
+    """
+
+    ratio: float = 0.7
+    margin: float = 180.0
+    timeout: float = 10.0

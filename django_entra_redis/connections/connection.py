@@ -1,0 +1,201 @@
+"""Connections that keep to their identity's token.
+
+A pool calls a connection's ``connect()`` at each checkout, also when it is connected.
+That is where a connection looks whether its token has moved on, and authenticates
+anew: no other thread ever touches its socket, whatever the kind of pool.
+"""
+
+import functools
+import random
+from collections.abc import Callable
+from typing import Any
+
+from redis.connection import AbstractConnection, SSLConnection
+from redis.credentials import CredentialProvider
+from redis.exceptions import AuthenticationError, RedisError
+
+from ..credentials.provider import EntraCredentialProvider
+from ..credentials.reauthentication import Step, next_step
+from ..exceptions import EntraRedisError, TokenRefusedError
+from ..identity.token import Token
+from .tls import SharedTlsConnection
+
+
+class _Handover(CredentialProvider):
+    """Gives redis-py the current token, and remembers which one that was."""
+
+    def __init__(self, provider: EntraCredentialProvider) -> None:
+        self.provider = provider
+        self.token: Token | None = None
+
+    def get_credentials(self) -> tuple[str, str]:
+        self.token = token = self.provider.renewal.current()
+        return token.username, token.value
+
+
+class PlainConnection(AbstractConnection):
+    """A connection that looks in next to no time whether it is connected.
+
+    redis-py's own ``connect()`` prepares for retries first.
+    """
+
+    _connected = False
+
+    def connect(self) -> None:
+        """Be connected."""
+        if not self._connected:
+            try:
+                self._open()
+            except BaseException:
+                # Also a signal handler's, halfway, which redis-py would take for
+                # connected.
+                self.disconnect()
+                raise
+            self._connected = True
+
+    def disconnect(self, *args: Any, **kwargs: Any) -> None:
+        """Disconnect from the server."""
+        self._connected = False
+        super().disconnect(*args, **kwargs)
+
+    def _open(self) -> None:
+        """Have redis-py connect once; what is to be repeated is repeated above."""
+        if hasattr(AbstractConnection, "connect_check_health"):
+            super().connect_check_health(check_health=True)
+        else:
+            super().connect()
+
+
+class EntraConnection(PlainConnection):
+    """A connection with an identity.
+
+    Parameters:
+        credential_provider: hands out the identity's tokens.
+    """
+
+    def __init__(
+        self, *, credential_provider: EntraCredentialProvider, **kwargs: Any
+    ) -> None:
+        self._provider = credential_provider
+        self._renewal = credential_provider.renewal
+        self._handover = _Handover(credential_provider)
+        self._share = random.random()
+        # The token that the server knows this connection by; None when disconnected.
+        self._held: Token | None = None
+        self._subscribed = False
+        super().__init__(credential_provider=self._handover, **kwargs)
+
+    def connect(self) -> None:
+        """Be connected, and authenticated with a valid token.
+
+        Raises:
+            TokenError: there is no valid token.
+            TokenRefusedError: Redis refused the token.
+            ConnectionError, TimeoutError: redis-py's, without the frames below,
+                whose local variables hold the token.
+        """
+        held = self._held
+        if held is None:
+            # After override_settings it is another renewal's.
+            self._renewal = self._provider.renewal
+        # fresh() is the fast path of current().
+        current = self._renewal.fresh() or self._renewal.current()
+        if held is current:
+            return
+        if held is not None:
+            step = next_step(held, current, self._share, self._renewal.clock)
+            if step is Step.KEEP:
+                return
+            if step is Step.ADOPT:
+                self._held = current
+                return
+            # In RESP 2 a subscribed connection takes no AUTH: it would read a message
+            # for the reply. redis-py subscribes anew where it reconnects.
+            if step is Step.AUTHENTICATE and not self._subscribed:
+                send = functools.partial(self._authenticate, current)
+                if self._attempt(send) is None:
+                    return
+            self.disconnect()
+        self._establish(self._open)
+
+    def connect_check_health(self, *args: Any, **kwargs: Any) -> None:
+        """Connect where redis-py 6.2 and newer skips :meth:`connect`."""
+        if self._held is None:
+            parent = super().connect_check_health
+            self._establish(functools.partial(parent, *args, **kwargs))
+
+    def disconnect(self, *args: Any, **kwargs: Any) -> None:
+        """Disconnect from the server."""
+        self._held = None
+        super().disconnect(*args, **kwargs)
+
+    def register_connect_callback(self, callback: Any) -> None:
+        """Call back at each connect, as redis-py's PubSub wants it."""
+        self._subscribed = True
+        super().register_connect_callback(callback)
+
+    def deregister_connect_callback(self, callback: Any) -> None:
+        """Call back no longer."""
+        self._subscribed = False
+        super().deregister_connect_callback(callback)
+
+    def _authenticate(self, token: Token) -> None:
+        self.send_command("AUTH", token.username, token.value, check_health=False)
+        self.read_response()
+        self._held = token
+
+    def _establish(self, open_: Callable[[], None]) -> None:
+        error = self._attempt(open_)
+        refused = self._handover.token
+        if _is_refusal(error) and refused is not None:
+            # Revoked, or a policy that has changed: one other token, then the truth.
+            if self._renewal.replace(refused) is not None:
+                error = self._attempt(open_)
+            if _is_refusal(error):
+                error = refusal(refused, error)
+        if error is not None:
+            raise error
+        self._held = self._handover.token
+
+    def _attempt(self, action: Callable[[], None]) -> Exception | None:
+        """Return what an action raises, without the frames that hold the token.
+
+        Django's debug page shows the local variables of each frame of a traceback, of
+        its cause's and of its context's.
+        """
+        try:
+            action()
+        except (RedisError, OSError) as error:
+            error.__cause__ = error.__context__ = None
+            return error.with_traceback(None)
+        except BaseException as error:
+            # A signal handler's: a reply may be on its way, or the database not yet
+            # selected, which redis-py would take for connected.
+            self.disconnect()
+            raise error.with_traceback(None) from None
+        return None
+
+
+@functools.cache
+def connection_class(kind: type[Any], *, entra: bool) -> type[Any]:
+    """Return redis-py's connection class, or a user's, with what it lacks here."""
+    bases = [kind]
+    if issubclass(kind, SSLConnection):
+        bases.insert(0, SharedTlsConnection)
+    bases.insert(0, EntraConnection if entra else PlainConnection)
+    return type(kind.__name__, tuple(bases), {})
+
+
+def _is_refusal(error: Exception | None) -> bool:
+    own = isinstance(error, EntraRedisError)
+    return isinstance(error, AuthenticationError) and not own
+
+
+def refusal(token: Token, error: Exception | None) -> TokenRefusedError:
+    """Return what to raise when Redis refuses a token."""
+    return TokenRefusedError(
+        f"Redis refused the token of user '{token.username}' "
+        f"({str(error).rstrip('.')}). The user name "
+        "is to be the principal's object ID (not its client ID), and the principal is "
+        "to have an access policy on this cache."
+    )

@@ -1,0 +1,76 @@
+"""What connections get unless ``OPTIONS`` say otherwise."""
+
+import socket
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import django
+import redis
+from redis.connection import (
+    SSLConnection,
+    UnixDomainSocketConnection,
+    parse_url,
+)
+
+from ..conf.options import CacheOptions
+
+
+def _tcp_options() -> dict[int, int]:
+    """Return the TCP options by which a dead peer is noticed in about 15 s."""
+    wanted = {
+        "TCP_KEEPIDLE": 30,
+        "TCP_KEEPINTVL": 5,
+        "TCP_KEEPCNT": 3,
+        "TCP_USER_TIMEOUT": 15000,
+    }
+    return {
+        getattr(socket, name): value
+        for name, value in wanted.items()
+        if hasattr(socket, name)
+    }
+
+
+def _driver() -> dict[str, Any]:
+    """Return how connections introduce themselves to the server: as Django's do."""
+    version = django.get_version()
+    if hasattr(redis, "DriverInfo"):
+        info = redis.DriverInfo().add_upstream_driver("django", version)
+        return {"driver_info": info}
+    return {"lib_name": f"redis-py(django_v{version})"}
+
+
+# redis-py's own, before its version 8, wait for ever. Constants, because what the pools
+# of a process are told apart by includes the identity of such objects.
+_DEFAULTS: Mapping[str, Any] = {
+    "socket_connect_timeout": 5.0,
+    "socket_timeout": 5.0,
+    # RESP 3 brings a cache nothing but push messages between its replies.
+    "protocol": 2,
+    **_driver(),
+}
+_TCP_DEFAULTS: Mapping[str, Any] = {
+    "socket_keepalive": True,
+    "socket_keepalive_options": _tcp_options(),
+}
+
+
+def with_defaults(server: str, options: CacheOptions) -> CacheOptions:
+    """Return a cache's options with what suits a server on Azure filled in.
+
+    Parameters:
+        server: its URL, which says what kind of connection it takes.
+    """
+    given, defaults = options.connection, dict(_DEFAULTS)
+    if given.keys() & {"driver_info", "lib_name", "lib_version"}:
+        for key in _driver():
+            del defaults[key]
+    url = parse_url(server)
+    kind = given.get("connection_class") or url.get("connection_class")
+    if kind is None or not issubclass(kind, UnixDomainSocketConnection):
+        defaults |= _TCP_DEFAULTS
+    if kind is not None and issubclass(kind, SSLConnection):
+        # redis-py 5.3 does not compare the certificate's name with the host's.
+        asked = {**given, **url}.get("ssl_cert_reqs", "required")
+        defaults["ssl_check_hostname"] = asked not in (None, "none", 0)
+    return replace(options, connection={**defaults, **given})

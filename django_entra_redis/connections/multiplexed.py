@@ -1,0 +1,305 @@
+"""An event loop's way to one server: one connection for all of its tasks.
+
+Tasks append their commands; what has gathered in one turn of the loop goes out in one
+piece, and the replies are handed out in order. Against a pool of redis-py's asyncio
+connections, with 100 tasks at once, that is a fraction of the CPU time, and one
+connection in place of a hundred (benchmarks/tasks.md has the figures). A newer token
+goes out as an AUTH in the same stream: nobody waits for it.
+
+What it costs: a huge reply delays those behind it.
+"""
+
+import asyncio
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from ssl import SSLContext
+from typing import Any
+
+from redis.exceptions import AuthenticationError, ReadOnlyError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from ..commands.packing import pack_all
+from ..credentials.reauthentication import Step, next_step
+from ..credentials.renewal import Renewal
+from ..identity.token import Token
+from .connection import refusal
+from .protocol import BrokenLinkError, Link, SilentLinkError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """What a channel connects to.
+
+    Parameters:
+        where: arguments of ``loop.create_connection``, or ``path`` of a Unix socket.
+        credentials: arguments of AUTH, where no identity gives them.
+        greeting: commands to begin with.
+        provide: gives the identity's renewal, ``None`` without an identity.
+        connect_timeout, timeout: seconds, ``None`` for no bound.
+        wait_timeout: seconds to wait for room among the commands under way.
+        socket_options: (level, option, value) each.
+        make_ssl: returns the SSL context, ``None`` for no TLS. May take a while.
+        server_hostname: the name that the server's certificate is to be for.
+    """
+
+    where: Mapping[str, Any] = field(repr=False)
+    credentials: Sequence[str] = field(default=(), repr=False)
+    greeting: Sequence[Sequence[Any]] = ()
+    provide: Callable[[], Renewal] | None = None
+    connect_timeout: float | None = 5.0
+    timeout: float | None = 5.0
+    wait_timeout: float = 5.0
+    socket_options: Sequence[tuple[int, int, int]] = ()
+    make_ssl: Callable[[], SSLContext] | None = field(default=None, repr=False)
+    server_hostname: str | None = None
+
+    def __str__(self) -> str:
+        where = self.where
+        return str(where.get("path") or f"{where.get('host')}:{where.get('port')}")
+
+
+class Channel:
+    """A link to a server, made anew when it is lost.
+
+    Parameters:
+        target: what to connect to.
+        loop: the event loop that all calls come from.
+    """
+
+    def __init__(self, target: Target, loop: asyncio.AbstractEventLoop) -> None:
+        self.target = target
+        self._loop = loop
+        self._link: Link | None = None
+        # Those that were left and still have something to be answered.
+        self._left: list[Link] = []
+        self._connecting: asyncio.Task[Link] | None = None
+        self._closed = False
+        self._share = random.random()
+        self._renewal = target.provide() if target.provide else None
+        # The token that the server knows the link by.
+        self._held: Token | None = None
+        self._authenticating = False
+
+    async def call(self, packed: bytes, count: int = 0) -> Any:
+        """Have commands carried out; return the reply.
+
+        Parameters:
+            packed: the commands.
+            count: 0 for one command, else how many there are: a list is returned then,
+                in which an error reply stands in its place as an exception.
+
+        Raises:
+            BrokenLinkError, SilentLinkError: the connection broke; they tell whether
+                the commands may have reached the server.
+            ConnectionError, TimeoutError: there is no connection to be had.
+            ConnectionPoolTimeout: too many other commands are under way.
+            TokenError, TokenRefusedError: it can't be authenticated.
+            RedisError: an error reply, if there is one command, or if it tells that
+                none of them was carried out.
+        """
+        link = self._link
+        if link is None or link.closed:
+            link = await self._connected()
+        elif self._renewal is not None and self._renewal.fresh() is not self._held:
+            link = await self._keep_up(link, self._renewal)
+        reply = await link.submit(packed, count)
+        failure = _failure_in(reply, count)
+        if failure is None:
+            return reply
+        if isinstance(failure, ReadOnlyError | AuthenticationError):
+            # A replica is not what DNS names any more after a failover; and whoever is
+            # not let in any more has to ask anew.
+            self._leave(link)
+        raise failure
+
+    async def aclose(self) -> None:
+        """Close the connection, and wait until one that is being made is given up."""
+        self.close()
+        if self._connecting is not None:
+            await asyncio.wait([self._connecting])
+
+    def close(self) -> None:
+        """Close the connection for good. Whoever waits gets an error."""
+        self.finish()
+        for link in self._left:
+            link.abort("it has been closed")
+
+    def finish(self) -> None:
+        """Close the connection for good once what is under way has been answered."""
+        self._closed = True
+        if self._connecting is not None:
+            self._connecting.cancel()
+        if self._link is not None:
+            self._leave(self._link)
+
+    @property
+    def owed(self) -> bool:
+        """Whether something is still to be answered on connections that were left."""
+        return not all(link.closed for link in self._left)
+
+    def _leave(self, link: Link) -> None:
+        """Let a connection go once what is under way has been answered."""
+        if link is self._link:
+            self._link = None
+            self._left = [left for left in self._left if not left.closed]
+            self._left.append(link)
+            link.finish()
+
+    # -- tokens ----------------------------------------------------------------------
+
+    async def _keep_up(self, link: Link, renewal: Renewal) -> Link:
+        """Send AUTH if the token has moved on; return the link to go on with."""
+        current = await renewal.acurrent()
+        held = self._held
+        step = (
+            next_step(held, current, self._share, renewal.clock)
+            if held is not None
+            else Step.RECONNECT
+        )
+        if step is Step.RECONNECT:
+            self._leave(link)
+            return await self._connected()
+        if step is Step.ADOPT:
+            self._held = current
+        elif step is Step.AUTHENTICATE and not self._authenticating:
+            self._authenticating = True
+            sent = link.submit(_pack_auth(current))
+            sent.add_done_callback(lambda reply: self._settle(link, current, reply))
+        return link
+
+    def _settle(self, link: Link, token: Token, reply: "asyncio.Future[Any]") -> None:
+        """Take note of the answer to an AUTH."""
+        self._authenticating = False
+        if reply.exception() is not None or link is not self._link:
+            return
+        if isinstance(reply.result(), Exception):
+            self._leave(link)  # The next connection finds out why.
+        else:
+            self._held = token
+
+    # -- connecting ------------------------------------------------------------------
+
+    async def _connected(self) -> Link:
+        """Return a link that is up; all that come meanwhile wait for the same one."""
+        if self._link is not None and not self._link.closed:
+            return self._link
+        closed = BrokenLinkError(f"The way to {self.target} is closed.", sent=False)
+        if self._closed:
+            raise closed
+        connecting = self._connecting
+        if connecting is None or connecting.done():
+            connecting = self._connecting = self._loop.create_task(self._connect())
+            connecting.add_done_callback(_retrieve)
+        # A task that is cancelled leaves the others their connection.
+        await asyncio.wait([connecting])
+        if connecting.cancelled():
+            raise closed
+        return connecting.result()
+
+    async def _connect(self) -> Link:
+        if self.target.provide is None:
+            return await self._open(None)
+        # After override_settings it is another one.
+        renewal = self._renewal = self.target.provide()
+        token = await renewal.acurrent()
+        failure: Exception
+        try:
+            return await self._open(token)
+        except AuthenticationError as error:
+            failure = error
+        # Revoked, or a policy that has changed: one other token, then the truth.
+        other = await renewal.areplace(token)
+        if other is not None:
+            try:
+                return await self._open(other)
+            except AuthenticationError as error:
+                token, failure = other, error
+        raise refusal(token, failure)
+
+    async def _open(self, token: Token | None) -> Link:
+        target, name = self.target, str(self.target)
+        link = Link(
+            self._loop, name, timeout=target.timeout, wait_timeout=target.wait_timeout
+        )
+        failure: Exception | None
+        try:
+            async with asyncio.timeout(target.connect_timeout):
+                await self._dial(link)
+                failure = await self._greet(link, token)
+        except (TimeoutError, SilentLinkError):
+            failure = RedisTimeoutError(f"Timeout connecting to {name}.")
+        except (OSError, BrokenLinkError) as error:
+            # Of another kind: no command that anybody waits for has been sent.
+            failure = RedisConnectionError(f"Error connecting to {name}: {error}")
+        except BaseException:
+            link.abort()
+            raise
+        if failure is not None:
+            link.abort()
+            raise failure
+        self._link, self._held = link, token
+        return link
+
+    async def _dial(self, link: Link) -> None:
+        where, make_ssl = self.target.where, self.target.make_ssl
+        if "path" in where:
+            await self._loop.create_unix_connection(lambda: link, where["path"])
+            return
+        context = None
+        if make_ssl is not None:
+            context = await self._loop.run_in_executor(None, make_ssl)
+        transport, _ = await self._loop.create_connection(
+            lambda: link,
+            where["host"],
+            where["port"],
+            ssl=context,
+            server_hostname=self.target.server_hostname,
+        )
+        sock = transport.get_extra_info("socket")
+        for option in self.target.socket_options:
+            sock.setsockopt(*option)
+
+    async def _greet(self, link: Link, token: Token | None) -> Exception | None:
+        """Authenticate and begin; return what the server has against it."""
+        names = [command[0] for command in self.target.greeting]
+        if token is not None or self.target.credentials:
+            names.insert(0, "AUTH")
+        if not names:
+            return None
+        replies = await link.submit(self._pack_greeting(token), len(names))
+        for name, reply in zip(names, replies, strict=True):
+            # Servers older than 7.2 know no CLIENT SETINFO, and nobody needs it.
+            if isinstance(reply, Exception) and name != "CLIENT":
+                return reply
+        return None
+
+    # Apart, since a debug page shows the local variables of each frame of a traceback.
+    def _pack_greeting(self, token: Token | None) -> bytes:
+        packed = pack_all(self.target.greeting)
+        if token is not None:
+            return _pack_auth(token) + packed
+        if self.target.credentials:
+            return pack_all([("AUTH", *self.target.credentials)]) + packed
+        return packed
+
+
+def _retrieve(task: "asyncio.Task[Link]") -> None:
+    """Retrieve what a task raised, so that asyncio does not log that nobody has."""
+    if not task.cancelled():
+        task.exception()
+
+
+def _pack_auth(token: Token) -> bytes:
+    return pack_all([("AUTH", token.username, token.value)])
+
+
+def _failure_in(reply: Any, count: int) -> Exception | None:
+    """Return the error reply that stands for all; ``None`` if there is none."""
+    if not count:
+        return reply if isinstance(reply, Exception) else None
+    for item in reply:
+        if isinstance(item, RedisConnectionError | ReadOnlyError):
+            return item
+    return None

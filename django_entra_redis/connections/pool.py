@@ -1,0 +1,300 @@
+"""The connection pools of a process."""
+
+import contextlib
+import os
+import threading
+import time
+from collections import deque
+from typing import Any
+from weakref import WeakSet, finalize
+
+import redis
+from django.utils.module_loading import import_string
+from redis.connection import Connection, parse_url
+
+from .._errors import option_error
+from .._fork import at_fork
+from ..conf.options import CacheOptions
+from ..credentials.provider import EntraCredentialProvider
+from ..exceptions import ConnectionPoolTimeout
+from .connection import connection_class
+from .registry import share
+from .tls import SharedTls, SharedTlsConnection
+
+#: Connections that one pool opens at most, unless OPTIONS say otherwise.
+MAX_CONNECTIONS = 100
+
+
+class _Place:
+    """Somebody's place in the queue for a connection."""
+
+    def __init__(self) -> None:
+        self.connection: Any = None
+        # Locked until there is something to come for. A bare lock, since what is built
+        # on one is not for signal handlers.
+        self._empty = threading.Lock()
+        self._empty.acquire()
+
+    def give(self, connection: Any) -> None:
+        """Hand a connection over."""
+        self.connection = connection
+        self.wake()
+
+    def wake(self) -> None:
+        """Have whoever waits come and look."""
+        with contextlib.suppress(RuntimeError):  # awake already
+            self._empty.release()
+
+    def wait(self, timeout: float) -> None:
+        """Wait to be woken, or until the time is over."""
+        self._empty.acquire(timeout=timeout)
+
+
+class ConnectionPool(redis.ConnectionPool):
+    """A pool whose checkout costs next to nothing, and that waits when it is empty.
+
+    Like redis-py's, it hands out the connection that was used last and notices one
+    that the server has closed. Only whoever has checked a connection out touches it.
+
+    Parameters:
+        pool_timeout: seconds to wait for a free connection at ``max_connections``.
+    """
+
+    def __init__(self, *args: Any, pool_timeout: float = 5.0, **kwargs: Any) -> None:
+        self.pool_timeout = pool_timeout
+        kwargs["max_connections"] = kwargs.get("max_connections") or MAX_CONNECTIONS
+        super().__init__(*args, **kwargs)
+        # One of somebody else's knows no renewal.
+        provider = self.connection_kwargs.get("credential_provider")
+        own = isinstance(provider, EntraCredentialProvider)
+        self._provider = provider if own else None
+        _pools.add(self)
+
+    def reset(self) -> None:
+        """Forget all connections, as a child process must."""
+        # Guards ``_queue`` and ``_made``; reentrant, since a signal handler may use the
+        # cache. The list needs no lock: its append and pop are atomic.
+        self._gate = threading.RLock()
+        self._idle: list[Any] = []
+        # First come, first served: otherwise a busy thread, which asks again right
+        # after it has released, would keep all others waiting.
+        self._queue: deque[_Place] = deque()
+        # Weakly, so that a connection counts no longer that an exception from a signal
+        # handler has had somebody lose.
+        self._made: WeakSet[Any] = WeakSet()
+        # Connections that were out at a disconnect() are closed when they come back.
+        self._generation = 0
+        self.pid = os.getpid()
+
+    def get_connection(self, *args: Any, **kwargs: Any) -> Any:
+        """Check a connection out: connected, authenticated, with nothing to read.
+
+        Raises:
+            ConnectionPoolTimeout: none became free within ``pool_timeout``.
+            ConnectionError, TimeoutError: the server can't be reached.
+            TokenError, TokenRefusedError: it can't be authenticated with.
+        """
+        try:
+            connection = self._idle.pop()
+        except IndexError:
+            connection = None
+        if connection is None:
+            connection = self._make_or_wait()
+        connection.pool_lent = True
+        try:
+            connection.connect()
+            try:
+                stale = connection.can_read()
+            except (redis.ConnectionError, redis.TimeoutError, OSError):
+                stale = True
+            if stale:
+                connection.disconnect()
+                connection.connect()
+        except BaseException:
+            connection.disconnect()
+            self.release(connection)
+            raise
+        return connection
+
+    def release(self, connection: Any) -> None:
+        """Take a connection back; once, however often it is given."""
+        if not connection.pool_lent:
+            return
+        connection.pool_lent = False
+        if connection.pid != self.pid:
+            connection.disconnect()
+            return
+        if connection.pool_generation != self._generation:
+            connection.pool_generation = self._generation
+            connection.disconnect()
+        self._idle.append(connection)
+        if self._queue:
+            self._serve_queue()
+
+    def disconnect(self, inuse_connections: bool = True) -> None:
+        """Close the idle connections now, the others when they come back."""
+        if inuse_connections:
+            self._generation += 1
+        for _ in range(len(self._idle)):
+            try:
+                connection = self._idle.pop(0)
+            except IndexError:
+                return
+            connection.disconnect()
+            connection.pool_lent = True
+            self.release(connection)
+
+    def counts(self) -> tuple[int, int]:
+        """Return how many connections are idle, and how many are in use."""
+        idle = len(self._idle)
+        return idle, max(0, len(self._made) - idle)
+
+    def set_retry(self, retry: Any) -> None:
+        """Set the retry policy of connections from now on."""
+        self.connection_kwargs["retry"] = retry
+        for connection in list(self._idle):
+            connection.retry = retry
+
+    def re_auth_callback(self, token: Any) -> None:
+        """Do nothing: the connections see to it themselves."""
+
+    # redis-py 8 counts connections with these two, for its metrics.
+    def _get_free_connections(self) -> list[Any]:
+        return list(self._idle)
+
+    def _get_in_use_connections(self) -> set[Any]:
+        with self._gate:
+            return set(self._made).difference(self._idle)
+
+    def _make_or_wait(self) -> Any:
+        if self._provider is not None:
+            # In an outage of the identity nobody queues behind those who have a
+            # connection, and wait for a token with it.
+            self._provider.renewal.current()
+        deadline = time.monotonic() + self.pool_timeout
+        while True:
+            with self._gate:
+                with contextlib.suppress(IndexError):
+                    return self._idle.pop()
+                if len(self._made) < self.max_connections:
+                    return self._make()
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    break
+                place = _Place()
+                self._queue.append(place)
+            # Nobody else does for what was released just before the place was there.
+            self._serve_queue()
+            try:
+                place.wait(left)
+            finally:
+                connection = self._leave_queue(place)
+            if connection is not None:
+                return connection
+        raise ConnectionPoolTimeout(
+            f"No connection became free within {self.pool_timeout:g} s "
+            f"(OPTIONS['pool_timeout']): all {self.max_connections} "
+            "(OPTIONS['max_connections']) are in use."
+        )
+
+    def _make(self) -> Any:
+        connection: Any = self.connection_class(**self.connection_kwargs)
+        connection.pool_generation = self._generation
+        # Before the set notes it: what was registered last is called first, and those
+        # who are woken are to find that it counts no longer.
+        finalize(connection, _wake_all, self._queue)
+        self._made.add(connection)
+        return connection
+
+    def _serve_queue(self) -> None:
+        with self._gate:
+            while self._queue:
+                try:
+                    connection = self._idle.pop()
+                except IndexError:
+                    return
+                self._queue.popleft().give(connection)
+
+    def _leave_queue(self, place: _Place) -> Any:
+        """Return the connection that came, if one did."""
+        with self._gate:
+            if place in self._queue:
+                self._queue.remove(place)
+            return place.connection
+
+
+def _wake_all(queue: deque[_Place]) -> None:
+    """Have those who wait see whether there is room: a connection has been lost."""
+    # Without the lock: this may run between any two lines of any thread.
+    for place in list(queue):
+        place.wake()
+
+
+_pools: WeakSet[ConnectionPool] = WeakSet()
+
+
+def get_pool(server: str, options: CacheOptions) -> Any:
+    """Return the process's pool for a server and a cache's options.
+
+    Parameters:
+        server: its URL.
+        options: what the cache's settings ask for.
+    """
+
+    def make() -> Any:
+        pool_class, kwargs = pool_settings(server, options, ConnectionPool)
+        return pool_class.from_url(server, **kwargs)
+
+    return share("pool", [server], options, make)
+
+
+def pool_settings(
+    server: str, options: CacheOptions, default: type[Any]
+) -> tuple[type[Any], dict[str, Any]]:
+    """Return the class of a cache's pools, and what they are made with.
+
+    Parameters:
+        server: the URL of what they lead to.
+        options: what the cache's settings ask for.
+        default: their class, unless the settings ask for another.
+    """
+    kwargs = dict(options.connection)
+    said = parse_url(server).get("connection_class", Connection)
+    kind = kwargs.get("connection_class") or said
+    own = connection_class(kind, entra=options.identity is not None)
+    kwargs["connection_class"] = own
+    if "retry_on_error" in kwargs:
+        # redis-py 5.3 lengthens it, and caches are told apart by the settings' own.
+        kwargs["retry_on_error"] = list(kwargs["retry_on_error"])
+    if options.identity is not None:
+        kwargs["credential_provider"] = EntraCredentialProvider(options.identity)
+    if issubclass(own, SharedTlsConnection):
+        kwargs["tls"] = SharedTls()
+    if options.parser_class is not None:
+        kwargs["parser_class"] = _class("parser_class", options.parser_class)
+    pool_class = _class("pool_class", options.pool_class or default)
+    if issubclass(pool_class, ConnectionPool):
+        kwargs["pool_timeout"] = options.pool_timeout
+    elif issubclass(pool_class, redis.BlockingConnectionPool):
+        kwargs.setdefault("timeout", options.pool_timeout)
+    return pool_class, kwargs
+
+
+def _class(key: str, value: Any) -> Any:
+    """Return the class that an option asks for."""
+    message = "it is no class."
+    try:
+        found = import_string(value) if isinstance(value, str) else value
+    except Exception as error:  # whatever the module behind the path raises
+        found, message = None, f"it can't be used ({type(error).__name__}: {error})."
+    if isinstance(found, type):
+        return found
+    raise option_error(key, message, "It should be a class, or its dotted path.")
+
+
+def _after_fork_in_child() -> None:
+    for pool in list(_pools):
+        pool.reset()
+
+
+at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,313 @@
+"""One connection that many tasks share: commands in, replies out, in order.
+
+All of it happens in an ``asyncio.Protocol``'s callbacks. There is no task that a loop
+which ends could destroy half-way.
+"""
+
+import asyncio
+from collections import deque
+from typing import Any
+
+from redis.connection import DefaultParser
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import InvalidResponse
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from ..commands.resp import INCOMPLETE, make_reader
+from ..exceptions import ConnectionPoolTimeout
+
+#: Commands that may be under way on one connection; more of them wait.
+MAX_IN_FLIGHT = 4096
+#: Bytes that are sent in one turn of the loop: a large value is encrypted and sent a
+#: piece at a time, so that all else in the loop gets its turns.
+PIECE = 256 * 1024
+#: Turns of a loop that has stalled in which a reply is read that has arrived meanwhile:
+#: in some loops timers come before what is there to read.
+GRACE = 2
+
+
+class BrokenLinkError(RedisConnectionError):
+    """A connection broke.
+
+    Parameters:
+        message: how.
+        sent: whether the command may have reached the server.
+    """
+
+    def __init__(self, message: str, *, sent: bool) -> None:
+        super().__init__(message)
+        self.sent = sent
+
+
+class SilentLinkError(RedisTimeoutError):
+    """A server did not answer in time; the command may have reached it."""
+
+    sent = True
+
+
+class _Call:
+    """Commands to send, how many replies are to come, and who waits for them."""
+
+    __slots__ = ("count", "future", "packed", "replies", "timer")
+
+    def __init__(
+        self, packed: bytes, count: int, future: "asyncio.Future[Any]"
+    ) -> None:
+        self.packed = packed
+        self.count = count
+        self.future = future
+        self.replies: list[Any] = []
+        self.timer: asyncio.TimerHandle | None = None
+
+    def fail(self, error: Exception) -> None:
+        """Raise an error where somebody waits, if somebody still does."""
+        if not self.future.done():
+            self.future.set_exception(error)
+
+
+class Link(asyncio.Protocol):
+    """One connection.
+
+    Parameters:
+        loop: the event loop that it lives in.
+        name: what to call the server in a message.
+        timeout: seconds without a byte of a reply, nor of a command that it is still
+            taking in, after which a server that owes a reply counts as lost, ``None``
+            for no bound.
+        wait_timeout: seconds that a command waits while too many are under way.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        name: str,
+        *,
+        timeout: float | None = 5.0,
+        wait_timeout: float = 5.0,
+    ) -> None:
+        self.closed = False
+        self._loop = loop
+        self._name = name
+        self._timeout = timeout
+        self._wait_timeout = wait_timeout
+        self._reason: object = "closed by the server"
+        self._transport: Any = None
+        self._reader = make_reader(DefaultParser.parse_error)
+        # Commands that the transport has not got yet, and those to be answered; of the
+        # last of these it may lack a part.
+        self._waiting: deque[_Call] = deque()
+        self._sent: deque[_Call] = deque()
+        self._rest: memoryview | None = None
+        self._flushing = False
+        self._paused = False
+        self._finishing = False
+        self._moved_at = 0.0
+        self._watch: asyncio.Handle | None = None
+
+    def submit(self, packed: bytes, count: int = 0) -> "asyncio.Future[Any]":
+        """Send commands in this turn of the loop; return a future of the reply.
+
+        Parameters:
+            packed: the commands.
+            count: 0 for one command, else how many there are: the result is a list
+                then. An error reply stands in its place as an exception.
+        """
+        future: asyncio.Future[Any] = self._loop.create_future()
+        call = _Call(packed, count, future)
+        if self.closed:
+            call.fail(self._broken(sent=False))
+            return future
+        under_way = len(self._waiting) + len(self._sent)
+        if not under_way:
+            self._moved_at = self._loop.time()
+        elif under_way >= MAX_IN_FLIGHT:
+            call.timer = self._loop.call_later(self._wait_timeout, self._give_up, call)
+        if self._watch is None and self._timeout is not None:
+            self._watch = self._loop.call_later(self._timeout, self._look)
+        self._waiting.append(call)
+        self._flush_soon()
+        return future
+
+    def finish(self) -> None:
+        """Close the connection once all that is under way has been answered."""
+        self._finishing = True
+        self._close_if_done()
+
+    def abort(self, reason: object = None) -> None:
+        """Close the connection at once; whoever waits gets an error."""
+        if self.closed:
+            return
+        self.closed = True
+        self._reason = reason or self._reason
+        if self._watch is not None:
+            self._watch.cancel()
+        if self._transport is not None:
+            self._transport.abort()
+        self._rest = None
+        for call in self._waiting:
+            if call.timer is not None:
+                call.timer.cancel()
+            call.fail(self._broken(sent=False))
+        self._waiting.clear()
+        for call in self._sent:
+            if isinstance(reason, SilentLinkError):
+                call.fail(SilentLinkError(*reason.args))
+            else:
+                call.fail(self._broken(sent=True))
+        self._sent.clear()
+
+    def _broken(self, *, sent: bool) -> BrokenLinkError:
+        text = f"Connection to {self._name} lost: {self._reason}"
+        return BrokenLinkError(text, sent=sent)
+
+    def _close_if_done(self) -> None:
+        if self._finishing and not self._sent and not self._waiting:
+            self.abort("it has been left")
+
+    # -- the transport's calls -------------------------------------------------------
+
+    def connection_made(self, transport: Any) -> None:
+        """Take the transport."""
+        self._transport = transport
+        if self.closed:
+            transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell all that wait."""
+        self.abort(exc)
+
+    def eof_received(self) -> bool:
+        """Close: what the server owes will not come."""
+        self.abort()
+        return False
+
+    def data_received(self, data: bytes) -> None:
+        """Hand out the replies that are there."""
+        if self.closed:
+            return
+        reader, sent = self._reader, self._sent
+        try:
+            self._moved_at = self._loop.time()
+            reader.feed(data)
+            reply = reader.gets()
+            while reply is not INCOMPLETE and sent:
+                call = sent[0]
+                if call.count:
+                    call.replies.append(reply)
+                    reply = call.replies
+                if len(call.replies) == call.count:
+                    sent.popleft()
+                    # A task that was cancelled leaves its reply to be dropped here.
+                    if not call.future.done():
+                        call.future.set_result(reply)
+                reply = reader.gets()
+        except InvalidResponse as error:
+            self.abort(error)
+            return
+        except BaseException:
+            # A signal handler's: a reply may be lost, and another one taken for it.
+            self.abort("interrupted")
+            raise
+        if reply is not INCOMPLETE:
+            # Such as "max number of clients reached", before anything is asked.
+            unasked = isinstance(reply, Exception)
+            self.abort(reply if unasked else "it said what nothing had asked for")
+        elif self._waiting:
+            self._flush_soon()
+        else:
+            self._close_if_done()
+
+    def pause_writing(self) -> None:
+        """Hold commands back: the server does not keep up."""
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        """Go on."""
+        self._paused = False
+        self._moved_at = self._loop.time()
+        self._flush_soon()
+
+    # -- sending ---------------------------------------------------------------------
+
+    def _flush_soon(self) -> None:
+        if not self._flushing:
+            self._loop.call_soon(self._flush)
+            self._flushing = True
+
+    def _flush(self) -> None:
+        """Send a piece of what has gathered."""
+        self._flushing = False
+        if self.closed or self._paused:
+            return
+        try:
+            self._send()
+        except BaseException:
+            # A signal handler's: what counts as sent may not be, yet gets replies.
+            self.abort("interrupted")
+            raise
+
+    def _send(self) -> None:
+        if self._rest or not self._sent:
+            # Only now does the server get what it is to answer. More that goes out
+            # while it owes a reply must not hide that it is silent.
+            self._moved_at = self._loop.time()
+        piece = self._rest or self._gather()
+        if len(piece) > PIECE:
+            view = memoryview(piece)
+            piece, self._rest = view[:PIECE], view[PIECE:]
+        else:
+            self._rest = None
+        if piece:
+            self._transport.write(piece)
+        if self._rest or (self._waiting and len(self._sent) < MAX_IN_FLIGHT):
+            self._flush_soon()
+        # Where all that waited was cancelled, no reply comes to close it after.
+        self._close_if_done()
+
+    def _gather(self) -> bytes:
+        """Return the commands to send next: from here on they may reach the server."""
+        waiting, sent = self._waiting, self._sent
+        parts: list[bytes] = []
+        room = PIECE
+        while waiting and len(sent) < MAX_IN_FLIGHT:
+            call = waiting[0]
+            if not call.future.done():
+                if parts and len(call.packed) > room:
+                    break  # to copy what is large would take as long as to send it
+                room -= len(call.packed)
+                parts.append(call.packed)
+                sent.append(call)
+                call.packed = b""
+            if call.timer is not None:
+                call.timer.cancel()
+            waiting.popleft()
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _give_up(self, call: _Call) -> None:
+        """Have a command wait no longer that has not been sent yet."""
+        call.fail(
+            ConnectionPoolTimeout(
+                f"{MAX_IN_FLIGHT} commands are under way at {self._name}, and there "
+                f"was no room for another within {self._wait_timeout:g} s "
+                "(OPTIONS['pool_timeout'])."
+            )
+        )
+
+    def _look(self, grace: int = GRACE) -> None:
+        """Look whether the server still answers, and the loop has lost no flush."""
+        self._watch = None
+        if self._timeout is None or not (self._sent or self._waiting):
+            return
+        left = self._moved_at + self._timeout - self._loop.time()
+        if left > 0:
+            self._watch = self._loop.call_later(left, self._look)
+            return
+        if grace:
+            self._watch = self._loop.call_soon(self._look, grace - 1)
+            return
+        self.abort(
+            SilentLinkError(
+                f"Timeout reading from {self._name}: nothing within "
+                f"{self._timeout:g} s (OPTIONS['socket_timeout'])."
+            )
+        )

@@ -1,0 +1,239 @@
+"""The credential provider for redis-py, and what it stands on in a process.
+
+However many providers are made, an identity has one token and one renewal thread in
+a process.
+"""
+
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from django.core.signals import setting_changed
+from redis.auth.token import TokenInterface
+from redis.credentials import StreamingCredentialProvider
+
+from .._fork import at_fork
+from .._imports import import_module
+from ..conf.app_installed import tell_if_missing
+from ..conf.identities import Identity, load_identity
+from ..identity.token import Fetch, Token
+from ..signals import token_renewal_failed, token_renewed
+from ..status import Status
+from .client_callbacks import Subscriptions
+from .renewal import Renewal
+
+# Guards the first dictionary below. Reentrant for the sake of signal handlers that use
+# the cache.
+_lock = threading.RLock()
+_renewals: dict[str, Renewal] = {}
+_subscriptions: dict[str, tuple[Subscriptions, Subscriptions]] = {}
+
+
+class RedisToken(TokenInterface):
+    """A token as redis-py's callbacks for a new one want it.
+
+    redis-py takes the claim ``oid`` for the Redis user name.
+    """
+
+    def __init__(self, renewal: Renewal, token: Token) -> None:
+        self.token = token
+        self._renewal = renewal
+        self._clock = renewal.clock
+
+    @property
+    def _token(self) -> Token:
+        # redis-py may send it long after it was told of it.
+        return self._renewal.fresh() or self.token
+
+    def is_expired(self) -> bool:
+        """Whether it has run out."""
+        return self._token.expired(self._clock)
+
+    def ttl(self) -> float:
+        """Return the milliseconds until it expires."""
+        return (self._token.expires_on - self._clock.wall()) * 1000
+
+    def try_get(self, key: str) -> Any:
+        """Return a claim, or the Redis user name for ``oid``."""
+        return self._token.username if key == "oid" else self._token.claims.get(key)
+
+    def get_value(self) -> str:
+        """Return the token itself."""
+        return self._token.value
+
+    def get_expires_at_ms(self) -> float:
+        """Return its expiry in milliseconds since the epoch."""
+        return self._token.expires_on * 1000
+
+    def get_received_at_ms(self) -> float:
+        """Return its arrival in milliseconds since the epoch."""
+        return (self._token.expires_on - self._token.life) * 1000
+
+
+class EntraCredentialProvider(StreamingCredentialProvider):
+    """Hands out the Redis user name and token of an identity.
+
+    Parameters:
+        identity: entry of ``ENTRA_REDIS``. It is read at first use, and anew when the
+            settings change.
+    """
+
+    def __init__(self, identity: str = "default") -> None:
+        self.identity = identity
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.identity!r})"
+
+    @property
+    def renewal(self) -> Renewal:
+        """What keeps the token fresh; one for each identity in a process.
+
+        Raises:
+            ConfigurationError: the identity isn't there, or can't be used as it is.
+        """
+        try:
+            return _renewals[self.identity]
+        except KeyError:
+            return _get_renewal(self.identity)
+
+    def get_credentials(self) -> tuple[str, str]:
+        """Return user name and token; wait for the request under way if need be.
+
+        Raises:
+            TokenError: there is no valid token, and why.
+        """
+        token = self.renewal.current()
+        _get_subscriptions(self.identity)[0].remember(sys._getframe(1), token)
+        return token.username, token.value
+
+    async def get_credentials_async(self) -> tuple[str, str]:
+        """Do as :meth:`get_credentials` does, without blocking the event loop."""
+        token = await self.renewal.acurrent()
+        _get_subscriptions(self.identity)[0].remember(sys._getframe(1), token)
+        return token.username, token.value
+
+    def on_next(self, callback: Callable[[Any], Any]) -> None:
+        """Call ``callback`` with each new token; a coroutine function on its loop.
+
+        A bound method is called only as long as its object lives.
+        """
+        _get_subscriptions(self.identity)[0].add(callback)
+
+    def on_error(self, callback: Callable[[Exception], Any]) -> None:
+        """Call ``callback`` with each failure to renew the token."""
+        _get_subscriptions(self.identity)[1].add(callback)
+
+    def is_streaming(self) -> bool:
+        """Whether tokens are renewed in the background: they always are."""
+        return True
+
+    def status(self) -> Status:
+        """Return a snapshot of what can be told of the identity."""
+        return self.renewal.status()
+
+
+def get_credential_provider(identity: str = "default") -> EntraCredentialProvider:
+    """Return a provider for an identity.
+
+    Raises:
+        ConfigurationError: the identity isn't there, or can't be used as it is.
+    """
+    provider = EntraCredentialProvider(identity)
+    _ = provider.renewal
+    return provider
+
+
+def start_renewal(identity: str) -> None:
+    """Start an identity's renewal thread; its first request begins at once.
+
+    Raises:
+        ConfigurationError: the identity can't be used as it is.
+    """
+    EntraCredentialProvider(identity).renewal.start()
+
+
+def started_identities() -> set[str]:
+    """Return the identities whose tokens are being renewed in this process."""
+    # A copy, since other threads may add to it.
+    renewals = list(_renewals.items())
+    return {alias for alias, renewal in renewals if renewal.state.due_at is not None}
+
+
+def _get_renewal(alias: str) -> Renewal:
+    with _lock:
+        # Another thread may have been here meanwhile.
+        renewal = _renewals.get(alias) or _make_renewal(load_identity(alias))
+        _renewals[alias] = renewal
+    tell_if_missing()
+    return renewal
+
+
+def _make_renewal(identity: Identity) -> Renewal:
+    def make_fetch() -> Fetch:
+        # At the first request, in its thread: msal costs start-up time.
+        identities = import_module("..identity.kinds", __package__)
+        fetch: Fetch = identities.make_fetch(identity)
+        return fetch
+
+    def renewed(status: Status, token: Token) -> None:
+        token_renewed.send_robust(
+            sender=identity.alias, identity=identity.alias, status=status
+        )
+        _get_subscriptions(identity.alias)[0].notify(RedisToken(renewal, token))
+
+    def failed(status: Status, error: Exception) -> None:
+        token_renewal_failed.send_robust(
+            sender=identity.alias,
+            identity=identity.alias,
+            status=status,
+            error=str(error),
+        )
+        _get_subscriptions(identity.alias)[1].notify(error)
+
+    renewal = Renewal(
+        identity.alias,
+        identity.kind,
+        make_fetch,
+        policy=identity.policy,
+        on_renewed=renewed,
+        on_failed=failed,
+    )
+    return renewal
+
+
+def _get_subscriptions(alias: str) -> tuple[Subscriptions, Subscriptions]:
+    """Return those who want an identity's new tokens, and those who want its errors."""
+    # Atomic by itself; a lock might be held by a thread that a fork left behind.
+    return _subscriptions.setdefault(alias, (Subscriptions(), Subscriptions()))
+
+
+def reset() -> None:
+    """Stop all renewals and forget them; the settings are read anew at next use."""
+    with _lock:
+        stopped = list(_renewals.values())
+        _renewals.clear()
+    for renewal in stopped:
+        renewal.stop()
+
+
+def _on_setting_changed(*, setting: str, **kwargs: Any) -> None:
+    if setting == "ENTRA_REDIS":
+        reset()
+
+
+setting_changed.connect(_on_setting_changed)
+
+
+def _after_fork_in_child() -> None:
+    global _lock
+    _lock = threading.RLock()
+    for signal in (token_renewed, token_renewal_failed):
+        # A thread of the parent's may have been sending it.
+        signal.lock = threading.Lock()
+    for subscriptions in _subscriptions.values():
+        for kind in subscriptions:
+            kind.after_fork()
+
+
+at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,101 @@
+"""What is known of one identity's token, and what a request makes of that."""
+
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+from ..exceptions import TokenRequestError
+from ..identity.token import Clock, Token
+from ..status import Status
+from .schedule import retry_cap
+
+#: Seconds that a renewal may be late before callers see to it themselves: where no
+#: background thread gets to run (uWSGI without threads), they are all there is.
+GRACE = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Everything that changes, replaced as a whole: readers need no lock.
+
+    ``due_at``, ``trusted_until`` and ``failing_since`` are times of the monotonic
+    clock, ``renewed_on`` is one of the wall clock. Up to ``trusted_until`` a caller may
+    take the token without a further look.
+    """
+
+    token: Token | None = None
+    renewed_on: float | None = None
+    due_at: float | None = None
+    trusted_until: float = 0.0
+    renewals: int = 0
+    failures: int = 0
+    outage: int = 0
+    failing_since: float = 0.0
+    last_error: TokenRequestError | None = None
+
+    def due(self, at: float) -> "State":
+        """Return the same with the next request due at ``at``."""
+        until = min(self.token.expires_at, at + GRACE) if self.token else 0.0
+        return replace(self, due_at=at, trusted_until=until)
+
+    def succeeded(self, token: Token, on: float) -> "State":
+        """Return what a request makes of it that brought ``token``.
+
+        Parameters:
+            token: the one that is to be used.
+            on: when it came, by the wall clock.
+        """
+        old = self.token
+        same = token.repeats(old)
+        return replace(
+            self,
+            token=token,
+            renewed_on=self.renewed_on if same else on,
+            renewals=self.renewals + (old is not None and not same),
+            outage=0,
+            last_error=None,
+        )
+
+    def failed(self, error: TokenRequestError, at: float) -> "State":
+        """Return what a request makes of it that failed at ``at``."""
+        return replace(
+            self,
+            failures=self.failures + 1,
+            outage=self.outage + 1,
+            failing_since=self.failing_since if self.outage else at,
+            last_error=error,
+        )
+
+    def retry_cap(self, clock: Clock) -> float:
+        """Return the longest pause before the next try."""
+        token, now = self.token, clock.monotonic()
+        if token is None:
+            return retry_cap(None)
+        left = min(token.expires_at - now, token.expires_on - clock.wall())
+        return retry_cap(token.life, left, now - self.failing_since)
+
+    def status(self, identity: str, kind: str, clock: Clock) -> Status:
+        """Return what can be told of it."""
+        token = self.token
+        oid = None
+        if token is not None:
+            # Whose token it is says an endpoint; with USERNAME it may say anything.
+            claim = token.claims.get("oid")
+            oid = claim if isinstance(claim, str) else token.username
+        due_on = None
+        if self.due_at is not None:
+            due_on = clock.wall() + self.due_at - clock.monotonic()
+        return Status(
+            identity=identity,
+            kind=kind,
+            oid=oid,
+            expires_at=_datetime(token.expires_on if token else None),
+            renewed_at=_datetime(self.renewed_on),
+            next_renewal_at=_datetime(due_on),
+            renewals=self.renewals,
+            failures=self.failures,
+            last_error=None if self.last_error is None else str(self.last_error),
+        )
+
+
+def _datetime(seconds: float | None) -> datetime | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)

@@ -1,0 +1,196 @@
+"""A server of a cache as the network knows it: its name, its port, its TLS."""
+
+import contextlib
+import socket
+import ssl
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from redis.connection import SSLConnection, UnixDomainSocketConnection
+from redis.exceptions import RedisError
+
+from .runner import StepError
+
+#: What OpenSSL finds wrong with a certificate (X509_V_ERR_..., "x509_vfy.h").
+_CERTIFICATE_CODES: Mapping[int, str] = {
+    9: "tls_not_yet_valid",
+    10: "tls_expired",
+    62: "tls_hostname",
+    63: "tls_hostname",
+    64: "tls_hostname",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A server of a cache.
+
+    Parameters:
+        pool: the cache's connections to it.
+        left: returns the seconds that are left.
+    """
+
+    pool: Any
+    left: Callable[[], float]
+
+    @property
+    def is_unix(self) -> bool:
+        """Whether it is reached through a Unix socket."""
+        return issubclass(self.pool.connection_class, UnixDomainSocketConnection)
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Its host and port."""
+        where = self.pool.connection_kwargs
+        return where.get("host", "localhost"), int(where.get("port", 6379))
+
+    @property
+    def name(self) -> str:
+        """What to call it in a message."""
+        if self.is_unix:
+            return str(self.pool.connection_kwargs.get("path", ""))
+        return "{}:{}".format(*self.address)
+
+    def connection(self) -> Any:
+        """Return a connection of the pool's own kind, outside of the pool."""
+        return self.pool.connection_class(**self.pool.connection_kwargs)
+
+    def resolve(self) -> str:
+        """Look its name up.
+
+        Raises:
+            StepError: there is no such name.
+        """
+        if self.is_unix:
+            return "not used: a Unix socket"
+        host, port = self.address
+        try:
+            found = socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM)
+        # UnicodeError: it can't be a name.
+        except (OSError, UnicodeError) as error:
+            text = getattr(error, "strerror", None) or error
+            again = error.args[0] == socket.EAI_AGAIN
+            code = "dns_timeout" if again else "dns_not_found"
+            raise StepError(code, f"{host}: {text}.") from None
+        addresses = dict.fromkeys(str(entry[4][0]) for entry in found)
+        return f"{host} is {', '.join(addresses)}"
+
+    def reach(self) -> str:
+        """Connect to its port.
+
+        Raises:
+            StepError: that can't be done.
+        """
+        with self._open() as sock:
+            peer = sock.getpeername()
+        return f"connected to {self.name if self.is_unix else peer[0]}"
+
+    def shake_hands(self) -> str:
+        """Have the TLS handshake, or see that there is to be none.
+
+        Raises:
+            StepError: server and settings do not agree about that.
+        """
+        if not issubclass(self.pool.connection_class, SSLConnection):
+            self._expect_plain_text()
+            return "not used: redis://"
+        failure = self._try_handshake()
+        if isinstance(failure, str):
+            return failure
+        if failure.code == "port_silent":
+            # Redis waits for the end of what it takes for a line.
+            with contextlib.suppress(StepError):
+                self._expect_plain_text()
+                failure = StepError("tls_plaintext_server", f"{self.name} speaks none.")
+        raise failure
+
+    def _open(self) -> socket.socket:
+        where = self.pool.connection_kwargs
+        seconds = min(self.left(), where.get("socket_connect_timeout") or 60)
+        try:
+            if self.is_unix:
+                sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+                try:
+                    sock.settimeout(seconds)
+                    sock.connect(where.get("path", ""))
+                except OSError:
+                    sock.close()
+                    raise
+                return sock
+            return socket.create_connection(self.address, seconds)
+        except (ConnectionRefusedError, FileNotFoundError) as error:
+            code, text = "tcp_refused", error.strerror
+        except TimeoutError:
+            code, text = "tcp_timeout", f"no answer within {seconds:.0f} s"
+        except OSError as error:
+            code, text = "tcp_unreachable", error.strerror or str(error)
+        raise StepError(code, f"{self.name}: {text}.")
+
+    def _patience(self) -> float:
+        # Half of what is left: a silent server is worth a second question.
+        limit = self.pool.connection_kwargs.get("socket_timeout") or 60
+        return float(min(self.left() / 2, limit))
+
+    def _expect_plain_text(self) -> None:
+        """See that the server answers plain text as Redis does.
+
+        A TLS server answers what is no handshake with an alert record (RFC 8446, 5.1),
+        or closes the connection.
+        """
+        with self._open() as sock:
+            sock.settimeout(self._patience())
+            try:
+                sock.sendall(b"PING\r\n")
+                first = sock.recv(64)[:1]
+            except TimeoutError:
+                raise StepError("port_silent", f"{self.name} says nothing.") from None
+            except OSError:
+                first = b""
+        if first in (b"", b"\x15"):
+            raise StepError("tls_expected", f"{self.name} takes no plain text.")
+        if first not in (b"+", b"-"):
+            raise StepError("not_redis", f"{self.name} does not talk as Redis does.")
+
+    def _try_handshake(self) -> StepError | str:
+        # As redis-py does it, with whatever the ssl_ entries in OPTIONS say.
+        connection = self.connection()
+        with self._open() as sock:
+            sock.settimeout(self._patience())
+            try:
+                with connection._wrap_socket_with_ssl(sock) as wrapped:
+                    return _describe(wrapped)
+            except (OSError, ValueError, RedisError) as error:
+                return self._explain(error)
+
+    def _explain(self, error: Exception) -> StepError:
+        text = f"{self.name}: {error}"
+        reason = str(getattr(error, "reason", ""))
+        number = getattr(error, "verify_code", None)
+        if number:
+            code = _CERTIFICATE_CODES.get(number, "tls_untrusted")
+        elif isinstance(error, TimeoutError):
+            code, text = "port_silent", f"{self.name} says nothing."
+        elif reason in ("WRONG_VERSION_NUMBER", "PACKET_LENGTH_TOO_LONG"):
+            code, text = "tls_plaintext_server", f"{self.name} speaks none."
+        elif "PROTOCOL_VERSION" in reason or "UNSUPPORTED_PROTOCOL" in reason:
+            code = "tls_too_old"
+        elif isinstance(error, ConnectionError | ssl.SSLEOFError):
+            code = "tls_closed"
+        elif isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
+            code, text = "tls_file_unreadable", f"OPTIONS['ssl_...']: {error}."
+        else:
+            code = "tls_failed"
+        return StepError(code, text)
+
+
+def _describe(sock: ssl.SSLSocket) -> str:
+    certificate = sock.getpeercert()
+    if not certificate:
+        return f"{sock.version()}, certificate NOT verified (ssl_cert_reqs)"
+    expiry = ssl.cert_time_to_seconds(str(certificate["notAfter"]))
+    days = (expiry - time.time()) / 86400
+    date = datetime.fromtimestamp(expiry, UTC).date()
+    return f"{sock.version()}, certificate good until {date} ({days:.0f} days)"

@@ -1,0 +1,129 @@
+"""A conversation with a server of a cache: let in, asking, and what it answers."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from redis.exceptions import (
+    AskError,
+    AuthenticationError,
+    BusyLoadingError,
+    ClusterCrossSlotError,
+    ClusterDownError,
+    ConnectionError,
+    InvalidResponse,
+    MasterDownError,
+    NoPermissionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    TimeoutError,
+)
+
+from ..clients.redirects import cluster_error
+from ..exceptions import TokenError, TokenRefusedError
+from ..identity.token import Token
+from .runner import StepError
+
+#: What a reply, or its absence, means; the first that fits. Some are subclasses of
+#: others.
+_REPLY_CODES: Mapping[type[Exception], str] = {
+    NoPermissionError: "access_policy_too_narrow",
+    OutOfMemoryError: "server_out_of_memory",
+    ReadOnlyError: "server_read_only",
+    MasterDownError: "server_read_only",
+    AskError: "cluster_policy_oss",  # MOVED is one, too
+    ClusterDownError: "cluster_policy_oss",
+    ClusterCrossSlotError: "cluster_policy_oss",
+    BusyLoadingError: "server_loading",
+    InvalidResponse: "not_redis",
+    TimeoutError: "server_timeout",
+}
+#: The audiences of a token for Redis: the resource, and the application ID that Azure
+#: Cache for Redis has in every tenant.
+AUDIENCES = ("https://redis.azure.com", "acca5fbb-b7e4-4009-81f1-37e38fd66d78")
+
+
+class Conversation:
+    """A connection that is being examined.
+
+    Parameters:
+        connection: one of the cache's own kind, not connected yet.
+        token: what it is let in with; ``None`` without an identity.
+    """
+
+    def __init__(self, connection: Any, token: Token | None) -> None:
+        self._connection = connection
+        self._token = token
+
+    def begin(self) -> None:
+        """Connect, and be let in.
+
+        Raises:
+            StepError: that can't be done.
+        """
+        try:
+            self._connection.connect()
+        except TokenError as error:
+            raise StepError(error.code, str(error)) from None
+        except TokenRefusedError as error:
+            raise StepError(_why_refused(self._token), str(error)) from None
+        except AuthenticationError as error:
+            raise StepError("auth_password", f"{error}.") from None
+        except RedisError as error:
+            code = _code_of(error)
+            if "max number of clients" in str(error):
+                code = "auth_max_clients"
+            elif code == "server_failed":
+                code = "auth_failed"
+            raise StepError(code, f"{error}.") from None
+
+    def ask(self, *command: Any) -> Any:
+        """Send a command; return the reply.
+
+        Raises:
+            StepError: it is an error, or does not come.
+        """
+        try:
+            self._connection.send_command(*command)
+            return self._connection.read_response()
+        except RedisError as error:
+            failure = error
+        code = _code_of(failure)
+        if isinstance(failure, AuthenticationError):
+            code = "auth_password" if self._token is None else "access_lost"
+        elif code == "server_failed" and isinstance(failure, ConnectionError):
+            code = self._why_closed()
+        raise StepError(code, f"{command[0]}: {failure}.")
+
+    def end(self) -> None:
+        """Disconnect."""
+        self._connection.disconnect()
+
+    def _why_closed(self) -> str:
+        """Find out why the server has closed the connection, by making another."""
+        self.end()
+        try:
+            self._connection.connect()
+        except TokenRefusedError:
+            return "access_lost"
+        except RedisError:
+            pass
+        return "server_closed"
+
+
+def _code_of(error: Exception) -> str:
+    error = cluster_error(error)
+    for kind, code in _REPLY_CODES.items():
+        if isinstance(error, kind):
+            return code
+    return "server_failed"
+
+
+def _why_refused(token: Token | None) -> str:
+    claims = {} if token is None else token.claims
+    if token is not None and token.username in (claims.get("appid"), claims.get("azp")):
+        return "auth_username_is_client_id"
+    audience = str(claims.get("aud", "")).rstrip("/")
+    if audience and audience not in AUDIENCES:
+        return "auth_wrong_audience"
+    return "auth_refused"

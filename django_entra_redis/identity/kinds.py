@@ -1,0 +1,291 @@
+"""From the settings of an identity to the function that requests its tokens.
+
+msal does the talking; ``CREDENTIAL`` alone goes its own way. This module is imported
+at the first request, since msal costs as much start-up time as redis-py.
+"""
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msal
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.serialization import load_pem_private_key, pkcs12
+from cryptography.x509 import load_pem_x509_certificates
+from django.utils.module_loading import import_string
+
+from .._imports import no_fork
+from ..conf.identities import Identity
+from ..exceptions import TokenRequestError
+from .errors import explain_answer, explain_error
+from .http import BoundedSession
+from .token import SYSTEM_CLOCK, Clock, Fetch, Token, receive_token
+
+Answer = Mapping[str, Any]
+
+#: A JSON Web Token, whoever's: what it begins with is '{"' (RFC 7519).
+_JWT = re.compile(r"eyJ[\w-]+(\.[\w-]*)*")
+
+
+def make_fetch(identity: Identity, clock: Clock = SYSTEM_CLOCK) -> Fetch:
+    """Return the function that requests a token for an identity.
+
+    Parameters:
+        identity: its settings.
+        clock: what to tell the token's life by.
+    """
+    request = _KINDS[identity.kind](identity)
+
+    def fetch() -> Token:
+        answer = request()
+        return receive_token(
+            answer.get("access_token"),
+            clock=clock,
+            expires_in=answer.get("expires_in"),
+            expires_on=answer.get("expires_on"),
+            username=identity.username,
+        )
+
+    return fetch
+
+
+# msal has no types.
+class _NoTokenCache(msal.TokenCache):  # type: ignore[misc]
+    """Remembers nothing: a renewal that msal's cache answers renews nothing."""
+
+    def add(self, event: Any, now: Any = None) -> None:
+        """Forget it."""
+
+    def search(self, *args: Any, **kwargs: Any) -> Any:
+        """Find nothing."""
+        return iter(())
+
+
+class _MsalIdentity(ABC):
+    """What the identities behind msal have in common: bounds and explanations."""
+
+    #: Whether it is a managed identity's. Its endpoint is on the machine, where no
+    #: proxy can reach it.
+    managed = False
+
+    def __init__(self, identity: Identity) -> None:
+        self.identity = identity
+        self.session = BoundedSession(
+            identity.request_timeout, trust_env=not self.managed
+        )
+        # msal keeps error answers in here, so that a retry would not reach anybody.
+        self.http_cache: dict[str, Any] = {}
+
+    def __call__(self) -> Answer:
+        """Request a token; return the endpoint's answer.
+
+        Raises:
+            TokenRequestError: there was none, and why; with no cause or context,
+                whose frames hold secrets.
+        """
+        self.session.begin()
+        self.http_cache.clear()
+        answer: Answer = {}
+        try:
+            answer = self.acquire()
+            failure = explain_answer(answer, managed=self.managed)
+        except Exception as error:
+            failure = explain_error(
+                error,
+                self.session.answer,
+                timeout=self.identity.request_timeout,
+                managed=self.managed,
+            )
+        finally:
+            self.session.close()
+        if failure is None:
+            return answer
+        raise TokenRequestError(
+            self._without_secrets(str(failure)),
+            code=failure.code,
+            retry_after=self.session.retry_after(),
+        )
+
+    @abstractmethod
+    def acquire(self) -> Answer:
+        """Have msal request a token; return its answer."""
+
+    def _without_secrets(self, text: str) -> str:
+        identity = self.identity
+        for secret in (identity.client_secret, identity.client_certificate_password):
+            if secret:
+                text = text.replace(secret, "***")
+        return _without_tokens(text)
+
+
+class _ManagedIdentity(_MsalIdentity):
+    """A managed identity, on App Service, a virtual machine and their like."""
+
+    managed = True
+
+    def __init__(self, identity: Identity) -> None:
+        super().__init__(identity)
+        self.resource = identity.scope.removesuffix("/.default")
+        chosen = {
+            "client_id": identity.client_id,
+            "object_id": identity.object_id,
+            "resource_id": identity.resource_id,
+        }
+        self.client = msal.ManagedIdentityClient(
+            msal.UserAssignedManagedIdentity(**chosen)
+            if any(chosen.values())
+            else msal.SystemAssignedManagedIdentity(),
+            http_client=self.session,
+            token_cache=_NoTokenCache(),
+            http_cache=self.http_cache,
+        )
+
+    def acquire(self) -> Answer:
+        answer: Answer = self.client.acquire_token_for_client(resource=self.resource)
+        return answer
+
+
+class _Application(_MsalIdentity):
+    """An application: a service principal, or a federated workload."""
+
+    def __init__(self, identity: Identity) -> None:
+        super().__init__(identity)
+        self._client: Any = None
+        self._certificate = b""
+
+    def acquire(self) -> Answer:
+        path = self.identity.client_certificate
+        if path is not None:
+            content = _read(path, "CLIENT_CERTIFICATE")
+            if content != self._certificate:
+                self._client = None
+            self._certificate = content
+        if self._client is None:
+            self._client = self._build(self._certificate)
+        answer: Answer = self._client.acquire_token_for_client([self.identity.scope])
+        return answer
+
+    def _build(self, certificate: bytes) -> Any:
+        identity = self.identity
+        if identity.token_file is not None:
+            # Called at each request: the file is rotated.
+            proof: Any = {"client_assertion": self._assertion}
+        elif identity.client_certificate is not None:
+            proof = _certificate_credential(identity, certificate)
+        else:
+            proof = identity.client_secret
+        return msal.ConfidentialClientApplication(
+            identity.client_id,
+            client_credential=proof,
+            authority=f"https://{identity.authority_host}/{identity.tenant_id}",
+            instance_discovery=None if identity.instance_discovery else False,
+            http_client=self.session,
+            token_cache=_NoTokenCache(),
+            http_cache=self.http_cache,
+        )
+
+    def _assertion(self) -> str:
+        assert self.identity.token_file is not None
+        return _read(self.identity.token_file, "TOKEN_FILE").decode().strip()
+
+
+class _Credential:
+    """Somebody's object with ``get_token(*scopes)``, such as azure-identity's."""
+
+    def __init__(self, identity: Identity) -> None:
+        self.identity = identity
+        self._credential: Any = None
+
+    def __call__(self) -> Answer:
+        """Ask it for a token.
+
+        Raises:
+            TokenRequestError: it gave none, and why.
+        """
+        try:
+            if self._credential is None:
+                self._credential = _resolve(self.identity.credential)
+            token = self._credential.get_token(self.identity.scope)
+            return {"access_token": token.token, "expires_on": token.expires_on}
+        except ImportError as error:
+            code, failure = "credential_import", f"can't be imported: {error}."
+            if (error.name or "").partition(".")[0] == "azure":
+                code = "azure_identity_missing"
+                failure += " Install the extra: django-entra-redis[azure-identity]."
+        except Exception as error:
+            code, failure = (
+                "credential_raised",
+                f"raised {type(error).__name__}: {error}",
+            )
+        raise TokenRequestError(f"CREDENTIAL {_without_tokens(failure)}", code=code)
+
+
+_KINDS: Mapping[str, Callable[[Identity], Callable[[], Answer]]] = {
+    "managed_identity": _ManagedIdentity,
+    "service_principal": _Application,
+    "workload_identity": _Application,
+    "credential": _Credential,
+}
+
+
+def _without_tokens(text: str) -> str:
+    """Return text in which an endpoint, or somebody's credential, quotes no token."""
+    return _JWT.sub("***", text)
+
+
+def _resolve(credential: Any) -> Any:
+    if isinstance(credential, str):
+        with no_fork():
+            credential = import_string(credential)
+    if isinstance(credential, type) or not hasattr(credential, "get_token"):
+        credential = credential()
+    return credential
+
+
+def _certificate_credential(identity: Identity, content: bytes) -> dict[str, Any]:
+    """Return what msal takes for a certificate.
+
+    Raises:
+        TokenRequestError: the file can't be used.
+    """
+    path, password = identity.client_certificate, identity.client_certificate_password
+    chain = identity.send_certificate_chain
+    key = password.encode() if password else None
+    try:
+        if b"-----BEGIN" not in content:
+            parts = pkcs12.load_key_and_certificates(content, key)
+            if None in parts[:2]:
+                raise ValueError("it holds no private key with its certificate")
+            return {
+                "private_key_pfx_path": str(path),
+                "passphrase": password,
+                "public_certificate": chain,
+            }
+        load_pem_private_key(content, key)
+        certificate = load_pem_x509_certificates(content)[0]
+        return {
+            "private_key": content.decode(),
+            "passphrase": password,
+            # As azure-identity does: with a thumbprint msal leaves the chain out.
+            "thumbprint": certificate.fingerprint(hashes.SHA1()).hex(),
+            "public_certificate": content.decode() if chain else None,
+        }
+    except (ValueError, TypeError) as error:
+        # TypeError: a password without an encrypted key, or the reverse.
+        failure = (
+            f"CLIENT_CERTIFICATE '{path}' can't be used: {error}. It should be a PEM "
+            "file with the private key and the certificate, or a PFX file, and "
+            "CLIENT_CERTIFICATE_PASSWORD its password if it has one."
+        )
+    raise TokenRequestError(failure, code="certificate_unusable")
+
+
+def _read(path: Path, key: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        failure = f"{key} '{path}' can't be read: {error.strerror}."
+    code = "token_file_unreadable" if key == "TOKEN_FILE" else "certificate_unreadable"
+    raise TokenRequestError(failure, code=code)

@@ -1,0 +1,16 @@
+"""An Entra authority and an Entra-authenticated Redis on loopback, for tests."""
+
+from emulator.cluster import Node
+from emulator.control import EmulatorControl
+from emulator.emulator import KINDS, Emulator
+from emulator.journal import Authentication, Stats, TokenRequest
+
+__all__ = [
+    "KINDS",
+    "Authentication",
+    "Emulator",
+    "EmulatorControl",
+    "Node",
+    "Stats",
+    "TokenRequest",
+]

@@ -1,0 +1,280 @@
+"""The endpoints of managed identity: IMDS on a VM, and App Service's."""
+
+import hmac
+import math
+from typing import Any, ClassVar
+
+from emulator.clock import Clock
+from emulator.directory import (
+    RESOURCES,
+    Directory,
+    IssuedToken,
+    ManagedIdentity,
+)
+from emulator.faults import Faults
+from emulator.journal import Journal, TokenRequest
+from emulator.settings import Settings
+from emulator.web import Request, Response
+
+IMDS_PATH = "/metadata/identity/oauth2/token"
+APP_SERVICE_PATH = "/msi/token"
+
+
+class IdentityError(Exception):
+    """A request that is refused."""
+
+    def __init__(self, status: int, error: str, text: str, outcome: str) -> None:
+        super().__init__(text)
+        self.status = status
+        self.error = error
+        self.outcome = outcome
+
+
+class ManagedIdentities:
+    """The identities of this machine, and the tokens that it holds for them."""
+
+    def __init__(
+        self,
+        clock: Clock,
+        directory: Directory,
+        system_assigned: ManagedIdentity,
+        user_assigned: ManagedIdentity,
+        settings: Settings,
+    ) -> None:
+        self._clock = clock
+        self._directory = directory
+        self._system_assigned = system_assigned
+        self._user_assigned = user_assigned
+        self._settings = settings
+        self._tokens: dict[tuple[str, str], IssuedToken] = {}
+
+    def find(self, names: dict[str, str]) -> ManagedIdentity:
+        """Return the identity that `names` (client_id, object_id, ...) stand for."""
+        if not names:
+            if not self._settings.system_assigned_enabled:
+                raise IdentityError(
+                    400,
+                    "invalid_request",
+                    "Multiple user assigned identities exist, please specify the "
+                    "clientId / resourceId of the identity in the token request",
+                    "identity_not_named",
+                )
+            return self._system_assigned
+        identities = [self._user_assigned]
+        if self._settings.system_assigned_enabled:
+            identities.append(self._system_assigned)
+        for identity in identities:
+            if all(
+                getattr(identity, name).lower() == value.lower()
+                for name, value in names.items()
+            ):
+                return identity
+        raise IdentityError(
+            400, "invalid_request", "Identity not found", "identity_not_found"
+        )
+
+    def token(self, identity: ManagedIdentity, resource: str) -> IssuedToken:
+        """Return a token, the one held already where tokens are repeated."""
+        audience = RESOURCES.get(resource.rstrip("/"))
+        if audience is None:
+            raise IdentityError(
+                400,
+                "invalid_resource",
+                f"AADSTS500011: The resource principal named {resource} was not found "
+                f"in the tenant named {self._directory.tenant_id}. This can happen if "
+                "the application has not been installed by the administrator of the "
+                "tenant or consented to by any user in the tenant.",
+                "AADSTS500011",
+            )
+        held = self._tokens.get((identity.object_id, audience))
+        if (
+            self._settings.repeat_tokens
+            and held is not None
+            and held.expires_at > self._clock.wall()
+        ):
+            return held
+        token = self._directory.issue(
+            identity.object_id,
+            self._settings.token_lifetime,
+            audience,
+            {"xms_mirid": identity.resource_id},
+        )
+        self._tokens[identity.object_id, audience] = token
+        return token
+
+
+class _Endpoint:
+    """What both endpoints have in common."""
+
+    name: str
+    path: str
+    api_version: str
+    # query parameter to attribute of ManagedIdentity
+    names: ClassVar[dict[str, str]]
+
+    def __init__(
+        self,
+        clock: Clock,
+        identities: ManagedIdentities,
+        faults: Faults,
+        journal: Journal,
+    ) -> None:
+        self._clock = clock
+        self._identities = identities
+        self._faults = faults
+        self._journal = journal
+
+    def handle(self, request: Request) -> Response:
+        """Answer one request."""
+        query = request.query
+        details: dict[str, Any] = {
+            "at": self._clock.monotonic(),
+            "endpoint": self.name,
+            "client_id": next((query[n] for n in self.names if n in query), None),
+            "asked": query.get("resource"),
+        }
+        fault = self._faults.active(self.name)
+        if fault is not None:
+            self._journal.token_request(TokenRequest(outcome=fault.mode, **details))
+            return fault.response()
+        if request.path != self.path:
+            return Response(404, b"")
+        try:
+            self.check(request)
+            identity = self._identities.find(
+                {self.names[name]: query[name] for name in self.names if name in query}
+            )
+            token = self._identities.token(identity, query["resource"])
+        except IdentityError as error:
+            outcome = error.outcome
+            self._journal.token_request(TokenRequest(outcome=outcome, **details))
+            return Response.json(error.status, self.refusal(error))
+        self._journal.token_request(TokenRequest(outcome="ok", **details))
+        remaining = token.expires_at - self._clock.wall()
+        self._journal.event(
+            f"token for {remaining:g} s issued to {identity.object_id} ({self.name})"
+        )
+        content = self.answer(token, remaining)
+        content["client_id"] = identity.client_id
+        content["resource"] = query["resource"]
+        return Response.json(200, content)
+
+    def check(self, request: Request) -> None:
+        """Raise `IdentityError` unless the request is formed as it has to be."""
+        if request.method != "GET":
+            raise IdentityError(
+                405, "method_not_allowed", "Method not allowed", "method"
+            )
+        if request.query.get("api-version") != self.api_version:
+            raise IdentityError(
+                400,
+                "invalid_request",
+                "Required query variable 'api-version' is missing or not supported",
+                "api_version",
+            )
+        if not request.query.get("resource"):
+            raise IdentityError(
+                400,
+                "invalid_request",
+                "Required query variable 'resource' is missing",
+                "resource_missing",
+            )
+
+    def refusal(self, error: IdentityError) -> dict[str, Any]:
+        """Return an error's JSON."""
+        raise NotImplementedError  # pragma: no cover
+
+    def answer(self, token: IssuedToken, remaining: float) -> dict[str, Any]:
+        """Return a token's JSON."""
+        raise NotImplementedError  # pragma: no cover
+
+
+class Imds(_Endpoint):
+    """The instance metadata service of a virtual machine."""
+
+    name = "imds"
+    path = IMDS_PATH
+    api_version = "2018-02-01"
+    names: ClassVar[dict[str, str]] = {
+        "client_id": "client_id",
+        "object_id": "object_id",
+        "msi_res_id": "resource_id",
+        "mi_res_id": "resource_id",
+    }
+
+    def check(self, request: Request) -> None:
+        """Ask for the header that a forwarded request would lack, then the rest."""
+        if request.headers.get("metadata", "").lower() != "true":
+            raise IdentityError(
+                400,
+                "invalid_request",
+                "Required metadata header not specified",
+                "metadata_header",
+            )
+        super().check(request)
+
+    def refusal(self, error: IdentityError) -> dict[str, Any]:
+        """Return OAuth's form."""
+        return {"error": error.error, "error_description": str(error)}
+
+    def answer(self, token: IssuedToken, remaining: float) -> dict[str, Any]:
+        """Return numbers as strings, as IMDS does."""
+        return {
+            "access_token": token.value,
+            "expires_in": str(max(1, math.floor(remaining))),
+            "expires_on": str(token.expires_on),
+            "ext_expires_in": str(max(1, math.floor(remaining))),
+            "not_before": str(math.floor(token.issued_at)),
+            "token_type": "Bearer",
+        }
+
+
+class AppService(_Endpoint):
+    """The endpoint that App Service tells by IDENTITY_ENDPOINT."""
+
+    name = "app_service"
+    path = APP_SERVICE_PATH
+    api_version = "2019-08-01"
+    names: ClassVar[dict[str, str]] = {
+        "client_id": "client_id",
+        "principal_id": "object_id",
+        "object_id": "object_id",
+        "mi_res_id": "resource_id",
+    }
+
+    def __init__(
+        self,
+        clock: Clock,
+        identities: ManagedIdentities,
+        faults: Faults,
+        journal: Journal,
+        header: str,
+    ) -> None:
+        super().__init__(clock, identities, faults, journal)
+        self._header = header
+
+    def check(self, request: Request) -> None:
+        """Ask for the secret header, then the rest."""
+        if not hmac.compare_digest(
+            request.headers.get("x-identity-header", "").encode(),
+            self._header.encode(),
+        ):
+            raise IdentityError(
+                401,
+                "unauthorized",
+                "The X-IDENTITY-HEADER is missing or not this instance's",
+                "identity_header",
+            )
+        super().check(request)
+
+    def refusal(self, error: IdentityError) -> dict[str, Any]:
+        """Return App Service's form."""
+        return {"statusCode": error.status, "message": str(error)}
+
+    def answer(self, token: IssuedToken, remaining: float) -> dict[str, Any]:
+        """Return the expiry alone; rounded down, so that nobody overstays."""
+        return {
+            "access_token": token.value,
+            "expires_on": str(math.floor(token.expires_at)),
+            "token_type": "Bearer",
+        }

@@ -1,0 +1,583 @@
+"""The cache backend: every operation, as Django has it, on a real server."""
+
+import pickle
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import redis
+from django.core.cache import InvalidCacheBackendError, caches
+from django.core.cache.backends.base import InvalidCacheKey
+from django.core.cache.backends.redis import RedisCache
+from django.core.exceptions import ImproperlyConfigured
+from django.test import override_settings
+
+from django_entra_redis.cache.backend import EntraRedisCache, entra_caches
+from django_entra_redis.connections import registry
+from django_entra_redis.exceptions import ConfigurationError
+from emulator import Emulator
+from tests.support.caches import Database, Proxy, let_in, make_cache
+
+VALUES: dict[str, Any] = {
+    "int": 5,
+    "negative": -5,
+    "big": 2**70,
+    "bool": True,
+    "none": None,
+    "str": "text",
+    "empty": "",
+    "bytes": b"\x00\xff",
+    "float": 1.5,
+    "dict": {"a": [1, (2, 3)], "b": {4}},
+    "digits": "5",
+}
+
+
+@pytest.fixture(scope="module")
+def database(
+    redis_server: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Database]:
+    """Run a real redis-server."""
+    running = Database(tmp_path_factory.mktemp("redis"), redis_server)
+    yield running
+    running.stop()
+
+
+@pytest.fixture(autouse=True)
+def empty(database: Database) -> Iterator[None]:
+    """Begin with nothing, and leave no connection."""
+    database.admin.flushall()
+    yield
+    registry.reset()
+
+
+@pytest.fixture
+def cache(database: Database) -> EntraRedisCache:
+    """Give a cache without an identity."""
+    return database.cache()
+
+
+@pytest.fixture
+def builtin(database: Database) -> Iterator[RedisCache]:
+    """Give Django's own cache on the same server."""
+    made: Any = RedisCache(database.url, {})
+    yield made
+    made._cache.get_client("key", write=True).connection_pool.disconnect()
+
+
+# -- the same bytes as Django's
+
+
+def stored(database: Database) -> dict[bytes, tuple[bytes, bool]]:
+    """Return all keys with their bytes and whether they expire."""
+    admin = database.admin
+    return {key: (admin.get(key), admin.ttl(key) > 0) for key in admin.keys("*")}
+
+
+@pytest.mark.parametrize("timeout", [None, 100, 100.9])
+def test_writes_what_django_writes(
+    database: Database,
+    cache: EntraRedisCache,
+    builtin: RedisCache,
+    timeout: float | None,
+) -> None:
+    """Keys, values and expiry are Django's to the byte, whoever wrote them."""
+    written = []
+    for one in (cache, builtin):
+        database.admin.flushall()
+        for key, value in VALUES.items():
+            one.set(key, value, timeout)
+            assert one.add(f"added-{key}", value, timeout)
+        assert (
+            one.set_many({f"many-{key}": VALUES[key] for key in VALUES}, timeout) == []
+        )
+        written.append(stored(database))
+    assert written[0] == written[1]
+    assert len(written[0]) == 3 * len(VALUES)
+    for key, value in VALUES.items():
+        assert cache.get(key) == builtin.get(key) == value
+    names = [f"many-{key}" for key in VALUES]
+    assert cache.get_many(names) == builtin.get_many(names)
+    assert cache.get_many(names) == {f"many-{key}": VALUES[key] for key in VALUES}
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"KEY_PREFIX": "prefix", "VERSION": 3},
+        {"KEY_FUNCTION": lambda key, prefix, version: f"{key}|{prefix}|{version}"},
+        {"TIMEOUT": None},
+    ],
+)
+def test_keys_are_django_s(database: Database, params: dict[str, Any]) -> None:
+    """Prefix, version, key function and default timeout count as they do there."""
+    written = []
+    builtin: Any = RedisCache(database.url, params)
+    for one in (database.cache(params=params), builtin):
+        database.admin.flushall()
+        one.set("key", 1)
+        one.set("key", 2, version=7)
+        one.set_many({"a": 1, "b": 2})
+        one.set_many({"a": 1, "b": 2}, version=7)
+        assert one.get_many(["a", "b", "c"], version=7) == {"a": 1, "b": 2}
+        one.delete_many(["b"], version=7)
+        written.append(stored(database))
+    builtin._cache.get_client("key", write=True).connection_pool.disconnect()
+    assert written[0] == written[1]
+
+
+# -- the operations
+
+
+def test_get(cache: EntraRedisCache) -> None:
+    """A key that is not there gives the default; None is a value too."""
+    assert cache.get("key") is None
+    assert cache.get("key", "default") == "default"
+    cache.set("key", None)
+    assert cache.get("key", "default") is None
+
+
+def test_set_with_no_timeout_left(cache: EntraRedisCache) -> None:
+    """A timeout of 0, or below, removes the key."""
+    for timeout in (0, -1):
+        cache.set("key", 1)
+        cache.set("key", 2, timeout)
+        assert cache.get("key") is None
+        cache.set_many({"key": 1, "other": 2})
+        assert cache.set_many({"key": 1, "other": 2}, timeout) == []
+        assert cache.get_many(["key", "other"]) == {}
+
+
+def test_add(database: Database, cache: EntraRedisCache) -> None:
+    """Only a key that is not there is added."""
+    assert cache.add("key", 1) is True
+    assert cache.add("key", 2) is False
+    assert cache.get("key") == 1
+    assert cache.add("forever", 1, None) is True
+    assert database.admin.ttl(":1:forever") == -1
+    assert cache.add("key", 1, 0) is False
+    assert cache.add("gone", 1, 0) is True
+    assert cache.get("gone") is None
+
+
+def test_touch(database: Database, cache: EntraRedisCache) -> None:
+    """The timeout is set anew, or taken away; a missing key is told."""
+    assert cache.touch("key") is False
+    assert cache.touch("key", None) is False
+    cache.set("key", 1, 10)
+    assert cache.touch("key", 1000) is True
+    assert database.admin.ttl(":1:key") > 10
+    for _ in range(2):
+        assert cache.touch("key", None) is True
+        assert database.admin.ttl(":1:key") == -1
+    assert cache.touch("key", 0) is True
+    assert cache.get("key") is None
+
+
+def test_delete(cache: EntraRedisCache) -> None:
+    """A key is deleted, and whether it was there is told."""
+    cache.set("key", 1)
+    assert cache.delete("key") is True
+    assert cache.delete("key") is False
+
+
+def test_has_key(cache: EntraRedisCache) -> None:
+    """Whether a key is there is told, also by the operator."""
+    assert not cache.has_key("key")
+    cache.set("key", None)
+    assert cache.has_key("key")
+    assert "key" in cache
+    assert "other" not in cache
+
+
+def test_many_of_nothing(database: Database, cache: EntraRedisCache) -> None:
+    """Nothing at all is no error, generators included, and asks nobody."""
+    cache.get("key")
+    before = database.received("total_commands_processed")
+    assert cache.get_many([]) == {}
+    assert cache.get_many(key for key in "") == {}
+    assert cache.set_many({}) == []
+    cache.delete_many([])
+    cache.delete_many(key for key in "")
+    assert database.received("total_commands_processed") == before + 1
+
+
+def test_many_from_a_generator(cache: EntraRedisCache) -> None:
+    """Keys may come one at a time."""
+    cache.set_many({"a": 1, "b": 2, "c": 3})
+    assert cache.get_many(key for key in "abx") == {"a": 1, "b": 2}
+    cache.delete_many(key for key in "abx")
+    assert cache.get_many("abc") == {"c": 3}
+
+
+def test_partial_failure(database: Database, caplog: pytest.LogCaptureFixture) -> None:
+    """set_many returns the keys that Redis refused, and sets the others."""
+    url = database.url_of("partial", "+@all ~*good* &*")
+    cache = make_cache(url, identity=None, params={"VERSION": 2})
+    data = {"good-1": 1, "bad": 2, "good-2": 3}
+    assert cache.set_many(data) == ["bad"]
+    assert cache.set_many(data, 0) == ["bad"]
+    assert cache.set_many(data, 100) == ["bad"]
+    assert "1 of 3 keys could not be set" in caplog.text
+    assert database.admin.keys("*bad*") == []
+    assert cache.get_many(["good-1", "good-2"]) == {"good-1": 1, "good-2": 3}
+
+
+class Unpicklable:
+    """A value that can't be pickled."""
+
+    def __reduce__(self) -> str:
+        raise pickle.PicklingError("no")
+
+
+class Failing:
+    """A serializer that fails."""
+
+    def dumps(self, obj: Any) -> bytes:
+        """Raise."""
+        raise pickle.PicklingError("no")
+
+    def loads(self, data: bytes) -> Any:
+        """Return what is there."""
+        return data
+
+
+def test_unpicklable_value(database: Database, cache: EntraRedisCache) -> None:
+    """A value that can't be written is an error before anything is sent."""
+    value: Any = Unpicklable()
+    for kind in (cache, database.cache(serializer=Failing)):
+        with pytest.raises(pickle.PicklingError):
+            kind.set("key", value)
+        with pytest.raises(pickle.PicklingError):
+            kind.add("key", value)
+        with pytest.raises(pickle.PicklingError):
+            kind.set_many({"a": "b", "key": value})
+    assert database.admin.dbsize() == 0
+
+
+def test_serializer(database: Database) -> None:
+    """Another serializer reads what is there, in its own way."""
+    database.admin.set(":1:key", b"raw")
+    assert database.cache(serializer=f"{__name__}.Failing").get("key") == b"raw"
+
+
+def test_key_warnings_are_django_s(cache: EntraRedisCache, builtin: RedisCache) -> None:
+    """Keys that Django warns of are warned of here, in every operation."""
+    for key in (
+        "with space",
+        "x" * 250,
+        "tab\t",
+        "line\n",
+        "\x7f",
+        "\x80",
+        "ümlaut",
+        "ok",
+    ):
+        for name, arguments in {
+            "set": (key, 1),
+            "get": (key,),
+            "get_many": (["good", key],),
+            "set_many": ({"good": 1, key: 1},),
+            "delete_many": (["good", key],),
+            "has_key": (key,),
+        }.items():
+            said = []
+            for one in (cache, builtin):
+                with warnings.catch_warnings(record=True) as warned:
+                    warnings.simplefilter("always")
+                    getattr(one, name)(*arguments)
+                said.append([str(warning.message) for warning in warned])
+            assert said[0] == said[1]
+            assert bool(said[0]) is (key not in ("\x80", "ümlaut", "ok"))
+
+
+class Strict(EntraRedisCache):
+    """Forbids keys, as a subclass may."""
+
+    def validate_key(self, key: str) -> None:
+        """Forbid some."""
+        if "forbidden" in key:
+            raise InvalidCacheKey(key)
+
+
+class Shouting(EntraRedisCache):
+    """Makes keys in its own way."""
+
+    def make_key(self, key: Any, version: int | None = None) -> str:
+        """Return a key in capitals."""
+        return str(super().make_key(key, version=version)).upper()
+
+
+def test_subclass_validates(database: Database) -> None:
+    """A subclass's own validation is asked for every key."""
+    cache = Strict(database.url, {"OPTIONS": {"identity": None}})
+    cache.set("good", 1)
+    for operation in (
+        lambda: cache.get("forbidden"),
+        lambda: cache.get_many(["good", "forbidden"]),
+        lambda: cache.set_many({"good": 1, "forbidden": 2}),
+        lambda: cache.delete_many(["forbidden"]),
+    ):
+        with pytest.raises(InvalidCacheKey):
+            operation()
+
+
+def test_subclass_makes_keys(database: Database) -> None:
+    """A subclass's own keys are used everywhere."""
+    cache = Shouting(database.url, {"OPTIONS": {"identity": None}})
+    cache.set_many({"a": 1})
+    cache.set("b", 2)
+    assert sorted(database.admin.keys("*")) == [b":1:A", b":1:B"]
+    assert cache.get_many(["a", "b"]) == {"a": 1, "b": 2}
+
+
+# -- counting
+
+
+def test_incr_and_decr(database: Database, cache: EntraRedisCache) -> None:
+    """Numbers are counted up and down, and keep their timeout."""
+    cache.set("key", 5, 100)
+    assert cache.incr("key") == 6
+    assert cache.incr("key", 10) == 16
+    assert cache.decr("key") == 15
+    assert cache.decr("key", 10) == 5
+    assert cache.incr("key", 0) == 5
+    assert cache.get("key") == 5
+    assert 0 < database.admin.ttl(":1:key") <= 100
+
+
+@pytest.mark.parametrize("number", [2**53 - 2, 2**53, 2**60, -(2**53), -(2**60)])
+def test_incr_of_a_large_number(cache: EntraRedisCache, number: int) -> None:
+    """Numbers are exact beyond those that a script can hold."""
+    cache.set("key", number)
+    assert cache.incr("key") == number + 1
+    assert cache.decr("key", 3) == number - 2
+    assert cache.get("key") == number - 2
+
+
+def test_incr_of_a_missing_key(database: Database, cache: EntraRedisCache) -> None:
+    """That is a ValueError, and makes no key."""
+    for operation in (cache.incr, cache.decr):
+        with pytest.raises(ValueError, match=":1:missing"):
+            operation("missing")
+    assert database.admin.dbsize() == 0
+
+
+def test_incr_is_one_round_trip(database: Database, cache: EntraRedisCache) -> None:
+    """It asks the server once."""
+    proxy = Proxy(database.address)
+    try:
+        cache = make_cache(proxy.url(database.url), identity=None)
+        cache.set("key", 1)
+        proxy.arm(10**9)
+        assert cache.incr("key") == 2
+        assert proxy.replied == len(b":2\r\n")
+    finally:
+        registry.reset()
+        proxy.close()
+
+
+def test_incr_is_atomic(cache: EntraRedisCache) -> None:
+    """Threads that count together lose nothing."""
+    cache.set("key", 0)
+    with ThreadPoolExecutor(8) as executor:
+        counts = list(executor.map(lambda _: cache.incr("key"), range(400)))
+    assert sorted(counts) == list(range(1, 401))
+
+
+def test_versions(cache: EntraRedisCache) -> None:
+    """A key's version is counted as Django promises."""
+    cache.set("key", "value")
+    assert cache.incr_version("key") == 2
+    assert cache.get("key") is None
+    assert cache.get("key", version=2) == "value"
+    assert cache.decr_version("key", version=2) == 1
+    assert cache.get("key") == "value"
+    with pytest.raises(ValueError, match="missing"):
+        cache.incr_version("missing")
+    cache.set("number", 1, version=2)
+    assert cache.incr("number", version=2) == 2
+    assert cache.get_or_set("new", lambda: "made") == "made"
+
+
+# -- clearing
+
+
+def test_clear(database: Database, cache: EntraRedisCache) -> None:
+    """The whole database is emptied, as Django's backend does, and no other."""
+    database.cache(db=1).set("key", 1)
+    cache.set("key", 1)
+    database.admin.set("foreign", 1)
+    assert cache.clear() is True
+    assert database.admin.dbsize() == 0
+    assert database.cache(db=1).get("key") == 1
+
+
+def test_clear_by_scan_of_a_longer_prefix(database: Database) -> None:
+    """A cache whose prefix begins with this one's keeps its keys."""
+    cache = database.cache(clear_by_scan=True, params={"KEY_PREFIX": "a"})
+    other = database.cache(params={"KEY_PREFIX": "a:b"})
+    named = database.cache(
+        clear_by_scan=True, params={"KEY_PREFIX": "a", "VERSION": "beta"}
+    )
+    for one in (cache, other, named):
+        one.set("key", "value")
+    cache.set("key", "value", version=20)
+    assert cache.clear()
+    assert cache.get("key", version=20) is None
+    assert other.get("key") == "value"
+    assert named.get("key") == "value"
+    assert named.clear()
+    assert named.get("key") is None
+
+
+def test_clear_by_scan(database: Database) -> None:
+    """Only keys with the cache's own prefix go, in all versions; many of them."""
+    params = {"KEY_PREFIX": "a*b[c]?\\^d-e"}
+    cache = database.cache(clear_by_scan=True, params=params)
+    cache.set_many({f"key-{number}": number for number in range(2500)})
+    cache.set("key", 1, version=2)
+    foreign = ["foreign", "axb[c]?\\^d-e:1:key", "a*bc?\\^d-e:1:key", ":1:key"]
+    for key in foreign:
+        database.admin.set(key, 1)
+    assert cache.clear() is True
+    assert sorted(database.admin.keys("*")) == sorted(key.encode() for key in foreign)
+    assert cache.clear() is True
+
+
+def test_clear_by_scan_with_a_key_function(database: Database) -> None:
+    """One that takes numbers has the own version cleared; one that hides keys none."""
+    counted = database.cache(
+        clear_by_scan=True,
+        params={"KEY_FUNCTION": lambda key, prefix, version: f"{version:03d}/{key}"},
+    )
+    hidden = database.cache(
+        clear_by_scan=True,
+        params={"KEY_FUNCTION": lambda key, prefix, version: str(hash(key))},
+    )
+    counted.set("key", 1)
+    counted.set("key", 1, version=2)
+    assert counted.clear()
+    assert counted.get("key") is None
+    assert counted.get("key", version=2) == 1
+    with pytest.raises(ValueError, match="KEY_FUNCTION hides"):
+        hidden.clear()
+
+
+def test_clear_refused(database: Database) -> None:
+    """Where FLUSHDB is refused the error names the option for that."""
+    url = database.url_of("cautious", "+@all -flushdb ~* &*")
+    cache = make_cache(url, identity=None)
+    with pytest.raises(redis.ResponseError, match="clear_by_scan") as caught:
+        cache.clear()
+    assert "flushdb" in str(caught.value)
+    assert isinstance(caught.value, redis.exceptions.NoPermissionError)
+    cache = make_cache(url, identity=None, clear_by_scan=True)
+    cache.set("key", 1)
+    cache.clear()
+    assert cache.get("key") is None
+
+
+# -- where it is
+
+
+@pytest.mark.parametrize("separator", ["list", ",", ";"])
+def test_several_servers(database: Database, separator: str) -> None:
+    """The first server is written to, the others are read from."""
+    urls = [f"{database.url}?db={number}" for number in range(3)]
+    location = urls if separator == "list" else separator.join(urls)
+    cache = make_cache(location, identity=None)
+    cache.set("key", "written")
+    cache.add("key-2", 1)
+    direct = [make_cache(url, identity=None) for url in urls]
+    assert [one.get("key") for one in direct] == ["written", None, None]
+    direct[1].set("key", "replica")
+    direct[2].set("key", "replica")
+    direct[1].set("replica", 1)
+    direct[2].set("replica", 1)
+    for _ in range(20):
+        assert cache.get("key") == "replica"
+        assert cache.get_many(["key"]) == {"key": "replica"}
+        assert cache.has_key("replica")
+        # What is added or counted is looked for where it is written.
+        assert cache.add("replica", 1, 0) is True
+    assert cache.incr("key-2") == 2
+    assert cache.get_pool() is direct[0].get_pool()
+
+
+@pytest.mark.parametrize(
+    ("location", "shown"),
+    [
+        ("redis://user:secret@host:1/2?x=y", "redis://host:1/2"),
+        (["rediss://host:1", "rediss://other:2"], "rediss://host:1"),
+        ("unix://:secret@/run/a@b.sock", "?"),
+        ("unix://:secret@/run/redis.sock", "unix:///run/redis.sock"),
+    ],
+)
+def test_location(location: str | list[str], shown: str) -> None:
+    """A cache tells where it is without what may be secret."""
+    assert make_cache(location).location == shown
+
+
+@pytest.mark.parametrize(
+    ("location", "options", "identity"),
+    [
+        ("rediss://host:1", {}, "default"),
+        ("rediss://host:1", {"identity": "other"}, "other"),
+        ("redis://host:1", {"identity": None}, None),
+        ("redis://host:1", {}, None),
+    ],
+)
+def test_identity(location: str, options: dict[str, Any], identity: str | None) -> None:
+    """A cache tells whose token it uses; broken settings use nobody's."""
+    assert make_cache(location, **options).identity == identity
+
+
+def test_plaintext_is_refused() -> None:
+    """A token is not sent over a network in plain text."""
+    cache = make_cache("redis://cache.example:6379")
+    for _ in range(2):
+        with pytest.raises(ConfigurationError, match="plain text"):
+            cache.get("key")
+    with pytest.raises(ImproperlyConfigured, match="CACHES"):
+        cache.set("key", 1)
+
+
+def test_plaintext_to_loopback(
+    emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the machine itself it may be."""
+    with let_in(emulator, monkeypatch):
+        cache = make_cache(emulator.plaintext_url)
+        cache.set("key", 1)
+        assert cache.get("key") == 1
+    assert emulator.stats.auths == 1
+
+
+def test_without_an_identity(database: Database) -> None:
+    """identity None asks nobody for a token, whatever ENTRA_REDIS says."""
+    with override_settings(ENTRA_REDIS="nonsense"):
+        cache = database.cache()
+        cache.set("key", 1)
+        assert cache.get("key") == 1
+
+
+def test_entra_caches(database: Database) -> None:
+    """The caches of this backend are found among others, broken ones included."""
+    settings = {
+        "default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"},
+        "broken": {"BACKEND": "nowhere.Cache"},
+        "redis": {
+            "BACKEND": "django_entra_redis.cache.EntraRedisCache",
+            "LOCATION": database.url,
+            "OPTIONS": {"identity": None},
+        },
+    }
+    with override_settings(CACHES=settings):
+        assert list(entra_caches()) == ["redis"]
+        caches["redis"].set("key", 1)
+        assert entra_caches()["redis"].get("key") == 1
+        with pytest.raises(InvalidCacheBackendError):
+            caches["broken"]

@@ -1,0 +1,390 @@
+"""A cache's LOCATION and OPTIONS: what goes where, and what is refused."""
+
+import math
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from redis.connection import (
+    Connection,
+    SSLConnection,
+    UnixDomainSocketConnection,
+    parse_url,
+)
+
+from django_entra_redis._errors import ConfigurationError, Problem
+from django_entra_redis.conf.options import (
+    CacheOptions,
+    is_loopback,
+    parse_options,
+    split_location,
+)
+
+TLS = "rediss://contoso.westeurope.redis.azure.net:10000"
+PLAIN = "redis://contoso.westeurope.redis.azure.net:6379"
+
+
+class MyTlsConnection(SSLConnection):
+    """Somebody's own connection."""
+
+
+def parse(location: Any, **options: Any) -> CacheOptions:
+    """Return what the settings of a cache ask for."""
+    return parse_options(split_location(location), options, "CACHES['x']")
+
+
+def faults(location: Any, **options: Any) -> list[Problem]:
+    """Return what is said of a cache that can't be used."""
+    with pytest.raises(ConfigurationError) as caught:
+        parse(location, **options)
+    return list(caught.value.problems)
+
+
+def fault(location: Any, **options: Any) -> Problem:
+    """Return the one thing that is said of a cache that can't be used."""
+    (problem,) = faults(location, **options)
+    return problem
+
+
+# -- what is right
+
+
+def test_a_location_is_all_there_must_be() -> None:
+    """The defaults are those that the README states."""
+    options = parse(TLS)
+    assert options == CacheOptions(servers=(TLS,))
+    assert options.identity == "default"
+    assert options.pool_timeout == 5
+    flags = (
+        options.allow_plaintext_token,
+        options.ignore_exceptions,
+        options.clear_by_scan,
+    )
+    assert flags == (False, False, False)
+
+
+def test_own_options_and_those_of_redis_py() -> None:
+    """What the package does not know goes on to redis-py; Django's own does not."""
+    given = {
+        "identity": "other",
+        "allow_plaintext_token": True,
+        "ignore_exceptions": True,
+        "clear_by_scan": True,
+        "pool_timeout": 0,
+        "compressor": "a.C",
+        "serializer": "a.S",
+        "pool_class": "a.P",
+        "parser_class": "a.D",
+    }
+    options = parse(
+        PLAIN, **given, db=3, socket_timeout=2, MAX_ENTRIES=9, CULL_FREQUENCY=2
+    )
+    assert {key: getattr(options, key) for key in given} == given
+    assert options.connection == {"db": 3, "socket_timeout": 2}
+
+
+@pytest.mark.parametrize(
+    ("location", "servers"),
+    [
+        (TLS, (TLS,)),
+        (f"{TLS},{TLS}/1;{TLS}/2", (TLS, f"{TLS}/1", f"{TLS}/2")),
+        ([TLS, f"{TLS}/1"], (TLS, f"{TLS}/1")),
+        ((TLS,), (TLS,)),
+    ],
+)
+def test_several_servers(location: Any, servers: tuple[str, ...]) -> None:
+    """They are told apart as Django does it."""
+    assert parse(location).servers == servers
+
+
+def test_nothing_secret_is_shown() -> None:
+    """Where an identity is not used, a password may be in URL and options."""
+    options = parse("redis://me:hush@h", identity=None, password="hush")
+    assert "hush" not in f"{options!r} {options}"
+
+
+def test_no_identity_asks_for_nothing() -> None:
+    """A local Redis may have a password and no TLS."""
+    options = parse("redis://me:pw@elsewhere", identity=None, username="me")
+    assert options.identity is None
+    assert options.connection == {"username": "me"}
+
+
+# -- a token in plain text
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        TLS,
+        "redis://localhost:6379/1",
+        "redis://LOCALHOST",
+        "redis://127.0.0.1",
+        "redis://127.9.9.9:1",
+        "redis://[::1]:6379",
+        "redis://",
+        "redis:///2",
+        "redis://?host=localhost",
+        "unix:///run/redis.sock",
+        "unix:///run/redis.sock?db=1",
+        "unix:///run/a@b.sock",
+        "redis://%6cocalhost",
+    ],
+)
+def test_locations_that_nobody_reads_along(location: str) -> None:
+    """TLS, a socket file and this very machine are safe for a token."""
+    assert parse(location).servers == (location,)
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        PLAIN,
+        "redis://10.0.0.1",
+        "redis://[::2]",
+        "redis://0.0.0.0",
+        "redis://localhost.example.com",
+        "redis://127.0.0.1.example.com",
+        "redis://?host=elsewhere",
+        "redis:///1?host=elsewhere",
+        "redis://elsewhere?host=localhost",
+        "redis://localhost%2eexample.com",
+        # Looks like this machine's address; redis-py takes it for ::1e.
+        "redis://[::1%65]",
+    ],
+)
+def test_a_token_in_plain_text_is_refused(location: str) -> None:
+    """Unless the cache allows it, or uses no identity."""
+    problem = fault(location)
+    assert (problem.id, problem.where) == ("E022", "CACHES['x']['LOCATION']")
+    assert "rediss://" in problem.hint
+    assert parse(location, allow_plaintext_token=True).allow_plaintext_token
+    assert parse(location, identity=None).identity is None
+
+
+def test_every_server_counts() -> None:
+    """A replica gets the token as well; the same fault is told once."""
+    assert fault([TLS, PLAIN]).id == "E022"
+    assert fault([PLAIN, PLAIN]).id == "E022"
+
+
+@pytest.mark.parametrize("host", ["elsewhere", None])
+def test_host_in_the_options(host: str | None) -> None:
+    """What redis-py would connect to is what counts; the URL goes first."""
+    assert fault("redis://", host=host).id == "E022"
+    assert parse("redis://localhost", host=host).servers
+
+
+@pytest.mark.parametrize(
+    ("location", "kind", "safe"),
+    [
+        (PLAIN, SSLConnection, True),
+        (PLAIN, MyTlsConnection, True),
+        (PLAIN, UnixDomainSocketConnection, True),
+        (PLAIN, Connection, False),
+        (PLAIN, None, False),
+        # It goes before what the scheme asks for.
+        (TLS, Connection, False),
+        (TLS, None, True),
+        # A word in the URL is no class.
+        (f"{PLAIN}?connection_class=SSLConnection", None, False),
+    ],
+)
+def test_connection_class(location: str, kind: Any, safe: bool) -> None:
+    """A class of one's own is judged by its parents."""
+    options = {"connection_class": kind}
+    if safe:
+        assert parse(location, **options).connection == options
+    else:
+        assert fault(location, **options).id == "E022"
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [
+        ("localhost", True),
+        ("LocalHost", True),
+        ("127.0.0.1", True),
+        ("[::1]", True),
+        ("::1", True),
+        ("10.0.0.1", False),
+        ("example.com", False),
+        ("", False),
+    ],
+)
+def test_loopback(host: str, loopback: bool) -> None:
+    """Names other than localhost may be anybody's."""
+    assert is_loopback(host) is loopback
+
+
+# -- what is wrong
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        None,
+        "",
+        [],
+        5,
+        "contoso.redis.azure.net:6380",
+        "https://contoso.redis.azure.net",
+        "redis:contoso",
+        "REDISS://contoso",
+        " rediss://contoso",
+        "rediss://contoso:port",
+        "rediss://[contoso",
+        [None],
+        b"rediss://contoso",
+        f"{TLS}, {TLS}",
+        # A password that is not escaped.
+        "rediss://:1/hush@contoso:6380",
+        "unix://:1/hush@/run/redis.sock",
+    ],
+)
+def test_what_is_no_url_of_a_redis(location: Any) -> None:
+    """It is told what should be there, also where no identity is used."""
+    for identity in ("default", None):
+        problem = fault(location, identity=identity)
+        assert (problem.id, problem.where) == ("E024", "CACHES['x']['LOCATION']")
+        assert "'rediss://contoso" in problem.hint
+
+
+@pytest.mark.parametrize(
+    ("location", "options", "named"),
+    [
+        ("rediss://me:hush@h", {}, "username and password"),
+        ("rediss://:hush@h", {}, "password"),
+        ("rediss://h?password=hush", {}, "password"),
+        (TLS, {"username": "me", "password": "hush"}, "username and password"),
+        (TLS, {"credential_provider": object()}, "credential_provider"),
+        # The more telling of two faults.
+        ("redis://:hush@elsewhere", {}, "password"),
+    ],
+)
+def test_credentials_beside_an_identity(
+    location: str, options: dict[str, Any], named: str
+) -> None:
+    """Which ones is told, never what they are."""
+    problem = fault(location, **options)
+    assert (problem.id, problem.where) == ("E021", "CACHES['x']")
+    assert f"it has {named} beside an identity." == problem.message
+    assert "hush" not in str(problem)
+
+
+@pytest.mark.parametrize("nothing", [None, ""])
+def test_credentials_of_absent_variables(nothing: Any) -> None:
+    """What ``os.environ.get()`` gives is no credential."""
+    assert parse(TLS, username=nothing, password=nothing).identity == "default"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("allow_plaintext_token", 1),
+        ("ignore_exceptions", "yes"),
+        ("clear_by_scan", None),
+        ("identity", 5),
+        ("identity", {"KIND": "managed_identity"}),
+        ("pool_timeout", -1),
+        ("pool_timeout", "5"),
+        ("pool_timeout", True),
+        ("pool_timeout", None),
+        ("pool_timeout", math.nan),
+        ("pool_timeout", math.inf),
+        ("connection_class", "redis.SSLConnection"),
+    ],
+)
+def test_value_that_cannot_be_used(key: str, value: object) -> None:
+    """The option is named, and what it should be."""
+    problem = fault(TLS, **{key: value})
+    assert problem.id == "E023"
+    assert problem.where == f"CACHES['x']['OPTIONS']['{key}']"
+    assert problem.hint.startswith("It should be ")
+
+
+def test_all_options_that_are_wrong() -> None:
+    """They are told at once."""
+    problems = faults(TLS, clear_by_scan=1, pool_timeout=-1, identity=5)
+    assert [problem.id for problem in problems] == ["E023"] * 3
+
+
+def test_options_of_django_redis() -> None:
+    """Each is told of, with what stands for it here."""
+    problems = faults(TLS, SOCKET_TIMEOUT=1, CLIENT_CLASS="x", MAX_ENTRIES=5)
+    assert [problem.id for problem in problems] == ["E025"] * 2
+    assert [problem.hint for problem in problems] == [
+        "Remove it.",
+        "It is 'socket_timeout' here.",
+    ]
+
+
+# -- whatever a settings file holds
+
+hosts = st.sampled_from(
+    ["", "localhost", "127.0.0.1", "[::1]", "[::1%65]", "elsewhere", "%6cocalhost"]
+)
+urls = st.builds(
+    "{}://{}{}{}{}".format,
+    st.sampled_from(["redis", "rediss", "unix", "REDIS", "http"]),
+    st.sampled_from(["", "me@", "me:hush@", ":hush@", ":@"]),
+    hosts,
+    st.sampled_from(["", ":6379", ":0", ":x", "/", "/1"]),
+    st.sampled_from(["", "?db=1", "?host=elsewhere", "?password=x", "?username="])
+    | st.text(max_size=9).map("?{}".format),
+)
+
+
+@settings(deadline=None, database=None)
+@given(urls | st.text())
+@example("redis://[::1%65]")
+def test_urls_are_read_as_redis_py_reads_them(url: str) -> None:
+    """A URL passes only if redis-py finds no credential in it and no foreign host."""
+    try:
+        parse_options([url], {})
+    except ConfigurationError:
+        return
+    read = parse_url(url)
+    assert not read.get("username")
+    assert not read.get("password")
+    if read.get("connection_class") is None:
+        assert is_loopback(read.get("host", "localhost"))
+
+
+@settings(deadline=None, database=None)
+@given(
+    urls | st.none() | st.binary() | st.lists(urls | st.none()),
+    st.dictionaries(
+        st.sampled_from(
+            [*CacheOptions.__dataclass_fields__, "host", "password"]
+        ).filter(lambda key: key not in ("servers", "connection")),
+        st.none() | st.booleans() | st.floats() | st.text() | st.binary(),
+    ),
+)
+def test_any_options_are_taken_or_explained(location: Any, given: Any) -> None:
+    """Nothing but the package's own error comes of them."""
+    try:
+        assert parse(location, **given).servers
+    except ConfigurationError as error:
+        assert all(problem.hint for problem in error.problems)  # noqa: PT017
+
+
+@pytest.mark.parametrize(
+    ("server", "options", "says"),
+    [
+        ("unix:///run/redis.sock", {}, "Unix socket"),
+        ("rediss://host:10000/3", {}, "database 3"),
+        ("rediss://host:10000?db=2", {}, "database 2"),
+        ("rediss://host:10000", {"db": 1}, "database 1"),
+    ],
+)
+def test_what_a_cluster_has_not(
+    server: str, options: dict[str, Any], says: str
+) -> None:
+    """A cluster has one database, and no socket of its own."""
+    parse_options([server], options)
+    with pytest.raises(ConfigurationError, match=says) as caught:
+        parse_options([server], options, clustered=True)
+    assert {problem.id for problem in caught.value.problems} == {"E026"}
+    parse_options(["rediss://host:10000/0"], {"db": 0}, clustered=True)

@@ -1,0 +1,198 @@
+"""The HTTP session: bounded, without a kept connection, and wary of what comes back."""
+
+import math
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
+
+import pytest
+import requests
+from hypothesis import given
+from hypothesis import strategies as st
+
+from django_entra_redis.identity.http import BoundedSession, parse_retry_after
+
+NOW = datetime(2026, 11, 23, 12, 0, 0, tzinfo=UTC)
+
+
+class Endpoint(BaseHTTPRequestHandler):
+    """Answers what a test says, and notes the headers that it was sent."""
+
+    answer: ClassVar[tuple[int, dict[str, str], bytes]] = (200, {}, b"{}")
+    headers_seen: ClassVar[list[dict[str, str]]] = []
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        """Answer."""
+        type(self).headers_seen.append(dict(self.headers.items()))
+        status, headers, body = type(self).answer
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(body))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Keep silent."""
+
+
+@contextmanager
+def serve(
+    status: int = 200, body: bytes = b"{}", **headers: str
+) -> Iterator[tuple[str, list[dict[str, str]]]]:
+    """Give the address of an endpoint that answers so, and the headers it was sent."""
+    seen: list[dict[str, str]] = []
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    handler = type(
+        "Handler",
+        (Endpoint,),
+        {"answer": (status, named, body), "headers_seen": seen},
+    )
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}/", seen
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@contextmanager
+def begun(
+    timeout: float = 30.0, *, trust_env: bool = False
+) -> Iterator[BoundedSession]:
+    """Give a session whose time has begun."""
+    with BoundedSession(timeout, trust_env=trust_env) as session:
+        session.begin()
+        yield session
+
+
+def test_no_connection_is_kept() -> None:
+    """Each request asks for its connection's end, beside its own headers."""
+    with serve() as (url, seen), begun() as session:
+        session.get(url)
+        session.get(url, headers={"Metadata": "true"})
+    assert [headers["Connection"] for headers in seen] == ["close", "close"]
+    assert seen[1]["Metadata"] == "true"
+
+
+def test_hanging_server() -> None:
+    """A server that accepts and is silent is given up after the timeout."""
+    with socket.create_server(("127.0.0.1", 0)) as server, begun(0.05) as session:
+        with pytest.raises(requests.Timeout):
+            session.get(f"http://127.0.0.1:{server.getsockname()[1]}/")
+        assert session.answer is None
+        assert session.retry_after() is None
+
+
+def test_one_timeout_for_all_requests() -> None:
+    """The time is that of all requests together, and begin() starts it anew."""
+    times = iter([100.0, 101.0, 110.0, 200.0, 201.0])
+    with serve() as (url, seen):
+        session = BoundedSession(10.0, trust_env=False, monotonic=lambda: next(times))
+        session.begin()
+        session.get(url)
+        with pytest.raises(requests.Timeout, match="no time left"):
+            session.get(url)
+        assert session.answer is not None
+        session.begin()
+        assert session.answer is None
+        session.get(url)
+        session.close()
+    assert len(seen) == 2
+
+
+@pytest.mark.parametrize("body", [b"<html></html>", b"", b"\xff\xfe", b'{"token": "ey'])
+def test_not_json(body: bytes) -> None:
+    """What is not JSON goes no further, and can be looked at."""
+    with serve(502, body, Retry_After="7") as (url, _), begun() as session:
+        with pytest.raises(ValueError, match=r"Expecting value|Unterminated"):
+            session.get(url)
+        assert session.answer is not None
+        assert session.answer.status_code == 502
+        assert session.retry_after() == 7.0
+
+
+def test_challenge() -> None:
+    """Azure Arc's challenge needs no body that is JSON."""
+    header = "Basic realm=/var/opt/azcmagent/tokens/1.key"
+    with serve(401, b"", WWW_Authenticate=header) as (url, _), begun() as session:
+        assert session.get(url).headers["WWW-Authenticate"] == header
+
+
+def test_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment's proxies count where they are to count, only."""
+    with serve(body=b"1") as (proxy, through), serve(body=b"2") as (url, direct):
+        monkeypatch.setenv("HTTP_PROXY", proxy)
+        with begun() as session:
+            assert session.get(url).text == "2"
+        with begun(trust_env=True) as session:
+            assert session.get(url).text == "1"
+    assert (len(through), len(direct)) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "seconds"),
+    [
+        (429, {"Retry_After": "12"}, 12.0),
+        (503, {"Retry_After": "soon"}, None),
+        (503, {}, None),
+    ],
+)
+def test_retry_after(
+    status: int, headers: dict[str, str], seconds: float | None
+) -> None:
+    """What the last answer asks for is told, also that of an error."""
+    with serve(status, b"{}", **headers) as (url, _), begun() as session:
+        session.get(url)
+        assert session.retry_after() == seconds
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("0", 0.0),
+        ("120", 120.0),
+        ("-5", 0.0),
+        ("86400", 3600.0),
+        ("9" * 400, 3600.0),
+        ("9" * 5000, None),
+        ("Mon, 23 Nov 2026 12:01:00 GMT", 60.0),
+        ("Mon, 23 Nov 2026 12:01:00 -0000", 60.0),
+        ("Mon, 23 Nov 2026 13:01:00 +0100", 60.0),
+        ("Mon, 23 Nov 2026 11:00:00 GMT", 0.0),
+        ("Mon, 23 Nov 2099 11:00:00 GMT", 3600.0),
+        ("", None),
+        ("1.5", None),
+        ("soon", None),
+    ],
+)
+def test_parse_retry_after(value: str, seconds: float | None) -> None:
+    """Seconds and HTTP dates are understood, up to an hour."""
+    assert parse_retry_after(value, NOW) == seconds
+
+
+@given(
+    st.one_of(
+        st.text(),
+        st.integers().map(str),
+        st.from_regex(r"[A-Z][a-z]{2}, \d+ [A-Z][a-z]{2} \d+ \d+:\d+:\d+ \S+"),
+        st.lists(st.integers().map(str)).map(" ".join),
+    )
+)
+def test_parse_any_retry_after(value: str) -> None:
+    """Whatever a server sends is a wait between none and an hour, or nothing."""
+    seconds = parse_retry_after(value, NOW)
+    assert seconds is None or (0.0 <= seconds <= 3600.0 and math.isfinite(seconds))
+
+
+@given(st.integers(0, 3600))
+def test_parse_retry_after_dates(seconds: int) -> None:
+    """A date is so many seconds from now."""
+    value = (NOW + timedelta(seconds=seconds)).strftime("%a, %d %b %Y %H:%M:%S GMT")
+    assert parse_retry_after(value, NOW) == seconds

@@ -1,0 +1,755 @@
+"""Every kind of identity, over real HTTP and HTTPS against the emulator."""
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import requests
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.serialization import pkcs12
+
+from django_entra_redis.conf.identities import parse_identity
+from django_entra_redis.credentials.renewal import Renewal
+from django_entra_redis.exceptions import TokenError, TokenRequestError
+from django_entra_redis.identity.kinds import make_fetch
+from django_entra_redis.identity.token import Fetch, Token
+from emulator import Emulator, TokenRequest
+
+PATIENCE = 30.0
+#: A limit that only hangs reach.
+TIMEOUT = 20.0
+
+
+@dataclass
+class Host:
+    """A machine on which the emulator is Azure."""
+
+    emulator: Emulator
+    monkeypatch: pytest.MonkeyPatch
+
+    def environ(self, kind: str, **variables: str) -> None:
+        """Set the environment as that kind of identity has it."""
+        for name, value in {**self.emulator.environ(kind), **variables}.items():
+            self.monkeypatch.setenv(name, value)
+
+    def fetch(self, **entry: Any) -> Fetch:
+        """Return the function that requests a token, for an entry of ENTRA_REDIS."""
+        entry.setdefault("INSTANCE_DISCOVERY", False)
+        entry.setdefault("REQUEST_TIMEOUT", TIMEOUT)
+        return make_fetch(parse_identity("default", entry))
+
+    def application(self, **entry: Any) -> Fetch:
+        """Do so for a service principal."""
+        self.monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(self.emulator.ca_file))
+        entry.setdefault("KIND", "service_principal")
+        entry.setdefault("TENANT_ID", self.emulator.tenant_id)
+        entry.setdefault("CLIENT_ID", self.emulator.application.client_id)
+        entry.setdefault("AUTHORITY_HOST", self.emulator.authority_host)
+        return self.fetch(**entry)
+
+    def secret(self, **entry: Any) -> Fetch:
+        """Do so for one with a secret."""
+        return self.application(
+            **{"CLIENT_SECRET": self.emulator.application.secret, **entry}
+        )
+
+    @property
+    def last(self) -> TokenRequest:
+        """The last token request that came in."""
+        return self.emulator.requests[-1]
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Emulator]:
+    """Run one emulator for the whole module."""
+    with Emulator() as running:
+        yield running
+
+
+@pytest.fixture
+def host(shared: Emulator, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
+    """Give a machine without an identity, yet."""
+    yield Host(shared, monkeypatch)
+    shared.faults.recover()
+    shared.system_assigned_enabled = True
+    shared.repeat_tokens = False
+
+
+def failure(fetch: Fetch) -> TokenRequestError:
+    """Return the error of a request, which no foreign frames hang on."""
+    with pytest.raises(TokenRequestError) as info:
+        fetch()
+    assert (info.value.__cause__, info.value.__context__) == (None, None)
+    return info.value
+
+
+def assert_token(token: Token, object_id: str, lifetime: float = 3600.0) -> None:
+    """Check whose token it is, and for how long."""
+    assert token.username == object_id
+    assert token.claims["oid"] == object_id
+    assert token.claims["aud"] == "https://redis.azure.com"
+    assert lifetime - 2.0 <= token.life < lifetime + 0.001
+
+
+# -- managed identity
+
+ENDPOINTS = [("managed_identity", "imds"), ("app_service", "app_service")]
+
+
+@pytest.mark.parametrize(("kind", "endpoint"), ENDPOINTS)
+@pytest.mark.parametrize("key", [None, "CLIENT_ID", "OBJECT_ID", "RESOURCE_ID"])
+def test_managed_identity(
+    host: Host, kind: str, endpoint: str, key: str | None
+) -> None:
+    """The system's identity and a user's, by each of its names."""
+    host.environ(kind)
+    identity = host.emulator.system_assigned
+    named = {}
+    if key is not None:
+        identity = host.emulator.user_assigned
+        named[key] = getattr(identity, key.lower())
+    fetch = host.fetch(KIND="managed_identity", **named)
+    assert_token(fetch(), identity.object_id)
+    assert host.last.endpoint == endpoint
+    assert host.last.asked == "https://redis.azure.com"
+
+
+@pytest.mark.parametrize(("kind", "endpoint"), ENDPOINTS)
+def test_managed_identity_never_through_a_proxy(
+    host: Host, kind: str, endpoint: str
+) -> None:
+    """The endpoints of managed identities are reached directly, whatever is set."""
+    host.environ(kind)
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        host.monkeypatch.setenv(name, "http://127.0.0.1:1")
+        host.monkeypatch.setenv(name.lower(), "http://127.0.0.1:1")
+    fetch = host.fetch(KIND="managed_identity")
+    assert_token(fetch(), host.emulator.system_assigned.object_id)
+
+
+def test_application_through_a_proxy(host: Host) -> None:
+    """The authority is reached through the proxy, and the error says so."""
+    host.monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:1")
+    error = failure(host.secret())
+    assert error.code == "token_proxy"
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [
+        ("managed_identity", "managed_identity_unknown"),
+        ("app_service", "managed_identity_unknown"),
+    ],
+)
+def test_unknown_managed_identity(host: Host, kind: str, code: str) -> None:
+    """An identity that the machine does not have."""
+    host.environ(kind)
+    named = {"CLIENT_ID": "00000000-0000-0000-0000-000000000000"}
+    error = failure(host.fetch(KIND="managed_identity", **named))
+    assert "Identity not found" in str(error)
+    assert error.code == code
+
+
+@pytest.mark.parametrize(("kind", "endpoint"), ENDPOINTS)
+def test_several_user_assigned(host: Host, kind: str, endpoint: str) -> None:
+    """A machine with several identities wants to be told which one."""
+    host.environ(kind)
+    host.emulator.system_assigned_enabled = False
+    error = failure(host.fetch(KIND="managed_identity"))
+    assert "Multiple user assigned identities exist" in str(error)
+    assert error.code == "managed_identity_ambiguous"
+
+
+def test_wrong_app_service_header(host: Host) -> None:
+    """App Service refuses a process that is not its own."""
+    host.environ("app_service", IDENTITY_HEADER="another instance's")
+    error = failure(host.fetch(KIND="managed_identity"))
+    assert "401" in str(error)
+    assert "another" not in str(error)
+
+
+def test_no_endpoint_there(host: Host) -> None:
+    """A machine without a managed identity."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    host.environ("managed_identity", AZURE_POD_IDENTITY_AUTHORITY_HOST=url)
+    error = failure(host.fetch(KIND="managed_identity"))
+    assert "could not be reached" in str(error)
+    assert error.code == "managed_identity_unavailable"
+
+
+# -- service principal
+
+
+def test_secret(host: Host) -> None:
+    """A secret is proof enough."""
+    assert_token(host.secret()(), host.emulator.application.object_id)
+    assert (host.last.assertion, host.last.x5c) == ("secret", False)
+    assert host.last.asked == "https://redis.azure.com/.default"
+
+
+@pytest.mark.parametrize("chain", [False, True])
+@pytest.mark.parametrize("form", ["pem", "pem_encrypted", "pfx"])
+def test_certificate(host: Host, form: str, chain: bool) -> None:
+    """A certificate in each form, with and without its chain."""
+    application = host.emulator.application
+    entry: dict[str, Any] = {
+        "CLIENT_CERTIFICATE": getattr(application, f"certificate_{form}"),
+        "SEND_CERTIFICATE_CHAIN": chain,
+    }
+    if form != "pem":
+        entry["CLIENT_CERTIFICATE_PASSWORD"] = application.certificate_password
+    fetch = host.application(**entry)
+    for _ in range(2):
+        assert_token(fetch(), application.object_id)
+        assert (host.last.assertion, host.last.x5c) == ("certificate", chain)
+
+
+def test_certificate_before_its_key(host: Host, tmp_path: Path) -> None:
+    """The order within a PEM file does not matter."""
+    content = host.emulator.application.certificate_pem.read_text()
+    start = content.index("-----BEGIN CERTIFICATE")
+    path = tmp_path / "turned.pem"
+    path.write_text(content[start:] + content[:start])
+    fetch = host.application(CLIENT_CERTIFICATE=str(path))
+    assert_token(fetch(), host.emulator.application.object_id)
+
+
+@pytest.mark.parametrize("form", ["pem", "pem_encrypted", "pfx"])
+def test_rotated_certificate(host: Host, form: str) -> None:
+    """A certificate that has been replaced is read again."""
+    application = host.emulator.application
+    entry = {}
+    if form != "pem":
+        entry["CLIENT_CERTIFICATE_PASSWORD"] = application.certificate_password
+    path = getattr(application, f"certificate_{form}")
+    fetch = host.application(CLIENT_CERTIFICATE=path, **entry)
+    fetch()
+    host.emulator.rotate_certificate()
+    assert_token(fetch(), application.object_id)
+
+
+def test_certificate_that_is_not_registered(host: Host, tmp_path: Path) -> None:
+    """A certificate that was never uploaded, or was removed."""
+    old = tmp_path / "old.pem"
+    old.write_bytes(host.emulator.application.certificate_pem.read_bytes())
+    host.emulator.rotate_certificate()
+    error = failure(host.application(CLIENT_CERTIFICATE=old))
+    assert "AADSTS700027" in str(error)
+    assert error.code == "token_certificate_not_registered"
+
+
+def pem_of_certificate(pem: bytes, **_: Any) -> bytes:
+    """Return a PEM file without a key."""
+    return x509.load_pem_x509_certificate(pem).public_bytes(serialization.Encoding.PEM)
+
+
+def pem_of_key(pem: bytes, **_: Any) -> bytes:
+    """Return a PEM file without a certificate."""
+    key = serialization.load_pem_private_key(pem, None)
+    return key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+
+
+def pfx_of_certificate(pem: bytes, **_: Any) -> bytes:
+    """Return a PFX file without a key."""
+    certificate = x509.load_pem_x509_certificate(pem)
+    return pkcs12.serialize_key_and_certificates(
+        b"", None, None, [certificate], serialization.NoEncryption()
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "password"),
+    [
+        (pem_of_certificate, None),
+        (pem_of_key, None),
+        (pfx_of_certificate, None),
+        (lambda pem: pem, "a needless password"),
+        (lambda pem: b"nonsense", None),
+        (lambda pem: b"", None),
+        (lambda pem: b"-----BEGIN nonsense\xff", None),
+        (lambda pem: b"0\x82nonsense", "a password"),
+    ],
+)
+def test_unusable_certificate(
+    host: Host, tmp_path: Path, make: Callable[[bytes], bytes], password: str | None
+) -> None:
+    """A file that is no certificate with its key."""
+    path = tmp_path / "certificate"
+    path.write_bytes(make(host.emulator.application.certificate_pem.read_bytes()))
+    entry = {"CLIENT_CERTIFICATE_PASSWORD": password} if password else {}
+    error = failure(host.application(CLIENT_CERTIFICATE=path, **entry))
+    assert str(error).startswith(f"CLIENT_CERTIFICATE '{path}' can't be used: ")
+    assert "CLIENT_CERTIFICATE_PASSWORD its password if it has one." in str(error)
+    assert error.code == "certificate_unusable"
+
+
+@pytest.mark.parametrize("form", ["pem_encrypted", "pfx"])
+@pytest.mark.parametrize("password", [None, "the-wrong-one"])
+def test_wrong_certificate_password(
+    host: Host, form: str, password: str | None
+) -> None:
+    """A password that does not fit."""
+    path = getattr(host.emulator.application, f"certificate_{form}")
+    entry = {"CLIENT_CERTIFICATE_PASSWORD": password} if password else {}
+    error = failure(host.application(CLIENT_CERTIFICATE=path, **entry))
+    assert "CLIENT_CERTIFICATE_PASSWORD" in str(error)
+    assert "the-wrong-one" not in str(error)
+    assert error.code == "certificate_unusable"
+
+
+def test_missing_certificate(host: Host, tmp_path: Path) -> None:
+    """A certificate that is not there, or not to be read, and comes later."""
+    path = tmp_path / "certificate.pem"
+    fetch = host.application(CLIENT_CERTIFICATE=path)
+    error = failure(fetch)
+    text = f"CLIENT_CERTIFICATE '{path}' can't be read: No such file or directory."
+    assert (str(error), error.code) == (text, "certificate_unreadable")
+    path.write_bytes(host.emulator.application.certificate_pem.read_bytes())
+    assert_token(fetch(), host.emulator.application.object_id)
+
+
+def test_certificate_that_is_a_folder(host: Host, tmp_path: Path) -> None:
+    """A certificate that can't be read as a file."""
+    error = failure(host.application(CLIENT_CERTIFICATE=tmp_path))
+    assert f"CLIENT_CERTIFICATE '{tmp_path}' can't be read: Is a dir" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("entry", "text", "code"),
+    [
+        ({"CLIENT_SECRET": "wrong"}, "AADSTS7000215", "token_wrong_secret"),
+        ({"CLIENT_ID": "no-such"}, "AADSTS700016", "token_unknown_client"),
+        ({"TENANT_ID": "no-such"}, "no-such", "token_unknown_tenant"),
+        ({"SCOPE": "https://else/.default"}, "AADSTS500011", "token_wrong_scope"),
+    ],
+)
+def test_refused(host: Host, entry: dict[str, str], text: str, code: str) -> None:
+    """What Entra refuses is told in its own words, with a code of ours."""
+    error = failure(host.secret(**entry))
+    assert text in str(error)
+    assert error.code == code
+    assert "\n" not in str(error)
+    assert host.emulator.application.secret not in str(error)
+
+
+def test_expired_secret(host: Host) -> None:
+    """A secret that has run out."""
+    secret = host.emulator.application_expired_secret
+    error = failure(host.secret(CLIENT_SECRET=secret))
+    assert error.code == "token_expired_secret"
+
+
+def test_untrusted_authority(host: Host) -> None:
+    """An authority whose certificate this machine does not trust."""
+    fetch = host.secret()
+    host.monkeypatch.delenv("REQUESTS_CA_BUNDLE")
+    error = failure(fetch)
+    assert "certificate is not trusted" in str(error)
+    assert error.code == "token_endpoint_untrusted"
+
+
+def test_instance_discovery(host: Host) -> None:
+    """Unless it is told not to, msal asks the public cloud whether the host is known.
+
+    It is caught on the way, by a proxy.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        asked: list[bytes] = []
+
+        def catch() -> None:
+            connection, _ = proxy.accept()
+            with connection:
+                asked.append(connection.recv(1000))
+
+        thread = threading.Thread(target=catch)
+        thread.start()
+        url = f"http://127.0.0.1:{proxy.getsockname()[1]}"
+        host.monkeypatch.setenv("HTTPS_PROXY", url)
+        failure(host.secret(INSTANCE_DISCOVERY=True))
+        thread.join()
+    assert asked[0].startswith(b"CONNECT login.microsoftonline.com:443")
+
+
+# -- workload identity
+
+
+def workload(host: Host, path: Path) -> Fetch:
+    """Return what requests a token for a pod."""
+    return host.application(KIND="workload_identity", TOKEN_FILE=path)
+
+
+def test_workload_identity(host: Host, tmp_path: Path) -> None:
+    """The token file is read at each request, since it is rotated."""
+    path = tmp_path / "token"
+    path.write_text(host.emulator.federated_token() + "\n")
+    fetch = workload(host, path)
+    assert_token(fetch(), host.emulator.application.object_id)
+    assert host.last.assertion == "federated"
+    path.write_text(host.emulator.federated_token(-1000.0))
+    error = failure(fetch)
+    assert error.code == "token_assertion_expired"
+    path.write_text(host.emulator.federated_token())
+    assert_token(fetch(), host.emulator.application.object_id)
+    path.unlink()
+    error = failure(fetch)
+    text = f"TOKEN_FILE '{path}' can't be read: No such file or directory."
+    assert (str(error), error.code) == (text, "token_file_unreadable")
+
+
+# -- environment
+
+
+@pytest.mark.parametrize(
+    ("kind", "assertion"),
+    [
+        ("service_principal", "secret"),
+        ("certificate", "certificate"),
+        ("workload_identity", "federated"),
+        ("managed_identity", None),
+        ("user_assigned", None),
+        ("app_service", None),
+    ],
+)
+def test_environment(host: Host, kind: str, assertion: str | None) -> None:
+    """Without an entry the environment decides, in each of its forms."""
+    host.environ(kind)
+    owner: Any = host.emulator.application
+    if assertion is None:
+        user = kind == "user_assigned"
+        owner = host.emulator.user_assigned if user else host.emulator.system_assigned
+    token = host.fetch()()
+    assert_token(token, owner.object_id)
+    assert host.last.assertion == assertion
+
+
+def test_environment_with_a_password(host: Host) -> None:
+    """The certificate of the environment may be encrypted, and its chain sent."""
+    application = host.emulator.application
+    host.environ(
+        "certificate",
+        AZURE_CLIENT_CERTIFICATE_PATH=str(application.certificate_pfx),
+        AZURE_CLIENT_CERTIFICATE_PASSWORD=application.certificate_password,
+    )
+    assert_token(host.fetch(SEND_CERTIFICATE_CHAIN=True)(), application.object_id)
+    assert host.last.x5c
+
+
+# -- anybody's credential
+
+
+@dataclass(frozen=True)
+class AccessToken:
+    """What azure-core's credentials return."""
+
+    token: str
+    expires_on: int
+
+
+class Credential:
+    """Somebody's credential."""
+
+    made: ClassVar[int] = 0
+    value: ClassVar[str] = ""
+
+    def __init__(self) -> None:
+        type(self).made += 1
+
+    def get_token(self, *scopes: str) -> AccessToken:
+        """Return a token for Redis."""
+        assert scopes == ("https://redis.azure.com/.default",)
+        return AccessToken(self.value, int(time.time()) + 600)
+
+
+def make_credential() -> Credential:
+    """Return one."""
+    return Credential()
+
+
+a_credential = Credential()
+
+
+@pytest.mark.parametrize(
+    ("given", "made"),
+    [
+        (a_credential, 0),
+        (Credential, 1),
+        (make_credential, 1),
+        (f"{__name__}.a_credential", 0),
+        (f"{__name__}.Credential", 1),
+        (f"{__name__}.make_credential", 1),
+    ],
+)
+def test_credential(host: Host, given: Any, made: int) -> None:
+    """An object, a class, a callable, or a dotted path; made once."""
+    host.monkeypatch.setattr(Credential, "made", 0)
+    value = host.emulator.issue_token()
+    host.monkeypatch.setattr(Credential, "value", value)
+    fetch = host.fetch(CREDENTIAL=given)
+    for _ in range(2):
+        token = fetch()
+        assert token.value == value
+        assert token.username == host.emulator.application.object_id
+        assert 595.0 <= token.life < 600.001
+    assert Credential.made == made
+
+
+def test_opaque_token(host: Host) -> None:
+    """With USERNAME the token need not be a JWT; without it, that is the error."""
+    host.monkeypatch.setattr(Credential, "value", "opaque")
+    token = host.fetch(CREDENTIAL=a_credential, USERNAME="me")()
+    assert (token.username, token.value) == ("me", "opaque")
+    assert "USERNAME" in str(failure(host.fetch(CREDENTIAL=a_credential)))
+
+
+class Broken:
+    """A credential that raises, or returns nonsense."""
+
+    def __init__(self, result: Any) -> None:
+        self.result = result
+
+    def get_token(self, *scopes: str) -> Any:
+        """Raise it, or return it."""
+        if isinstance(self.result, Exception):
+            raise self.result
+        return self.result
+
+
+def test_proof_that_the_endpoint_quotes(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No assertion is told of, whoever signed it, nor a secret."""
+    real, sent = requests.Session.request, []
+
+    def quote(session: Any, method: str, url: str, **options: Any) -> Any:
+        answer = real(session, method, url, **options)
+        data = options.get("data") or {}
+        proof = data.get("client_assertion") or data.get("client_secret")
+        if proof:
+            sent.append(proof if isinstance(proof, str) else proof.decode())
+            refusal = {"error": "invalid_request", "error_description": f"not {proof}"}
+            answer._content = json.dumps(refusal).encode()
+        return answer
+
+    monkeypatch.setattr(requests.Session, "request", quote)
+    emulator = host.emulator
+    path = emulator.directory / "quoted"
+    path.write_text(emulator.federated_token())
+    for fetch in (
+        host.secret(),
+        host.application(CLIENT_CERTIFICATE=str(emulator.application.certificate_pem)),
+        host.application(KIND="workload_identity", TOKEN_FILE=str(path)),
+    ):
+        with pytest.raises(TokenRequestError, match=r"not .*\*\*\*") as info:
+            fetch()
+        assert sent.pop() not in str(info.value)
+
+
+def test_token_that_a_credential_quotes(host: Host) -> None:
+    """It is not told of either."""
+
+    class Quoting:
+        def get_token(self, *scopes: str) -> None:
+            raise ValueError(f"not {host.emulator.issue_token()}, really")
+
+    with pytest.raises(TokenRequestError, match=r"ValueError: not \*\*\*, really$"):
+        host.fetch(CREDENTIAL=Quoting())()
+
+
+@pytest.mark.parametrize(
+    ("given", "text", "code"),
+    [
+        (Broken(ValueError("no luck")), "raised ValueError: no luck", "raised"),
+        (Broken(None), "raised AttributeError", "raised"),
+        (lambda: None, "raised AttributeError", "raised"),
+        ("no_such_module.Credential", "can't be imported", "import"),
+        (f"{__name__}.no_such_name", "can't be imported", "import"),
+    ],
+)
+def test_broken_credential(host: Host, given: Any, text: str, code: str) -> None:
+    """What goes wrong in a credential is told, with its text."""
+    error = failure(host.fetch(CREDENTIAL=given))
+    assert text in str(error)
+    assert error.code == f"credential_{code}"
+
+
+def test_azure_identity_missing(host: Host) -> None:
+    """Where azure-identity is not installed, the extra is named."""
+    error = failure(host.fetch(CREDENTIAL="azure.no_such_module.Credential"))
+    assert "django-entra-redis[azure-identity]" in str(error)
+    assert error.code == "azure_identity_missing"
+
+
+def test_azure_identity(host: Host) -> None:
+    """azure-identity's own credential."""
+    azure = pytest.importorskip("azure.identity")
+    application = host.emulator.application
+    host.monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(host.emulator.ca_file))
+    with azure.ClientSecretCredential(
+        host.emulator.tenant_id,
+        application.client_id,
+        application.secret,
+        authority=host.emulator.authority_host,
+        disable_instance_discovery=True,
+    ) as credential:
+        assert_token(host.fetch(CREDENTIAL=credential)(), application.object_id)
+
+
+# -- faults
+
+
+WAYS = ["token", "imds", "app_service"]
+
+
+def way(host: Host, endpoint: str) -> Fetch:
+    """Return a fetch that asks at an endpoint."""
+    if endpoint == "token":
+        return host.secret()
+    host.environ({"imds": "managed_identity"}.get(endpoint, endpoint))
+    return host.fetch(KIND="managed_identity")
+
+
+@pytest.mark.parametrize("endpoint", WAYS)
+@pytest.mark.parametrize(
+    ("mode", "text", "code"),
+    [
+        ("html", "HTTP 200 with something that is not JSON (text/html", "not_json"),
+        ("reset", "could not be reached", None),
+    ],
+)
+def test_fault(host: Host, endpoint: str, mode: str, text: str, code: str) -> None:
+    """Each fault of an endpoint is told; afterwards all is well."""
+    fetch = way(host, endpoint)
+    fetch()
+    host.emulator.faults.fail(mode, endpoint=endpoint)
+    error = failure(fetch)
+    assert text in str(error)
+    expected = "token_unreachable" if endpoint == "token" else None
+    expected = expected or "managed_identity_unavailable"
+    assert error.code == (f"token_{code}" if code else expected)
+    host.emulator.faults.recover()
+    fetch()
+
+
+@pytest.mark.parametrize("endpoint", WAYS)
+@pytest.mark.parametrize("mode", ["500", "429"])
+def test_failing_endpoint(host: Host, endpoint: str, mode: str) -> None:
+    """An endpoint that is down or busy; its Retry-After is handed on."""
+    fetch = way(host, endpoint)
+    fetch()
+    host.emulator.faults.fail(mode, retry_after=7, endpoint=endpoint)
+    assert failure(fetch).retry_after == 7.0
+    host.emulator.faults.fail(mode, endpoint=endpoint)
+    assert failure(fetch).retry_after is None
+    host.emulator.faults.recover()
+    fetch()
+
+
+@pytest.mark.parametrize("endpoint", WAYS)
+def test_garbage(host: Host, endpoint: str) -> None:
+    """An answer without a token."""
+    fetch = way(host, endpoint)
+    host.emulator.faults.fail("garbage", endpoint=endpoint)
+    failure(fetch)
+
+
+@pytest.mark.parametrize("mode", ["500", "429", "html", "garbage", "reset"])
+def test_faults_of_discovery(host: Host, mode: str) -> None:
+    """What keeps msal from finding the authority is an error like any other."""
+    fetch = host.secret()
+    host.emulator.faults.fail(mode)
+    failure(fetch)
+    host.emulator.faults.recover()
+    fetch()
+
+
+@pytest.mark.parametrize("endpoint", WAYS)
+def test_hanging_endpoint(host: Host, endpoint: str) -> None:
+    """An endpoint that is silent is given up after REQUEST_TIMEOUT."""
+    host.environ(
+        {"imds": "managed_identity", "token": "service_principal"}.get(
+            endpoint, endpoint
+        )
+    )
+    fetch = host.fetch(REQUEST_TIMEOUT=0.2)
+    host.emulator.faults.fail("hang")
+    error = failure(fetch)
+    assert "did not answer within 0.2 s (REQUEST_TIMEOUT)" in str(error)
+    assert error.code == "token_timeout"
+
+
+@pytest.mark.parametrize("endpoint", [*WAYS, "credential"])
+def test_request_timeout(host: Host, endpoint: str) -> None:
+    """REQUEST_TIMEOUT bounds whatever a caller waits for, on every kind.
+
+    A byte now and then keeps an HTTP timeout from striking.
+    """
+    over = threading.Event()
+
+    class Slow:
+        def get_token(self, *scopes: str) -> None:
+            over.wait(PATIENCE)
+
+    entry: dict[str, Any] = {"CREDENTIAL": Slow()}
+    if endpoint != "credential":
+        host.environ(
+            {"imds": "managed_identity", "token": "service_principal"}.get(
+                endpoint, endpoint
+            )
+        )
+        entry = {"INSTANCE_DISCOVERY": False}
+    host.emulator.faults.fail("dribble")
+    identity = parse_identity("default", {"REQUEST_TIMEOUT": 1.1, **entry})
+    renewal = Renewal(
+        "slow", identity.kind, lambda: make_fetch(identity), policy=identity.policy
+    )
+    before = time.monotonic()
+    with pytest.raises(TokenError, match="REQUEST_TIMEOUT"):
+        renewal.current()
+    assert time.monotonic() - before < PATIENCE / 3
+    renewal.stop()
+    over.set()
+
+
+@pytest.mark.parametrize("endpoint", WAYS)
+def test_no_cache_answers(host: Host, endpoint: str) -> None:
+    """Each request reaches the endpoint: neither tokens nor errors are remembered."""
+    fetch = way(host, endpoint)
+    tokens = {fetch().value for _ in range(3)}
+    assert len(tokens) == 3
+    before = len(host.emulator.requests)
+    for mode in ("500", "429", "invalid_client"):
+        host.emulator.faults.fail(mode, retry_after=3600, endpoint=endpoint)
+        for _ in range(2):
+            failure(fetch)
+    host.emulator.faults.recover()
+    fetch()
+    assert len(host.emulator.requests) - before == 7
+
+
+def test_errors_of_400_are_not_remembered(host: Host, tmp_path: Path) -> None:
+    """msal remembers an answer of status 400 for a minute; here nobody does."""
+    fetch = host.secret(CLIENT_ID="no-such")
+    before = len(host.emulator.requests)
+    for _ in range(3):
+        failure(fetch)
+    assert len(host.emulator.requests) - before == 3
+
+
+def test_secret_in_an_answer(host: Host) -> None:
+    """Should an endpoint repeat a secret, the error does not."""
+    fetch = host.secret(CLIENT_ID="id", CLIENT_SECRET="not found in the directory")
+    error = failure(fetch)
+    assert "not found in the directory" not in str(error)

@@ -1,0 +1,266 @@
+"""The private names of other packages that this one uses: all of them, and why.
+
+A release of theirs may take any of these away. Then the test of that name fails, and
+says what has to be done without it; a use that is not listed fails, too.
+"""
+
+import ast
+import asyncio
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeGuard
+
+import pytest
+import redis
+import redis.asyncio
+from django.core.cache.backends.redis import RedisCache
+from django.http import HttpResponse
+from django.utils.log import log_response
+from redis.asyncio.connection import Connection as AsyncConnection
+from redis.connection import SSLConnection
+from redis.event import RegisterReAuthForPooledConnections, RegisterReAuthForPubSub
+
+from .test_house import PACKAGE, modules
+
+#: The major version of the redis-py that is installed.
+REDIS = int(redis.__version__.partition(".")[0])
+
+
+#: redis-py's listeners that register callbacks for new tokens.
+LISTENERS: list[Any] = [RegisterReAuthForPooledConnections, RegisterReAuthForPubSub]
+
+
+@dataclass(frozen=True)
+class Borrowed:
+    """A private name, who uses it, and what would be the way without it.
+
+    Parameters:
+        owner: where it comes from.
+        users: the modules of this package that use it.
+        missing: the public name that there is not.
+        there: whether it is still there.
+    """
+
+    owner: str
+    users: frozenset[str]
+    missing: str
+    there: Callable[[], bool]
+
+
+def async_pool() -> Any:
+    """Return an asyncio pool of redis-py's, without a connection."""
+    return redis.asyncio.ConnectionPool()
+
+
+def marks_responses() -> bool:
+    """Whether Django marks a response by that name once it has been logged."""
+    response = HttpResponse(status=503)
+    log_response("", response=response, level="debug")
+    return getattr(response, "_has_been_logged", False)
+
+
+BORROWED = {
+    "_wrap_socket_with_ssl": Borrowed(
+        "redis.connection.SSLConnection",
+        frozenset({"connections.tls", "clients.asynchronous", "diagnostics.network"}),
+        "a way to give a connection its SSL context, or to have the one that it makes "
+        "of its options: each would build its own, nine tenths of a TLS connect",
+        lambda: callable(getattr(SSLConnection, "_wrap_socket_with_ssl", None)),
+    ),
+    "_get_free_connections": Borrowed(
+        "redis.ConnectionPool, from redis-py 8 on",
+        frozenset({"connections.pool"}),
+        "a way for a pool of one's own to say how many connections are idle",
+        lambda: REDIS < 8 or hasattr(redis.ConnectionPool, "_get_free_connections"),
+    ),
+    "_get_in_use_connections": Borrowed(
+        "redis.ConnectionPool, from redis-py 8 on",
+        frozenset({"connections.pool"}),
+        "a way for a pool of one's own to say which connections are in use",
+        lambda: REDIS < 8 or hasattr(redis.ConnectionPool, "_get_in_use_connections"),
+    ),
+    "_available_connections": Borrowed(
+        "redis.asyncio.ConnectionPool",
+        frozenset({"credentials.client_callbacks"}),
+        "a way to have idle connections forget that they should reconnect",
+        lambda: hasattr(async_pool(), "_available_connections"),
+    ),
+    "_in_use_connections": Borrowed(
+        "redis.asyncio.ConnectionPool",
+        frozenset({"credentials.client_callbacks"}),
+        "a way to have connections reconnect when they come back, in place of an AUTH "
+        "whose reply the next task would read",
+        lambda: hasattr(async_pool(), "_in_use_connections"),
+    ),
+    "_connect_callbacks": Borrowed(
+        "redis.asyncio.connection.AbstractConnection, and its synchronous namesake",
+        frozenset({"credentials.client_callbacks"}),
+        "a way to ask a connection whether it is subscribed",
+        lambda: all(
+            hasattr(connection, "_connect_callbacks")
+            for connection in (AsyncConnection(), redis.Connection())
+        ),
+    ),
+    "_event": Borrowed(
+        "redis.event's listeners that authenticate anew",
+        frozenset({"credentials.client_callbacks"}),
+        "the pools and connections that a callback for a new token belongs to",
+        lambda: all(hasattr(kind(), "_event") for kind in LISTENERS),
+    ),
+    "_raise": Borrowed(
+        "the beginning of the names of the same listeners' callbacks for errors",
+        frozenset({"credentials.client_callbacks"}),
+        "a way to tell a callback for errors from one for tokens",
+        lambda: all(
+            hasattr(kind, name)
+            for kind in LISTENERS
+            for name in ("_raise_on_error", "_raise_on_error_async")
+        ),
+    ),
+    "_lock": Borrowed(
+        "redis.ConnectionPool",
+        frozenset({"credentials.client_callbacks"}),
+        "a hook after a fork for pools that users hold: the parent's lock stays locked",
+        lambda: hasattr(redis.ConnectionPool(), "_lock"),
+    ),
+    "_cache": Borrowed(
+        "Django's RedisCache",
+        frozenset({"cache.backend", "diagnostics.steps"}),
+        "a way to give a backend its client; RedisCache's own methods use it",
+        lambda: hasattr(RedisCache, "_cache"),
+    ),
+    "_has_been_logged": Borrowed(
+        "Django's responses",
+        frozenset({"diagnostics.views"}),
+        "a way to answer 503 without a record in the log for each",
+        marks_responses,
+    ),
+    "_getframe": Borrowed(
+        "sys",
+        frozenset({"credentials.provider"}),
+        "what tells a provider which connection it is asked for: redis-py does not",
+        lambda: hasattr(sys, "_getframe"),
+    ),
+}
+
+
+def private(name: str) -> bool:
+    """Whether a name begins with one underscore, and is more than that."""
+    return name[:1] == "_" and name[1:2] not in ("_", "") and name.isidentifier()
+
+
+def own_names(tree: ast.AST) -> Iterator[str]:
+    """Yield the names that a module gives itself, and its objects."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+        elif is_own(node) and isinstance(node.ctx, ast.Store):
+            yield node.attr
+
+
+def is_own(node: ast.AST) -> TypeGuard[ast.Attribute]:
+    """Whether it is an attribute of the object or class that the code is part of."""
+    return isinstance(node, ast.Attribute) and ast.unparse(node.value) in (
+        "self",
+        "cls",
+    )
+
+
+def foreign(tree: ast.AST, package: set[str]) -> Iterator[str]:
+    """Yield the private names in a module that are not its own.
+
+    Those are: of ``self``, what no module of the package defines; of other objects,
+    what this module does not define, or what it sets; besides what is overridden by way
+    of ``super()``, imported, or named in a string.
+    """
+    module = set(own_names(tree))
+    for node in ast.walk(tree):
+        names: list[str] = []
+        if isinstance(node, ast.Attribute):
+            known = package if is_own(node) else module
+            beneath = ast.unparse(node.value) == "super()"
+            stored = isinstance(node.ctx, ast.Store) and not is_own(node)
+            if node.attr not in known or stored or beneath:
+                names = [node.attr]
+        elif isinstance(node, ast.ImportFrom):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            names = [node.value]
+        yield from filter(private, names)
+
+
+def overridden(module: str) -> Iterator[str]:
+    """Yield the private names of other packages that a module's classes override."""
+    namespace = vars(importlib.import_module(f"{PACKAGE}.{module}"))
+    for kind in namespace.values():
+        if isinstance(kind, type) and kind.__module__ == f"{PACKAGE}.{module}":
+            for base in kind.__mro__:
+                origin = base.__module__.partition(".")[0]
+                if origin != PACKAGE and origin not in sys.stdlib_module_names:
+                    names = vars(kind).keys() & vars(base).keys()
+                    # Python's own marks of an abstract class and of a protocol.
+                    yield from filter(private, names - {"_abc_impl", "_is_protocol"})
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        ("pool._lock", {"_lock"}),
+        ("self._lock", {"_lock"}),
+        ("self._own", set()),
+        ("self._elsewhere", set()),
+        ("pool._elsewhere", {"_elsewhere"}),
+        ("pool._here = 1", {"_here"}),
+        ("self._here = 1; pool._here", set()),
+        ("def _here(): pass\npool._here()", set()),
+        ("_here = 1; module._here", set()),
+        ("def _here(self): super()._here()", {"_here"}),
+        ("getattr(pool, '_lock')", {"_lock"}),
+        ("from redis import _parsers", {"_parsers"}),
+        ("x.__class__; x._; '_'; 'a'; '_ a'", set()),
+    ],
+)
+def test_uses_are_found(code: str, found: set[str]) -> None:
+    """The test below sees every way of using a name that is somebody else's."""
+    assert set(foreign(ast.parse(code), {"_own", "_elsewhere", "_here"})) == found
+
+
+def test_all_uses_are_listed() -> None:
+    """A new use has to state the public way that is missing; an old one may go."""
+    trees = modules()
+    package = {name for tree in trees.values() for name in own_names(tree)}
+    found = {
+        (name, module)
+        for module, tree in trees.items()
+        for name in foreign(tree, package)
+    }
+    # What it derives from need not be installed, and is named in public only.
+    for module in trees.keys() - {"health_check"}:
+        found |= {(name, module) for name in overridden(module)}
+    listed = {(name, user) for name, entry in BORROWED.items() for user in entry.users}
+    # Older versions of redis-py do not have all of them to override.
+    newer = {
+        ("_get_free_connections", "connections.pool"),
+        ("_get_in_use_connections", "connections.pool"),
+    }
+    assert found | newer == listed
+
+
+@pytest.mark.parametrize("name", BORROWED)
+def test_it_is_still_there(name: str) -> None:
+    """What is borrowed has not been taken away."""
+    entry = BORROWED[name]
+    users = ", ".join(f"{user}.py" for user in sorted(entry.users))
+
+    async def look() -> bool:
+        return entry.there()
+
+    # In a loop, for what is asyncio's.
+    assert asyncio.run(look()), (
+        f"{entry.owner} has no {name} any more. {users} used it for want of "
+        f"{entry.missing}."
+    )

@@ -1,0 +1,239 @@
+"""Importing in one thread while another one forks."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from django_entra_redis import _imports as imports
+
+#: Seconds after which a hang is one.
+PATIENCE = 60.0
+#: What each script begins with: modules that are slow to import, and a child process
+#: whose outcome is told.
+COMMON = """
+import os, signal, sys, threading, warnings
+warnings.filterwarnings("ignore", category=DeprecationWarning)  # fork and threads
+from django_entra_redis import _imports as imports
+
+def import_in_thread(name):
+    thread = threading.Thread(
+        target=imports.import_module, args=(name, "scripts"), daemon=True
+    )
+    thread.start()
+    return thread
+
+def outcome(child):
+    # A child that hangs is killed, and so told from one that ends.
+    signal.signal(signal.SIGALRM, lambda *args: os.kill(child, signal.SIGKILL))
+    signal.alarm(30)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    signal.alarm(0)
+    return status
+"""
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+
+
+def run(directory: Path, script: str, **modules: str) -> str:
+    """Return what a script prints that can import some modules."""
+    for name, source in modules.items():
+        (directory / f"{name}.py").write_text(textwrap.dedent(source))
+    environ = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(directory), *filter(None, sys.path)]),
+    }
+    result = subprocess.run(
+        [sys.executable, "-c", COMMON + textwrap.dedent(script)],
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    return result.stdout
+
+
+def test_modules_are_imported_by_name() -> None:
+    """Relative names too, and what is missing is an ImportError."""
+    assert imports.import_module("._imports", "django_entra_redis") is imports
+    assert imports.import_module("sys", "django_entra_redis") is sys
+    with pytest.raises(ModuleNotFoundError):
+        imports.import_module(".nothing", "django_entra_redis")
+
+
+@needs_fork
+def test_a_fork_waits_for_an_import(tmp_path: Path) -> None:
+    """The child gets the whole module, since the fork happens after it was imported."""
+    output = run(
+        tmp_path,
+        """
+        import events
+        import_in_thread("slow")
+        events.begun.wait()
+        # Runs before the hook of the package does: from here on it may go on.
+        os.register_at_fork(before=events.go_on.set)
+        child = os.fork()
+        if not child:
+            os._exit(0 if getattr(sys.modules["slow"], "whole", False) else 1)
+        print(outcome(child))
+        """,
+        events="import threading; begun, go_on = threading.Event(), threading.Event()",
+        slow="""
+            import events
+            events.begun.set()
+            events.go_on.wait()
+            for _ in range(300_000):
+                pass
+            whole = True
+            """,
+    )
+    assert output == "0\n"
+
+
+@needs_fork
+def test_a_fork_does_not_wait_for_ever(tmp_path: Path) -> None:
+    """After its patience the fork happens; parent and child go on importing."""
+    output = run(
+        tmp_path,
+        """
+        import events
+        imports.PATIENCE = 0.01
+        thread = import_in_thread("slow")
+        events.begun.wait()
+        child = os.fork()
+        if not child:
+            imports.import_module("other", "scripts")
+            os._exit(outcome(os.fork() or os._exit(7)))
+        print(outcome(child))
+        events.go_on.set()
+        thread.join()
+        imports.import_module("other", "scripts")
+        print(outcome(os.fork() or os._exit(8)))
+        """,
+        events="import threading; begun, go_on = threading.Event(), threading.Event()",
+        slow="import events; events.begun.set(); events.go_on.wait()",
+        other="",
+    )
+    assert output == "7\n8\n"
+
+
+@needs_fork
+def test_what_is_imported_may_fork(tmp_path: Path) -> None:
+    """A fork in the importing thread itself waits for nothing."""
+    output = run(
+        tmp_path,
+        """
+        imports.PATIENCE = 1000
+        module = imports.import_module("forking", "scripts")
+        if not module.child:
+            imports.import_module("other", "scripts")
+            os._exit(5)
+        print(outcome(module.child))
+        imports.import_module("other", "scripts")
+        """,
+        forking="import os; child = os.fork()",
+        other="",
+    )
+    assert output == "5\n"
+
+
+def test_an_import_does_not_wait_for_ever(tmp_path: Path) -> None:
+    """Of two threads that wait for each other's import one goes on."""
+    output = run(
+        tmp_path,
+        """
+        import events
+        imports.PATIENCE = 0.01
+
+        def import_too():
+            events.begun.wait()
+            with imports.no_fork():
+                events.go_on.set()
+                import user
+
+        thread = threading.Thread(target=import_too)
+        thread.start()
+        import user
+        thread.join()
+        print(user.whole)
+        """,
+        events="import threading; begun, go_on = threading.Event(), threading.Event()",
+        user="""
+            import events
+            from django_entra_redis import _imports as imports
+            events.begun.set()
+            events.go_on.wait()
+            with imports.no_fork():
+                whole = True
+            """,
+    )
+    assert output == "True\n"
+
+
+@needs_fork
+def test_threads_that_fork_in_the_same_moment(tmp_path: Path) -> None:
+    """Whichever of them got hold of the lock lets go of it."""
+    output = run(
+        tmp_path,
+        """
+        statuses, barrier = [], threading.Barrier(8)
+
+        def fork():
+            barrier.wait()
+            for _ in range(5):
+                statuses.append(outcome_of(os.fork() or os._exit(3)))
+
+        def outcome_of(child):
+            return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+        threads = [threading.Thread(target=fork) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        with imports.no_fork():
+            imports.import_module("other", "scripts")
+        print(statuses == [3] * 40)
+        """,
+        other="",
+    )
+    assert output == "True\n"
+
+
+@needs_fork
+def test_a_signal_handler_that_raises_before_a_fork(tmp_path: Path) -> None:
+    """The hook that it interrupts lets go of nothing that it does not hold."""
+    output = run(
+        tmp_path,
+        """
+        import events
+        imports.PATIENCE = 1000
+        reported = []
+        sys.unraisablehook = lambda args: reported.append(args.exc_type.__name__)
+        print(outcome(os.fork() or os._exit(3)))
+        import_in_thread("slow")
+        events.begun.wait()
+
+        def interrupt(*args):
+            raise KeyboardInterrupt
+
+        def send(main=threading.get_ident(), hook=imports._Fork.before.__code__):
+            while sys._current_frames()[main].f_code is not hook:
+                pass
+            signal.pthread_kill(main, signal.SIGUSR1)
+
+        signal.signal(signal.SIGUSR1, interrupt)
+        threading.Thread(target=send, daemon=True).start()
+        print(outcome(os.fork() or os._exit(4)))
+        events.go_on.set()
+        print(*reported)
+        """,
+        events="import threading; begun, go_on = threading.Event(), threading.Event()",
+        slow="import events; events.begun.set(); events.go_on.wait()",
+    )
+    assert output == "3\n4\nKeyboardInterrupt\n"
