@@ -1,17 +1,18 @@
 """What works, but should not be: the warnings of the system checks."""
 
+import ssl
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import urlsplit
 
 from django.conf import settings
 
 from ._errors import ConfigurationError, Problem
 from .cache.backend import EntraRedisCache, entra_caches
 from .conf.identities import Identity, identity_aliases, load_identity
-from .conf.options import CacheOptions, is_loopback
+from .conf.options import CacheOptions, is_loopback, read_url, transport
 
 #: The port on which Azure's caches speak TLS, by the end of their host names.
 _PORTS: Mapping[str, int] = {
@@ -94,16 +95,15 @@ def secret_cautions() -> list[Problem]:
 def _server_cautions(
     where: str, server: str, options: CacheOptions
 ) -> Iterator[Problem]:
-    url = urlsplit(server)
-    host = (url.hostname or "localhost").lower()
-    given: dict[str, Any] = {
-        **options.connection,
-        **{key: values[0] for key, values in parse_qs(url.query).items()},
-    }
+    scheme, said = read_url(server)
+    # As redis-py has it: what the URL says goes before what OPTIONS say.
+    given = {**options.connection, **said}
+    scheme = transport(scheme, given)
+    host = str(given.get("host") or "localhost").lower()
     location = f"{where}['LOCATION']"
-    if url.scheme == "unix" or is_loopback(host):
+    if scheme == "unix" or is_loopback(host):
         return
-    if url.scheme == "redis" and options.allow_plaintext_token:
+    if scheme == "redis" and options.allow_plaintext_token:
         yield Problem(
             "W001",
             location,
@@ -111,7 +111,7 @@ def _server_cautions(
             "Use rediss://. Whoever reads a token can use it until it expires.",
         )
     expected = next((p for end, p in _PORTS.items() if host.endswith(end)), None)
-    port = url.port or 6379
+    port = urlsplit(server).port or 6379
     if expected not in (None, port) and not any(port in nodes for nodes in _NODE_PORTS):
         yield Problem(
             "W002",
@@ -119,7 +119,7 @@ def _server_cautions(
             f"{host} does not listen for TLS on port {port}.",
             f"It should be port {expected}.",
         )
-    if url.scheme == "rediss" and (switch := _unverified(given)) is not None:
+    if scheme == "rediss" and (switch := _unverified(given)) is not None:
         yield Problem(
             "W003",
             where,
@@ -127,15 +127,27 @@ def _server_cautions(
             "Anybody between here and there can take the token: remove the option. "
             "For a private certificate authority set ssl_ca_certs.",
         )
+    elif scheme == "rediss" and given.get("ssl_check_hostname", True) is None:
+        yield Problem(
+            "W003",
+            where,
+            "it has ssl_check_hostname None, which is taken for True.",
+            "Remove the option: redis-py's own clients take None for False.",
+        )
 
 
 def _unverified(given: Mapping[str, Any]) -> str | None:
-    """Return the option that switches the verification off, if one does."""
-    # redis-py's own spellings, in Python and in a URL.
-    if str(given.get("ssl_cert_reqs", "required")).lower() in ("none", "0", "optional"):
+    """Return the option that switches the verification off, if one does.
+
+    redis-py takes the name of a mode or its number, and whatever Python takes for
+    true; in a URL, texts. What is not known to verify is taken for what does not.
+    """
+    required = given.get("ssl_cert_reqs", "required")
+    if str(required).lower() != "required" and required != ssl.CERT_REQUIRED:
         return "ssl_cert_reqs"
-    off = ("false", "0", "f", "n", "no")
-    if str(given.get("ssl_check_hostname", True)).lower() in off:
+    checked = given.get("ssl_check_hostname")
+    off = ("", "false", "0", "f", "n", "no")
+    if checked is not None and (not checked or str(checked).lower() in off):
         return "ssl_check_hostname"
     return None
 

@@ -1,5 +1,6 @@
 """The system checks' warnings: what works, but should not be."""
 
+import ssl
 import subprocess
 import sys
 import threading
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 from django.core.checks import CheckMessage, Tags, Warning, run_checks
 from django.test import modify_settings, override_settings
+from redis.connection import SSLConnection
 
 from django_entra_redis.checks import check_secrets
 from django_entra_redis.conf import app_installed as installed
@@ -106,6 +108,25 @@ def test_port(host: str, port: str, expected: int) -> None:
         (f"{TLS}?ssl_cert_reqs=none", {}, "ssl_cert_reqs"),
         (TLS, {"ssl_check_hostname": False}, "ssl_check_hostname"),
         (f"{TLS}/0?ssl_check_hostname=no", {}, "ssl_check_hostname"),
+        # redis-py goes by what is true: these are not.
+        (TLS, {"ssl_cert_reqs": False}, "ssl_cert_reqs"),
+        (TLS, {"ssl_cert_reqs": ssl.CERT_NONE}, "ssl_cert_reqs"),
+        (TLS, {"ssl_cert_reqs": ssl.CERT_OPTIONAL}, "ssl_cert_reqs"),
+        (TLS, {"ssl_cert_reqs": ""}, "ssl_cert_reqs"),
+        (TLS, {"ssl_cert_reqs": []}, "ssl_cert_reqs"),
+        (TLS, {"ssl_check_hostname": ""}, "ssl_check_hostname"),
+        (TLS, {"ssl_check_hostname": []}, "ssl_check_hostname"),
+        (TLS, {"ssl_check_hostname": 0}, "ssl_check_hostname"),
+        (TLS, {"ssl_check_hostname": 0.0}, "ssl_check_hostname"),
+        # TLS and the host may be asked for in other ways.
+        (
+            "redis://10.0.0.1:10000",
+            {"connection_class": SSLConnection, "ssl_cert_reqs": "none"},
+            "ssl_cert_reqs",
+        ),
+        ("rediss://?host=10.0.0.1&ssl_cert_reqs=none", {}, "ssl_cert_reqs"),
+        ("rediss://", {"host": "10.0.0.1", "ssl_cert_reqs": "none"}, "ssl_cert_reqs"),
+        ("rediss://%31%30.0.0.1/?ssl_cert_reqs=none", {}, "ssl_cert_reqs"),
     ],
 )
 def test_verification(location: str, options: dict[str, Any], switch: str) -> None:
@@ -113,6 +134,19 @@ def test_verification(location: str, options: dict[str, Any], switch: str) -> No
     (found,) = warned(location, **options)
     text = f"CACHES['default']: the server's certificate is not verified ({switch})."
     assert found == ("W003", text)
+
+
+def test_verification_that_is_left_open() -> None:
+    """None switches nothing off here, but it does in redis-py's own clients."""
+    (found,) = warned(TLS, ssl_check_hostname=None)
+    text = "CACHES['default']: it has ssl_check_hostname None, which is taken for True."
+    assert found == ("W003", text)
+
+
+@pytest.mark.parametrize("value", ["required", ssl.CERT_REQUIRED, 2])
+def test_verification_in_each_spelling(value: Any) -> None:
+    """What redis-py takes for verification is nothing to warn of."""
+    assert warned(TLS, ssl_cert_reqs=value, ssl_check_hostname=1) == []
 
 
 def test_several_servers() -> None:

@@ -2,6 +2,7 @@
 
 import ipaddress
 import re
+import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -117,7 +118,7 @@ def bare_urls(servers: Iterable[Any]) -> list[str]:
     """
     found = []
     for server in servers:
-        scheme, _ = _read_url(server)
+        scheme, _ = read_url(server)
         url = urlsplit(server if scheme else "")
         if not scheme or "@" in url.path + url.query + url.fragment:
             return ["?"]
@@ -176,7 +177,7 @@ def _server_problems(options: CacheOptions, where: str) -> list[Problem]:
     problems = []
     # An empty list names as little as an empty string does.
     for server in options.servers or ("",):
-        scheme, connection = _read_url(server)
+        scheme, connection = read_url(server)
         if scheme not in _SCHEMES:
             problems.append(
                 Problem(
@@ -220,7 +221,7 @@ def _cluster_problems(options: CacheOptions, where: str) -> list[Problem]:
     """Return what a cluster can't do."""
     problems = []
     for server in options.servers:
-        scheme, connection = _read_url(server)
+        scheme, connection = read_url(server)
         if not scheme:
             continue  # It is no URL, and told so.
         if scheme == "unix":
@@ -247,7 +248,7 @@ def _cluster_problems(options: CacheOptions, where: str) -> list[Problem]:
     return problems
 
 
-def _read_url(server: Any) -> tuple[str, dict[str, Any]]:
+def read_url(server: Any) -> tuple[str, dict[str, Any]]:
     """Return a URL's scheme, and what it says of the connection.
 
     redis-py's own parser, which this one follows, would bring in redis-py, for
@@ -277,21 +278,37 @@ def _read_url(server: Any) -> tuple[str, dict[str, Any]]:
 
 def _protected(scheme: str, connection: Mapping[str, Any]) -> bool:
     """Whether nobody on the network can read what the connection carries."""
+    host = str(connection.get("host", "localhost"))
+    return transport(scheme, connection) != "redis" or is_loopback(host)
+
+
+def transport(scheme: str, connection: Mapping[str, Any]) -> str:
+    """Return the scheme that a connection really has.
+
+    A class in ``OPTIONS`` goes before the one that the URL's scheme asks for.
+    """
     kind = connection.get("connection_class")
     if not isinstance(kind, type):
-        unread = scheme in ("rediss", "unix")
-    else:
-        # A class in OPTIONS goes before the one that the URL's scheme asks for.
-        unread = any(
-            parent.__name__ in ("SSLConnection", "UnixDomainSocketConnection")
-            for parent in kind.__mro__
-        )
-    return unread or is_loopback(str(connection.get("host", "localhost")))
+        return scheme
+    names = [parent.__name__ for parent in kind.__mro__]
+    if "SSLConnection" in names:
+        return "rediss"
+    return "unix" if "UnixDomainSocketConnection" in names else "redis"
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host name or address is this very machine."""
+    """Whether a host name or address is this very machine.
+
+    The one name that may be is localhost, and it is only where it resolves to
+    loopback addresses alone: a hosts file or a DNS server may lead it elsewhere.
+    """
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
-        return host.lower() == "localhost"
+        if host.lower() != "localhost":
+            return False
+    try:
+        found = socket.getaddrinfo("localhost", None, type=socket.SOCK_STREAM)
+    except OSError:
+        return False
+    return all(is_loopback(str(address[0])) for *_, address in found)

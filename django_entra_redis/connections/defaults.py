@@ -53,6 +53,15 @@ _TCP_DEFAULTS: Mapping[str, Any] = {
     "socket_keepalive": True,
     "socket_keepalive_options": _tcp_options(),
 }
+# None means something to redis-py in these: no bound, or no introduction. Elsewhere it
+# would switch off, or leave to redis-py's version, what must not be.
+_NONE_COUNTS = (
+    "driver_info",
+    "lib_name",
+    "lib_version",
+    "socket_connect_timeout",
+    "socket_timeout",
+)
 
 
 def with_defaults(server: str, options: CacheOptions) -> CacheOptions:
@@ -61,7 +70,7 @@ def with_defaults(server: str, options: CacheOptions) -> CacheOptions:
     Parameters:
         server: its URL, which says what kind of connection it takes.
     """
-    given, defaults = options.connection, dict(_DEFAULTS)
+    given, defaults = dict(options.connection), dict(_DEFAULTS)
     if given.keys() & {"driver_info", "lib_name", "lib_version"}:
         for key in _driver():
             del defaults[key]
@@ -73,4 +82,7 @@ def with_defaults(server: str, options: CacheOptions) -> CacheOptions:
         # redis-py 5.3 does not compare the certificate's name with the host's.
         asked = {**given, **url}.get("ssl_cert_reqs", "required")
         defaults["ssl_check_hostname"] = asked not in (None, "none", 0)
+    for key in defaults.keys() - set(_NONE_COUNTS):
+        if key in given and given[key] is None:
+            del given[key]
     return replace(options, connection={**defaults, **given})

@@ -1,6 +1,7 @@
 """A cache's LOCATION and OPTIONS: what goes where, and what is refused."""
 
 import math
+import socket
 from typing import Any
 
 import pytest
@@ -216,6 +217,35 @@ def test_connection_class(location: str, kind: Any, safe: bool) -> None:
 def test_loopback(host: str, loopback: bool) -> None:
     """Names other than localhost may be anybody's."""
     assert is_loopback(host) is loopback
+
+
+@pytest.mark.parametrize(
+    ("addresses", "loopback"),
+    [
+        (["127.0.0.1"], True),
+        (["::1", "127.0.0.1"], True),
+        (["203.0.113.5"], False),
+        (["127.0.0.1", "203.0.113.5"], False),
+        ([], False),
+    ],
+)
+def test_localhost_is_where_it_leads(
+    monkeypatch: pytest.MonkeyPatch, addresses: list[str], loopback: bool
+) -> None:
+    """A hosts file may lead it elsewhere, and a token would go there."""
+
+    def resolve(host: str, *args: Any, **kwargs: Any) -> list[Any]:
+        assert host == "localhost"
+        if not addresses:
+            raise socket.gaierror(socket.EAI_NONAME, "unknown")
+        return [(0, 0, 0, "", (address, 0)) for address in addresses]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    assert is_loopback("localhost") is loopback
+    if loopback:
+        assert parse("redis://localhost").servers
+    else:
+        assert fault("redis://localhost").id == "E022"
 
 
 # -- what is wrong
