@@ -4,9 +4,11 @@ from emulator.cluster import Node
 from emulator.control import EmulatorControl
 from emulator.emulator import KINDS, Emulator
 from emulator.journal import Authentication, Stats, TokenRequest
+from emulator.profiles import PROFILES
 
 __all__ = [
     "KINDS",
+    "PROFILES",
     "Authentication",
     "Emulator",
     "EmulatorControl",

@@ -7,6 +7,7 @@ import sys
 import threading
 
 from emulator.emulator import KINDS, Emulator
+from emulator.profiles import PROFILES
 from emulator.server import ServerError
 
 DESCRIPTION = """\
@@ -23,6 +24,10 @@ With --cluster N it is a Redis Cluster of N primaries, from 3 on with a replica 
 as under Azure's OSS cluster policy. The TLS port leads to some node that is alive; the
 nodes tell clients of each other by addresses (127.0.0.2 and a port each) that the
 certificate does not name: verify it against the TLS port's host name, localhost.
+
+With --profile it refuses what that service of Azure refuses, in its words where they
+are known: Azure Managed Redis with the Enterprise, the OSS (a cluster of three
+primaries) or no cluster policy, or Azure Cache for Redis.
 """
 EPILOG = """\
 Another process controls it through emulator.EmulatorControl.from_file() of
@@ -73,6 +78,14 @@ def parser() -> argparse.ArgumentParser:
         help="have the Redis be a Redis Cluster of N primaries, from 3 on with a "
         "replica each (needs Linux and Redis 7.0 or later)",
     )
+    result.add_argument(
+        "--profile", choices=PROFILES, help="the service of Azure to be like"
+    )
+    result.add_argument(
+        "--geo-replication",
+        action="store_true",
+        help="be under active geo-replication, too (profiles amr-enterprise, amr-oss)",
+    )
     for name, what in PORTS.items():
         result.add_argument(
             f"--{name}",
@@ -100,6 +113,8 @@ def introduce(emulator: Emulator) -> None:
     say(f"CA certificate    {emulator.ca_file}")
     say(f"description       {emulator.directory / 'emulator.json'}")
     say(f"server behind     {emulator.backend}")
+    if emulator.profile is not None:
+        say(f"profile           {emulator.profile.name}")
     for node in emulator.nodes():
         of = f" of node {node.replica_of}" if node.replica_of else ""
         say(f"node {node.number:<12} {node.address} {node.role}{of}")
@@ -121,7 +136,7 @@ def main(arguments: list[str] | None = None) -> int:
         with Emulator(**options, on_event=say) as emulator:
             introduce(emulator)
             stopping.wait()
-    except (OSError, ServerError) as error:
+    except (OSError, ServerError, ValueError) as error:
         print(f"cannot start: {error}", file=sys.stderr)
         return 1
     say("stopped")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 # Longer than any command name; a longer one is not looked at.
 _MAX_NAME = 64
 _MAX_HELD = 1024 * 1024
-_HELD = frozenset((b"AUTH", b"HELLO"))
+AUTHENTICATING = frozenset((b"AUTH", b"HELLO"))
 SUBSCRIBING = frozenset((b"SUBSCRIBE", b"PSUBSCRIBE", b"SSUBSCRIBE"))
 UNSUBSCRIBING = frozenset((b"UNSUBSCRIBE", b"PUNSUBSCRIBE", b"SUNSUBSCRIBE", b"RESET"))
 _NOTED = SUBSCRIBING | UNSUBSCRIBING
@@ -30,15 +30,16 @@ class Command:
 
 
 class CommandStream:
-    """Splits a stream into bytes to pass on and AUTH or HELLO commands.
+    """Splits a stream into bytes to pass on and AUTH, HELLO or other `held` commands.
 
     Values are not collected: only a command's name and the lengths that follow are
     looked at, so a large value passes through piece by piece. What is not RESP is
     passed on as it is, for Redis to complain about.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, held: frozenset[bytes] = frozenset()) -> None:
         self.commands = 0
+        self._names = AUTHENTICATING | held
         # The last (un)subscribing command's name, None when there was none.
         self.noted: bytes | None = None
         self._rest = b""
@@ -127,7 +128,7 @@ class CommandStream:
             return None, -1
         name = data[begin : begin + size].upper()
         begin += size + 2
-        if name not in _HELD:
+        if name not in self._names:
             if name in _NOTED:
                 self.noted = name
             self.commands += 1
@@ -155,7 +156,7 @@ class CommandStream:
         if not words:
             return None, line + 1
         self.commands += 1
-        if words[0].upper() in _HELD:
+        if words[0].upper() in self._names:
             return Command(tuple(words)), line + 1
         return None, line + 1
 

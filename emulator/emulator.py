@@ -52,6 +52,7 @@ from emulator.managed_identity import (
     Imds,
     ManagedIdentities,
 )
+from emulator.profiles import Profile, find_profile
 from emulator.server import Server, ServerError
 from emulator.sockets import Listener, reset
 from emulator.web import Answer, HttpConnection, Request, Route
@@ -90,6 +91,8 @@ class Emulator:
     With `cluster` the Redis is a Redis Cluster of so many primaries, from three on with
     a replica each, as under Azure's OSS cluster policy: `redis_url` leads to some node
     that is alive, and the nodes announce addresses that no certificate names.
+    With a `profile`, one of `PROFILES`, it refuses what that service of Azure refuses;
+    `geo_replication` adds what active geo-replication does.
     """
 
     def __init__(
@@ -99,6 +102,8 @@ class Emulator:
         directory: str | Path | None = None,
         redis_server: str | None = None,
         cluster: int = 0,
+        profile: str | None = None,
+        geo_replication: bool = False,
         port: int = 0,
         plaintext_port: int = 0,
         authority_port: int = 0,
@@ -122,7 +127,12 @@ class Emulator:
             "control": control_port,
         }
         self._redis_server = redis_server
-        self._primaries = cluster
+        self.profile: Profile | None = None
+        if profile is not None:
+            self.profile = find_profile(profile, geo_replicated=geo_replication)
+        elif geo_replication:
+            raise ValueError("active geo-replication is for a profile")
+        self._primaries = cluster or (self.profile.primaries if self.profile else 0)
         self._cluster: Cluster | None = None
         self._given_directory = None if directory is None else Path(directory)
         self._clock = Clock()
@@ -314,7 +324,7 @@ class Emulator:
             clock, self._identities, faults, journal, self.app_service_header
         )
         self._control = ControlEndpoint(self)
-        self._gateway = Gateway(clock, self._directory, journal)
+        self._gateway = Gateway(clock, self._directory, journal, self.profile)
 
     # -- the thread
 
@@ -572,6 +582,7 @@ class Emulator:
             "plaintext_url": self.plaintext_url,
             "backend_url": self.backend_url,
             "backend": self.backend,
+            "profile": self.profile and self.profile.name,
             "nodes": [dataclasses.asdict(node) for node in self.nodes()],
             "authority_host": self.authority_host,
             "control_url": self.control_url,

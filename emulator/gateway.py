@@ -4,6 +4,9 @@ A client's bytes go to a connection of its own to the server behind, and the rep
 come back as they are. Only AUTH and HELLO are looked into: a right token is replaced
 by the backend's password of that user, a wrong one by a wrong password, so that even
 the refusal is Redis's own, and in its place among pipelined replies.
+
+With a profile, what that service of Azure refuses goes to the server behind as a
+command that it does not know, and its reply is put into the service's words.
 """
 
 import asyncio
@@ -15,12 +18,15 @@ from typing import Protocol, cast
 
 from emulator.clock import Clock
 from emulator.commands import (
+    AUTHENTICATING,
     SUBSCRIBING,
     Command,
     CommandStream,
 )
 from emulator.directory import Directory, IssuedToken, TokenRefusedError
 from emulator.journal import Authentication, Journal
+from emulator.profiles import Profile
+from emulator.refusals import Refusals
 from emulator.sockets import reset
 
 # A connection counts as in use this long after its last command.
@@ -57,7 +63,9 @@ class Connection:
         self.last_command_at = 0.0
         self.last_reply_at = 0.0
         self._gateway = gateway
-        self._stream = CommandStream()
+        profile = gateway.profile
+        self._stream = CommandStream(profile.looked_at if profile else frozenset())
+        self._refusals = Refusals()
         self._client: asyncio.Transport | None = None
         self._backend: asyncio.Transport | None = None
         self._held_requests: list[bytes] = []
@@ -120,11 +128,13 @@ class Connection:
         before = stream.commands
         self.last_command_at = self._gateway.clock.monotonic()
         for piece in stream.feed(data):
-            if isinstance(piece, Command):
+            if isinstance(piece, Command) and piece.name in AUTHENTICATING:
                 piece = self._authenticate(piece)
             elif self.token is None and not self.server.enforces_authentication:
                 self._refuse()
                 continue
+            elif isinstance(piece, Command):
+                piece = self._judge(piece)
             if piece:
                 self._backend.write(piece)
         if stream.noted is not None:
@@ -138,6 +148,7 @@ class Connection:
         if self._closed:
             return
         self.last_reply_at = self._gateway.clock.monotonic()
+        data = self._refusals.put_into(data)
         if self._gateway.frozen or self._client is None:
             self._held_replies.append(data)
         else:
@@ -181,6 +192,14 @@ class Connection:
     def frozen(self) -> None:
         """Stop reading."""
         self._flow()
+
+    def _judge(self, command: Command) -> bytes:
+        """Return the command to send in place of one that the profile looks at."""
+        profile = self._gateway.profile
+        assert profile is not None
+        # Whoever is not authenticated is told so by the server.
+        refusal = profile.refuses(command) if self.token is not None else None
+        return command.encoded() if refusal is None else self._refusals.ask(refusal)
 
     # -- authentication
 
@@ -356,10 +375,17 @@ class _BackendEnd(asyncio.Protocol):
 class Gateway:
     """All connections, to whichever server; all runs in the emulator's loop."""
 
-    def __init__(self, clock: Clock, directory: Directory, journal: Journal) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        directory: Directory,
+        journal: Journal,
+        profile: Profile | None = None,
+    ) -> None:
         self.clock = clock
         self.directory = directory
         self.journal = journal
+        self.profile = profile
         self.frozen = False
         self.connections: set[Connection] = set()
         self.handshaking: set[Connection] = set()

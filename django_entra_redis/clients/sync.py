@@ -18,6 +18,7 @@ from redis.backoff import ExponentialWithJitterBackoff
 from redis.exceptions import (
     AuthenticationError,
     BusyLoadingError,
+    ClusterCrossSlotError,
     ConnectionError,
     ReadOnlyError,
     RedisError,
@@ -174,8 +175,11 @@ class CacheClient(Client):
 
     def explain(self, error: RedisError) -> RedisError:
         """Return what to raise for an error of the server's."""
-        if redirection(error) is None:
+        found = redirection(error)
+        if found is None:
             return error
+        if isinstance(found, ClusterCrossSlotError):
+            return found  # It alone does not tell of a cluster.
         return WrongBackendError(
             "The server is a node of a cluster (OSS cluster policy), which holds other "
             "keys than this one's: BACKEND should be "

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from .forgiving import ForgivingOperations
-from .operations import END, START, Operation, Operations, Request
-from .packing import pack_all, pack_get
+from .operations import END, START, Operation, Operations, Request, sound
+from .packing import pack_get
 
 
 class Batch(Request):
@@ -63,9 +63,15 @@ class Visit(Request):
 class ClusterOperations(Operations):
     """Operations of a cache on a Redis Cluster; those not here have one key."""
 
-    def each(self, commands: Sequence[bytes], keys: Sequence[str]) -> Request:
+    def each(
+        self,
+        commands: Sequence[bytes],
+        keys: Sequence[str | bytes],
+        *,
+        write: bool = True,
+    ) -> Request:
         """Return the request for commands that have a key each."""
-        return Batch(commands, keys)
+        return Batch(commands, keys, write=write)
 
     def get_many(
         self, keys: Sequence[str], names: Iterable[Any]
@@ -73,18 +79,14 @@ class ClusterOperations(Operations):
         """Return the values of the keys that are there, by the keys' names."""
         if not keys:
             return {}
-        found = yield Batch([pack_get(key) for key in keys], keys, write=False)
+        commands = [pack_get(key) for key in keys]
+        found = yield self.each(commands, keys, write=False)
         loads = self.loads
         return {
             name: loads(data)
-            for name, data in zip(names, _sound(found), strict=True)
+            for name, data in zip(names, sound(found), strict=True)
             if data is not None
         }
-
-    def delete_many(self, keys: Sequence[str]) -> Operation[None]:
-        """Delete several keys."""
-        if keys:
-            _sound((yield Batch([pack_all([("DEL", key)]) for key in keys], keys)))
 
     def flush(self) -> Operation[bool]:
         """Empty every primary."""
@@ -114,21 +116,6 @@ class ClusterOperations(Operations):
                 more.append((address, int(at)))
         return (*more, *rest) or END, found
 
-    def unlink(self, keys: Sequence[bytes]) -> Operation[int]:
-        """Delete keys as they come from :meth:`scan`; return how many there were."""
-        if not keys:
-            return 0
-        commands = [pack_all([("UNLINK", key)]) for key in keys]
-        return sum(_sound((yield Batch(commands, keys))))
-
 
 class ForgivingClusterOperations(ForgivingOperations, ClusterOperations):
     """The same for a cache that answers like an empty one when it is down."""
-
-
-def _sound(replies: Sequence[Any]) -> Sequence[Any]:
-    """Return replies, unless one is an error, which is raised."""
-    for reply in replies:
-        if isinstance(reply, Exception):
-            raise reply
-    return replies

@@ -9,10 +9,10 @@ import logging
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from redis.exceptions import ResponseError
+from redis.exceptions import ClusterCrossSlotError, ResponseError
 
 from ..serializers import Serializer
-from .packing import pack_get, pack_set
+from .packing import pack_all, pack_get, pack_set
 from .servers import Server, refuses_scripts
 
 logger = logging.getLogger(__name__)
@@ -127,7 +127,13 @@ class Operations:
         """Return the values of the keys that are there, by the keys' names."""
         if not keys:
             return {}
-        found = yield Request(("MGET", *keys), write=False)
+        try:
+            found = yield Request(("MGET", *keys), write=False)
+        except ClusterCrossSlotError:
+            # Of a node of a cluster, whose answer to GET tells that it is one; or of a
+            # server that has all the keys, and takes them one by one.
+            commands = [pack_get(key) for key in keys]
+            found = sound((yield self.each(commands, keys, write=False)))
         loads = self.loads
         return {
             name: loads(data)
@@ -196,14 +202,23 @@ class Operations:
             )
         return list(failed)
 
-    def each(self, commands: Sequence[bytes], keys: Sequence[str]) -> Request:
+    def each(
+        self,
+        commands: Sequence[bytes],
+        keys: Sequence[str | bytes],
+        *,
+        write: bool = True,
+    ) -> Request:
         """Return the request for commands that have a key each."""
-        return Request(b"".join(commands), len(commands))
+        return Request(b"".join(commands), len(commands), write=write)
+
+    # A command for each key: under active geo-replication, as on a cluster, DEL and
+    # UNLINK take several only if they are in one slot.
 
     def delete_many(self, keys: Sequence[str]) -> Operation[None]:
         """Delete several keys."""
         if keys:
-            yield Request(("DEL", *keys))
+            sound((yield self.each([pack_all([("DEL", key)]) for key in keys], keys)))
 
     def clear(self) -> Operation[bool]:
         """Empty the whole database."""
@@ -237,7 +252,10 @@ class Operations:
 
     def unlink(self, keys: Sequence[bytes]) -> Operation[int]:
         """Delete keys as they come from :meth:`scan`; return how many there were."""
-        return int((yield Request(("UNLINK", *keys)))) if keys else 0
+        if not keys:
+            return 0
+        commands = [pack_all([("UNLINK", key)]) for key in keys]
+        return sum(sound((yield self.each(commands, keys))))
 
     def delete_matching(self, pattern: str, count: int = BATCH) -> Operation[int]:
         """Delete the keys that match a glob pattern; return how many there were."""
@@ -261,3 +279,11 @@ class Operations:
             empty: the answer while Redis can't be used; an exception is raised.
         """
         return operation
+
+
+def sound(replies: Sequence[Any]) -> Sequence[Any]:
+    """Return replies, unless one is an error, which is raised."""
+    for reply in replies:
+        if isinstance(reply, Exception):
+            raise reply
+    return replies

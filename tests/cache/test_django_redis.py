@@ -191,7 +191,8 @@ def test_keys_are_deleted_by_pattern(database: Database, call: Caller) -> None:
         name: after[name]["calls"] - before.get(name, {"calls": 0})["calls"]
         for name in ("cmdstat_scan", "cmdstat_unlink")
     }
-    assert 10 < sent["cmdstat_unlink"] <= sent["cmdstat_scan"] < 60
+    assert 10 < sent["cmdstat_scan"] < 60
+    assert sent["cmdstat_unlink"] == 2500  # one a key: they may be in several slots
     assert (call.keys(), call.keys(version=2)) == (["other"], ["user:0"])
     assert call.delete_pattern("none*") == 0
     made = database.cache(params={"KEY_PREFIX": "elsewhere"})

@@ -631,6 +631,15 @@ def cluster_behind_something_that_adds_err(site: Site) -> Iterator[None]:
         yield
 
 
+@fault("cluster_policy_oss", "round_trip", says="MGET")
+def cluster_of_one_node(site: Site) -> Iterator[None]:
+    with scripted(
+        INFO=b"-ERR not here\r\n", MGET=b"-CROSSSLOT\r\n", CLUSTER=b"*0\r\n"
+    ) as server:
+        site.use_server(server)
+        yield
+
+
 def slots(last: int, port: int, host: bytes = b"127.0.0.1") -> bytes:
     """Return what a cluster of one node says, whose slots end somewhere."""
     node = b"*3\r\n$%d\r\n%b\r\n:%d\r\n$2\r\nid\r\n" % (len(host), host, port)
@@ -902,6 +911,15 @@ def test_no_scripts(site: Site, redis_server: str) -> None:
     outcome = site.check()
     assert outcome.status == 0
     assert "no scripts (EVAL), so incr() takes" in outcome.details["round_trip"]
+
+
+def test_no_keys_across_slots(site: Site) -> None:
+    """A server that has all keys, and takes one at a time, will do."""
+    with scripted(MGET=b"-CROSSSLOT\r\n", CLUSTER=b"-ERR not allowed\r\n") as server:
+        site.use_server(server)
+        outcome = site.check()
+    assert outcome.status == 0
+    assert "so get_many() sends a GET each" in outcome.details["round_trip"]
 
 
 def test_certificate_not_verified(site: Site) -> None:

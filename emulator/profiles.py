@@ -1,0 +1,146 @@
+"""The services of Azure, by what each refuses that a redis-server does not.
+
+What is not in a public report or in Azure's documentation is as redis-server has it.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from redis.crc import key_slot
+
+from emulator.commands import Command
+
+_Keys = Callable[[Sequence[bytes]], Sequence[bytes]]
+
+
+def _all(arguments: Sequence[bytes]) -> Sequence[bytes]:
+    return arguments
+
+
+def _every_other(arguments: Sequence[bytes]) -> Sequence[bytes]:
+    return arguments[::2]
+
+
+def _first_two(arguments: Sequence[bytes]) -> Sequence[bytes]:
+    return arguments[:2]
+
+
+def _but_last(arguments: Sequence[bytes]) -> Sequence[bytes]:
+    return arguments[:-1]
+
+
+def _counted(arguments: Sequence[bytes]) -> Sequence[bytes]:
+    count = arguments[1] if len(arguments) > 1 else b"0"
+    return arguments[2 : 2 + int(count)] if count.isdigit() else ()
+
+
+#: Where the keys are in the arguments of commands that may have several.
+_KEYS: Mapping[bytes, _Keys] = {
+    **dict.fromkeys(
+        b"DEL UNLINK MGET EXISTS TOUCH WATCH SINTER SUNION SDIFF SINTERSTORE "
+        b"SUNIONSTORE SDIFFSTORE PFCOUNT PFMERGE RENAME RENAMENX".split(),
+        _all,
+    ),
+    **dict.fromkeys(b"MSET MSETNX".split(), _every_other),
+    **dict.fromkeys(b"SMOVE COPY LMOVE BLMOVE RPOPLPUSH".split(), _first_two),
+    **dict.fromkeys(b"BLPOP BRPOP BZPOPMIN BZPOPMAX".split(), _but_last),
+    **dict.fromkeys(b"EVAL EVALSHA FCALL".split(), _counted),
+}
+
+_CROSS_SLOT = b"CROSSSLOT Keys in request don't hash to the same slot"
+# redis/jedis#2317, RedisGrafana/grafana-redis-datasource#81, among others.
+_NOT_ALLOWED = b"ERR command is not allowed"
+_NO_DATABASE = b"ERR DB index is out of range"
+#: What an administrator's tools do, which Azure does itself.
+_ADMINISTRATION = frozenset(
+    b"ACL BGREWRITEAOF BGSAVE DEBUG MIGRATE MODULE PSYNC REPLCONF REPLICAOF SAVE "
+    b"SHUTDOWN SLAVEOF SYNC".split()
+)
+_READS = frozenset(b"EXISTS MGET TOUCH".split())
+_WRITES = frozenset(b"DEL MSET UNLINK".split())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """A service of Azure.
+
+    Parameters:
+        name: what it is called on the command line.
+        blocked: commands that are refused whatever follows them.
+        refusal: the error reply to them; ``%s`` is the command's name.
+        one_database: whether SELECT of another database than 0 is refused.
+        across_slots: the commands whose keys may be in several slots, ``None``: all.
+        primaries: of a cluster that clients see; 0 without one.
+    """
+
+    name: str
+    blocked: frozenset[bytes]
+    refusal: bytes = _NOT_ALLOWED
+    one_database: bool = True
+    across_slots: frozenset[bytes] | None = None
+    primaries: int = 0
+
+    @property
+    def looked_at(self) -> frozenset[bytes]:
+        """The names of the commands that it may refuse."""
+        names = self.blocked | {b"SELECT"}
+        return names if self.across_slots is None else names.union(_KEYS)
+
+    @property
+    def geo_replicated(self) -> "Profile":
+        """The same under active geo-replication."""
+        blocked = self.blocked | {b"FLUSHALL", b"FLUSHDB"}
+        # An OSS cluster takes none across slots anyway.
+        across_slots = None if self.primaries else _READS
+        return replace(self, blocked=blocked, across_slots=across_slots)
+
+    def refuses(self, command: Command) -> bytes | None:
+        """Return the error reply to a command, without its sign; None for its own."""
+        name, arguments = command.name, command.arguments[1:]
+        if name in self.blocked:
+            word = b"%s" in self.refusal
+            return self.refusal % name.lower() if word else self.refusal
+        if name == b"SELECT":
+            other = self.one_database and list(arguments) != [b"0"]
+            return _NO_DATABASE if other else None
+        if self.across_slots is None or name in self.across_slots:
+            return None
+        slots = {key_slot(key) for key in _KEYS[name](arguments)}
+        return _CROSS_SLOT if len(slots) > 1 else None
+
+
+_MANAGED = Profile(name="amr-nocluster", blocked=_ADMINISTRATION | {b"CLUSTER"})
+PROFILES: Mapping[str, Profile] = {
+    profile.name: profile
+    for profile in (
+        replace(_MANAGED, name="amr-enterprise", across_slots=_READS | _WRITES),
+        # Its nodes refuse the rest themselves.
+        replace(_MANAGED, name="amr-oss", blocked=_ADMINISTRATION, primaries=3),
+        _MANAGED,
+        Profile(
+            name="acr",
+            blocked=_ADMINISTRATION | {b"CONFIG"},
+            # patrikx3/redis-ui#26, among others.
+            refusal=b"ERR unknown command '%s'",
+            one_database=False,
+        ),
+    )
+}
+_REPLICATED = ("amr-enterprise", "amr-oss")
+
+
+def find_profile(name: str, *, geo_replicated: bool) -> Profile:
+    """Return the profile of that name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in PROFILES:
+        raise ValueError(f"profile is one of {', '.join(PROFILES)}, not {name!r}")
+    profile = PROFILES[name]
+    if geo_replicated:
+        if name not in _REPLICATED:
+            known = " and ".join(_REPLICATED)
+            raise ValueError(f"active geo-replication is for {known}, not {name!r}")
+        return profile.geo_replicated
+    return profile

@@ -1,0 +1,210 @@
+"""The emulator's profiles: that each refuses what that service of Azure refuses."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import redis
+from redis.crc import key_slot
+
+from emulator import PROFILES, Emulator, __main__
+from emulator.commands import Command
+from emulator.profiles import find_profile
+from emulator.refusals import Refusals
+
+
+@contextmanager
+def client(emulator: Emulator) -> Iterator[redis.Redis]:
+    """Give a client of the application's, in plain text."""
+    with redis.Redis.from_url(
+        emulator.plaintext_url,
+        username=emulator.application.object_id,
+        password=emulator.issue_token(),
+    ) as made:
+        yield made
+        made.connection_pool.disconnect()
+
+
+def refused(client: redis.Redis, *command: Any) -> str | None:
+    """Return what the server says against a command."""
+    try:
+        client.execute_command(*command)
+    except redis.ResponseError as error:
+        return str(error)
+    return None
+
+
+#: Keys of two slots, and of one.
+APART = ("a", "b")
+TOGETHER = ("{a}1", "{a}2")
+
+
+@pytest.mark.parametrize(
+    ("name", "geo_replication", "takes", "refuses"),
+    [
+        (
+            "amr-enterprise",
+            False,
+            [
+                ("DEL", *APART),
+                ("UNLINK", *APART),
+                ("MSET", "a", 1, "b", 2),
+                ("MGET", *APART),
+                ("SUNION", *TOGETHER),
+                ("FLUSHDB",),
+                ("EVAL", "return 1", 0),
+                ("SELECT", 0),
+            ],
+            [
+                ("SUNION", *APART),
+                ("RENAME", *APART),
+                ("MSETNX", "a", 1, "b", 2),
+                ("SMOVE", *APART, "x"),
+                ("BLPOP", *APART, 1),
+                ("EVAL", "return 1", 2, *APART),
+                ("CLUSTER", "SLOTS"),
+                ("SELECT", 1),
+                ("SAVE",),
+            ],
+        ),
+        (
+            "amr-enterprise",
+            True,
+            [("MGET", *APART), ("EXISTS", *APART), ("DEL", *TOGETHER), ("UNLINK", "a")],
+            [
+                ("DEL", *APART),
+                ("UNLINK", *APART),
+                ("MSET", "a", 1, "b", 2),
+                ("FLUSHDB",),
+                ("FLUSHALL",),
+            ],
+        ),
+        (
+            "amr-nocluster",
+            False,
+            [("SUNION", *APART), ("DEL", *APART), ("FLUSHDB",)],
+            [("CLUSTER", "SLOTS"), ("SELECT", 1), ("SELECT", "x"), ("SELECT",)],
+        ),
+        (
+            "acr",
+            False,
+            [("SUNION", *APART), ("SELECT", 1), ("FLUSHDB",)],
+            [("CONFIG", "GET", "maxmemory"), ("DEBUG", "SLEEP", 0)],
+        ),
+    ],
+)
+def test_refusals(
+    redis_server: str,
+    name: str,
+    geo_replication: bool,
+    takes: list[tuple[Any, ...]],
+    refuses: list[tuple[Any, ...]],
+) -> None:
+    """Each takes what it should, and refuses what it should, and goes on."""
+    with (
+        Emulator(
+            redis_server=redis_server, profile=name, geo_replication=geo_replication
+        ) as emulator,
+        client(emulator) as user,
+    ):
+        assert emulator.description()["profile"] == name
+        for command in takes:
+            assert refused(user, *command) is None, command
+        for command in refuses:
+            assert refused(user, *command) is not None, command
+        # In its place among others.
+        pipeline = user.pipeline(transaction=False)
+        for command in (("PING",), refuses[0], ("PING",), refuses[-1], ("ECHO", "x")):
+            pipeline.execute_command(*command)
+        replies = pipeline.execute(raise_on_error=False)
+        kinds = [isinstance(reply, redis.ResponseError) for reply in replies]
+        assert kinds == [False, True, False, True, False]
+        assert replies[-1] == b"x"
+
+
+def test_oss_cluster(cluster_server: str) -> None:
+    """The OSS policy is a cluster, under active geo-replication, too."""
+    with Emulator(
+        redis_server=cluster_server, profile="amr-oss", geo_replication=True
+    ) as emulator:
+        assert len(emulator.nodes()) == 6
+        with client(emulator) as user:
+            for command in (("SELECT", 1), ("DEL", *APART), ("FLUSHDB",), ("SAVE",)):
+                assert refused(user, *command) is not None, command
+            assert refused(user, "CLUSTER", "SLOTS") is None
+
+
+def test_nobody_in_particular(redis_server: str) -> None:
+    """Whoever is not authenticated is told so, and nothing of the profile."""
+    with (
+        Emulator(redis_server=redis_server, profile="acr") as emulator,
+        redis.Redis.from_url(emulator.plaintext_url, protocol=2) as user,
+    ):
+        with pytest.raises(redis.AuthenticationError):
+            user.execute_command("CONFIG", "GET", "x")
+        user.connection_pool.disconnect()
+
+
+def test_what_there_is_not() -> None:
+    """A profile that is none, or none that is replicated, is an error."""
+    with pytest.raises(ValueError, match="profile is one of amr-enterprise"):
+        Emulator(profile="elasticache")
+    with pytest.raises(ValueError, match="is for a profile"):
+        Emulator(geo_replication=True)
+    for name in ("amr-nocluster", "acr"):
+        with pytest.raises(ValueError, match="active geo-replication"):
+            Emulator(profile=name, geo_replication=True)
+
+
+def test_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """The command line has them, and says which it is."""
+    options = __main__.parser().parse_args(["--profile", "acr"])
+    assert options.profile == "acr"
+    assert __main__.main(["--profile", "acr", "--geo-replication"]) == 1
+    assert "cannot start" in capsys.readouterr().err
+    with Emulator(profile="acr") as emulator:
+        __main__.introduce(emulator)
+    assert "profile           acr" in capsys.readouterr().out
+
+
+def test_keys_are_found() -> None:
+    """Whatever it looks at, a command of one slot alone is taken, however formed."""
+    for profile in PROFILES.values():
+        for name in profile.looked_at - profile.blocked - {b"SELECT"}:
+            for arguments in ([], [b"a"], [b"x", b"nine"], [b"{a}1", b"1", b"{a}2"]):
+                command = Command((name, *arguments))
+                refusal = profile.refuses(command)
+                slots = {key_slot(argument) for argument in arguments}
+                assert refusal is None or len(slots) > 1
+
+
+def test_replies_cut_anywhere() -> None:
+    """Errors get their words wherever the server's replies are cut."""
+    for quote in (b"'", b"`"):
+        refusals = Refusals()
+        names = []
+        for error in (b"ONE", b"TWO"):
+            asked = refusals.ask(error)
+            names.append(asked.split(b"\r\n")[2])
+        sent = b"+OK\r\n$22\r\n-ERR unknown command '\r\n"
+        sent += b"-ERR unknown command %b%b%b, with args\r\n" % (quote, names[0], quote)
+        sent += b":1\r\n-ERR unknown command %b%b\r\n+END\r\n" % (quote, names[1])
+        want = b"+OK\r\n$22\r\n-ERR unknown command '\r\n-ONE\r\n:1\r\n-TWO\r\n+END\r\n"
+        for _ in range(200):
+            cuts = sorted(random.choices(range(len(sent)), k=random.randint(0, 9)))
+            again = Refusals()
+            again._pending.extend(refusals._pending)
+            parts = [
+                sent[begin:end]
+                for begin, end in zip([0, *cuts], [*cuts, None], strict=True)
+            ]
+            assert b"".join(map(again.put_into, parts)) == want
+
+
+def test_profile_of_a_name() -> None:
+    """Each has the name that it is found by."""
+    for name, profile in PROFILES.items():
+        assert find_profile(name, geo_replicated=False) is profile
+        assert profile.name == name
