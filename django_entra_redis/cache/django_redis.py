@@ -11,6 +11,13 @@ from typing import TYPE_CHECKING, Any
 from django.utils.functional import cached_property
 
 from .._imports import no_fork
+from ..commands.patterns import (
+    NAME,
+    VERSION,
+    KeyPattern,
+    glob_escape,
+    of_all_versions,
+)
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -27,10 +34,6 @@ _SECOND = timedelta(seconds=1)
 _PER_SECOND = {"EXPIRE": 1, "EXPIREAT": 1, "PEXPIRE": 1000, "PEXPIREAT": 1000}
 #: Keys that a SCAN looks at, unless ``itersize`` says otherwise.
 _ITERSIZE = 1000
-#: What stands for a key's name while it is found out what is put around it.
-_MARK = "\0name\0"
-#: And what stands for a version.
-_ANY_VERSION = "\0version\0"
 
 
 class KeyspaceMethods:
@@ -254,17 +257,15 @@ class KeyspaceMethods:
         before, after = self._around(version, prefix)
         return f"{glob_escape(before)}{search}{glob_escape(after)}"
 
-    def _pattern_of_all(self) -> str:
+    def _pattern_of_all(self) -> KeyPattern:
         """Return the pattern of this cache's keys, of all versions."""
-        own = self._pattern("*", None)
+        own = KeyPattern(self._pattern("*", None))
         try:
-            before, after = self._around(_ANY_VERSION)
+            before, after = self._around(VERSION)
         except Exception:
             return own  # A KEY_FUNCTION that takes a number alone.
-        # With "*" for them a cache with the prefix "a" would clear the one with "a:b".
-        versions = "[0-9]*" if isinstance(self.version, int) else "*"
-        pattern = f"{glob_escape(before)}*{glob_escape(after)}"
-        return pattern.replace(_ANY_VERSION, versions)
+        numbered = isinstance(self.version, int)
+        return of_all_versions(f"{before}{NAME}{after}", numbered=numbered)
 
     def _strip(self, version: int | None) -> Callable[[bytes], str]:
         """Return what takes prefix and version off a key as Redis has it."""
@@ -278,11 +279,11 @@ class KeyspaceMethods:
     def _around(self, version: Any, prefix: str | None = None) -> tuple[str, str]:
         """Return what stands before a key's name in Redis, and after it."""
         if prefix is None:
-            made = self.make_key(_MARK, version=version)
+            made = self.make_key(NAME, version=version)
         else:
             shown = self.version if version is None else version
-            made = self.key_func(_MARK, prefix, shown)
-        before, mark, after = str(made).partition(_MARK)
+            made = self.key_func(NAME, prefix, shown)
+        before, mark, after = str(made).partition(NAME)
         if not mark:
             raise ValueError(
                 "This cache's KEY_FUNCTION hides the names of the keys, so that they "
@@ -341,11 +342,6 @@ class KeyspaceMethods:
             blocking=blocking,
             blocking_timeout=blocking_timeout,
         )
-
-
-def glob_escape(text: str) -> str:
-    """Return text for a Redis glob pattern that matches just it."""
-    return "".join(f"\\{char}" if char in "*?[]\\^-" else char for char in text)
 
 
 def _amount(until: int | timedelta | datetime, per_second: int) -> int:

@@ -11,6 +11,7 @@ from redis.exceptions import (
 )
 
 from .operations import Operation, Operations
+from .patterns import KeyPattern
 
 T = TypeVar("T")
 
@@ -78,7 +79,7 @@ class ForgivingOperations(Operations):
         """Return ``False`` while Redis can't be used."""
         return self.forgive(super().clear(), False)
 
-    def clear_matching(self, pattern: str) -> Operation[bool]:
+    def clear_matching(self, pattern: KeyPattern) -> Operation[bool]:
         """Return ``False`` while Redis can't be used."""
         return self.forgive(super().clear_matching(pattern), False)
 

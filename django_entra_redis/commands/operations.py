@@ -6,6 +6,7 @@ are two drivers of the same operations.
 """
 
 import logging
+import re
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -13,6 +14,7 @@ from redis.exceptions import ClusterCrossSlotError, ResponseError
 
 from ..serializers import Serializer
 from .packing import pack_all, pack_get, pack_set
+from .patterns import KeyPattern
 from .servers import Server, refuses_scripts
 
 logger = logging.getLogger(__name__)
@@ -257,18 +259,30 @@ class Operations:
         commands = [pack_all([("UNLINK", key)]) for key in keys]
         return sum(sound((yield self.each(commands, keys))))
 
-    def delete_matching(self, pattern: str, count: int = BATCH) -> Operation[int]:
-        """Delete the keys that match a glob pattern; return how many there were."""
+    def delete_matching(
+        self,
+        pattern: str,
+        count: int = BATCH,
+        regex: re.Pattern[bytes] | None = None,
+    ) -> Operation[int]:
+        """Delete the keys that match a glob pattern; return how many there were.
+
+        Parameters:
+            count: keys to look at in one go.
+            regex: what a key is to match as a whole, too.
+        """
         cursor, deleted = START, 0
         while True:
             cursor, keys = yield from self.scan(cursor, pattern, count)
+            if regex is not None:
+                keys = [key for key in keys if regex.fullmatch(key)]
             deleted += yield from self.unlink(keys)
             if cursor == END:
                 return deleted
 
-    def clear_matching(self, pattern: str) -> Operation[bool]:
-        """Delete the keys that match a glob pattern."""
-        yield from self.delete_matching(pattern)
+    def clear_matching(self, pattern: KeyPattern) -> Operation[bool]:
+        """Delete the keys that match a pattern."""
+        yield from self.delete_matching(pattern.glob, regex=pattern.regex)
         return True
 
     def forgive(self, operation: Operation[T], empty: Any) -> Operation[T]:

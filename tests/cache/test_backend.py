@@ -433,6 +433,31 @@ def test_clear_by_scan_of_a_longer_prefix(database: Database) -> None:
     assert named.get("key") is None
 
 
+@pytest.mark.parametrize("prefix", ["a:2fa", "a:1b", "a:-", "a:1.5", "a:", "a:\u0661"])
+def test_clear_by_scan_of_what_begins_like_a_version(
+    database: Database, prefix: str
+) -> None:
+    """Of a version there are digits alone, which no glob pattern can say."""
+    cache = database.cache(clear_by_scan=True, params={"KEY_PREFIX": "a"})
+    other = database.cache(params={"KEY_PREFIX": prefix})
+    other.set("key", "value")
+    cache.set("key", "value", version=-3)
+    database.admin.set("a:40:key\nof two lines", 1)
+    assert cache.clear()
+    assert other.get("key") == "value"
+    assert database.admin.dbsize() == 1
+
+
+def test_clear_by_scan_of_a_version_that_comes_twice(database: Database) -> None:
+    """What a KEY_FUNCTION repeats is the same version in both places."""
+    params = {"KEY_FUNCTION": lambda key, prefix, version: f"{version}:{key}:{version}"}
+    cache = database.cache(clear_by_scan=True, params=params)
+    cache.set("key", "value", version=12)
+    database.admin.set("12:key:13", 1)
+    assert cache.clear()
+    assert database.admin.keys("*") == [b"12:key:13"]
+
+
 def test_clear_by_scan(database: Database) -> None:
     """Only keys with the cache's own prefix go, in all versions; many of them."""
     params = {"KEY_PREFIX": "a*b[c]?\\^d-e"}
