@@ -8,6 +8,7 @@ though, so that the safe serializers read those of plain data alone.
 import io
 import json
 import pickle
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -26,6 +27,9 @@ from ._errors import (
 from .compressors import Compressor, decompress
 
 Unpickle = Callable[[bytes], Any]
+
+#: A number as it is sent to Redis, and as Redis counts: what ``repr`` makes of it.
+_NUMBER = re.compile(rb"-?(\d+(\.\d+)?(e[-+]?\d+)?|inf)|nan")
 
 
 class Serializer(Protocol):
@@ -112,9 +116,13 @@ class MsgPackSerializer:
 class CompressingSerializer:
     """Compresses what a serializer gives, and reads what was never compressed, too.
 
+    Numbers, as such or as text, stay as they are, so that Redis can count with them.
+    They are recognised before anything is decompressed: a compressor may take any
+    bytes for its own.
+
     Parameters:
-        serializer: turns values into bytes, or into numbers, which stay as they are.
-        compressor: makes less of them.
+        serializer: turns values into bytes, or into numbers.
+        compressor: makes less of the bytes.
     """
 
     def __init__(self, serializer: Serializer, compressor: Compressor) -> None:
@@ -122,19 +130,32 @@ class CompressingSerializer:
         self.compressor = compressor
 
     def dumps(self, obj: Any) -> Any:
-        """Return compressed bytes, or a number that Redis can count with."""
-        data = self.serializer.dumps(obj)
-        if isinstance(data, str):
-            data = data.encode()  # As it would be sent: the json module gives text.
-        return self.compressor.compress(data) if isinstance(data, bytes) else data
+        """Return compressed bytes, or a number that Redis can count with.
+
+        Raises:
+            ValueError: the compressor makes what reads as a number of what is none.
+        """
+        data = _as_sent(self.serializer.dumps(obj))
+        if not isinstance(data, bytes) or _NUMBER.fullmatch(data):
+            return data
+        compressed = _as_sent(self.compressor.compress(data))
+        if _NUMBER.fullmatch(compressed):
+            raise ValueError(
+                f"OPTIONS['compressor'] ({type(self.compressor).__name__}) made a "
+                "number's digits of what is no number, which would be read as that "
+                "number: it should begin its data with bytes that no number has."
+            )
+        return compressed
 
     def loads(self, data: bytes) -> Any:
         """Return what :meth:`dumps` was given, also where nothing compressed it."""
+        if _NUMBER.fullmatch(data):
+            return self.serializer.loads(data)
         try:
             data = self.compressor.decompress(data)
         except Exception:
-            # Written before there was a compressor, or a number: no common error
-            # tells that of all compressors, so the serializer has the last word.
+            # Written before there was a compressor: no common error tells that of all
+            # compressors, so the serializer has the last word.
             return self.serializer.loads(data)
         return self.serializer.loads(data)
 
@@ -200,6 +221,13 @@ def _make(key: str, value: Any, where: str) -> Any:
     methods = " and ".join(needed)
     hint = f"It should be a class or an object with {methods}, or its dotted path."
     raise option_error(key, message, hint, where)
+
+
+def _as_sent(data: Any) -> Any:
+    """Return text and the like as the bytes that are sent; anything else as it is."""
+    if isinstance(data, str):
+        return data.encode()  # The json module gives text.
+    return bytes(data) if isinstance(data, bytearray | memoryview) else data
 
 
 def _has(value: Any, methods: tuple[str, ...]) -> bool:

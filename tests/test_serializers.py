@@ -156,6 +156,96 @@ def test_long_values_take_less() -> None:
     assert serializer.dumps("short") == plain.dumps("short")
 
 
+class ReversingCompressor:
+    """Somebody's own compressor, which takes any bytes for its own."""
+
+    def compress(self, data: bytes) -> bytes:
+        """Return the bytes in reverse order."""
+        return data[::-1]
+
+    def decompress(self, data: bytes) -> bytes:
+        """Return the bytes in reverse order."""
+        return data[::-1]
+
+
+class FlippingCompressor(ReversingCompressor):
+    """The same with every byte changed, which makes digits of what were none."""
+
+    def compress(self, data: bytes) -> bytes:
+        """Return other bytes."""
+        return bytes(byte ^ 0x55 for byte in data)
+
+    decompress = compress
+
+
+class FloatSerializer(JsonSerializer):
+    """Somebody's own serializer, which leaves numbers to redis-py."""
+
+    def dumps(self, obj: Any) -> Any:
+        """Return JSON, or a number."""
+        return obj if isinstance(obj, float) else super().dumps(obj)
+
+
+@pytest.mark.parametrize("compressor", [ReversingCompressor, FlippingCompressor])
+@pytest.mark.parametrize(
+    "serializer",
+    [
+        None,
+        JSONSerializer,
+        "django_entra_redis.serializers.MsgPackSerializer",
+        JsonSerializer,
+        FloatSerializer,
+        json,
+    ],
+)
+@pytest.mark.parametrize(
+    "value",
+    [0, 3, 12, -40, 10**30, 1.5, 120.0, -1e300, 1e-7, "12", "text", [12, "x"], None],
+)
+def test_numbers_are_not_decompressed(
+    compressor: Any, serializer: Any, value: Any
+) -> None:
+    """Nothing compresses them, and so nothing may decompress them."""
+    if isinstance(serializer, str) and not installed("msgpack"):
+        pytest.skip("msgpack is not installed")  # pragma: no cover
+    made = make_serializer(serializer, compressor)
+    assert made.loads(stored(made.dumps(value))) == value
+
+
+@fuzz
+@given(st.integers() | st.floats(allow_nan=False, allow_infinity=False))
+def test_any_number_with_a_compressor(value: float) -> None:
+    """It comes back as it was, whatever the compressor makes of its digits."""
+    for compressor in (ReversingCompressor(), FlippingCompressor(), ZlibCompressor(0)):
+        for serializer in (None, JSONSerializer(), JsonSerializer(), FloatSerializer()):
+            made = make_serializer(serializer, compressor)
+            assert made.loads(stored(made.dumps(value))) == value
+
+
+@pytest.mark.parametrize("kind", [bytearray, memoryview])
+def test_other_kinds_of_bytes(kind: Any) -> None:
+    """What is written as bytes is compressed as bytes, and so comes back."""
+
+    class Packing(JsonSerializer):
+        def dumps(self, obj: Any) -> Any:
+            return kind(super().dumps(obj))
+
+    made = make_serializer(Packing, ReversingCompressor)
+    assert made.loads(made.dumps({"a": 1})) == {"a": 1}
+
+
+def test_what_a_compressor_makes_a_number_of() -> None:
+    """It is refused when it is written: read back it would be another value."""
+
+    class Counting(FlippingCompressor):
+        def compress(self, data: bytes) -> bytes:
+            return b"%d" % len(data)
+
+    made = make_serializer(compressor=Counting)
+    with pytest.raises(ValueError, match=r"OPTIONS\['compressor'\]"):
+        made.dumps("text")
+
+
 @pytest.mark.parametrize("compressor", [ZlibCompressor(), StrictCompressor()])
 @pytest.mark.parametrize("value", [LONG, "short", 80, 8012345])
 def test_what_was_there_before_the_compressor(compressor: Any, value: Any) -> None:

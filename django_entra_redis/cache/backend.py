@@ -154,8 +154,10 @@ class EntraRedisCache(KeyspaceMethods, RedisCache):
         """Do as :meth:`make_and_validate_key` does for many keys at once."""
         if self.key_func is not default_key_func or self._makes_keys:
             return [self.make_and_validate_key(key, version=version) for key in keys]
-        prefix = f"{self.key_prefix}:{self.version if version is None else version}:"
-        made = [f"{prefix}{key}" for key in keys]
+        # Made of text, as the key function does it: an object's format may be another.
+        shown = self.version if version is None else version
+        prefix = default_key_func("", self.key_prefix, shown)
+        made = [f"{prefix}{key!s}" for key in keys]
         text = "".join(made)
         if (
             " " in text
@@ -166,6 +168,17 @@ class EntraRedisCache(KeyspaceMethods, RedisCache):
             for key in made:
                 self.validate_key(key)
         return made
+
+    def _named(
+        self, keys: Iterable[Any], version: int | None
+    ) -> tuple[list[str], list[Any]]:
+        """Return keys as Redis has them, with the name of each, the last if several
+        names make one key."""
+        names = list(keys)
+        named = dict(
+            zip(self._make_and_validate_keys(names, version), names, strict=True)
+        )
+        return list(named), list(named.values())
 
     def _seconds(self, timeout: Any) -> Any:
         # The stubs know timeouts as BaseCache's; RedisCache makes them whole seconds.
@@ -246,8 +259,7 @@ class EntraRedisCache(KeyspaceMethods, RedisCache):
         self, keys: Iterable[str], version: int | None = None
     ) -> dict[str, Any]:
         """Return the values of the keys that are there."""
-        names = list(keys)
-        made = self._make_and_validate_keys(names, version)
+        made, names = self._named(keys, version)
         return self._cache.run(self._operations.get_many(made, names))
 
     def set_many(
@@ -353,8 +365,7 @@ class EntraRedisCache(KeyspaceMethods, RedisCache):
         self, keys: Iterable[str], version: int | None = None
     ) -> dict[str, Any]:
         """See :meth:`get_many`."""
-        names = list(keys)
-        made = self._make_and_validate_keys(names, version)
+        made, names = self._named(keys, version)
         try:
             return await self._async_cache.run(self._operations.get_many(made, names))
         except SynchronousOnlyOperation:

@@ -23,7 +23,6 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from .._fork import at_fork
 from ..commands.drivers import adrive
 from ..commands.operations import Operation, Request
-from ..commands.packing import pack_all
 from ..connections.multiplexed import Channel, Target
 from ..connections.tls import SharedTls
 from ..credentials.provider import EntraCredentialProvider
@@ -38,11 +37,7 @@ FIRST = 8
 
 #: Options of redis-py's that a channel has no equal of: then a thread does it all.
 _SYNC_ONLY = (
-    "command_packer",
     "connection_class",
-    "decode_responses",
-    "encoding",
-    "encoding_errors",
     "health_check_interval",
     "redis_connect_func",
     "retry",
@@ -95,9 +90,7 @@ class AsyncCacheClient:
 
     async def call(self, channels: "LoopChannels", pool: Any, request: Request) -> Any:
         """Carry out a request once, on the channel that stands in for a pool."""
-        command = request.command
-        packed = command if isinstance(command, bytes) else pack_all([command])
-        reply = await channels.to(pool).call(packed, request.count)
+        reply = await channels.to(pool).call(request.packed, request.count)
         if request.count and (failure := concerns_all(reply)):
             raise failure
         return reply

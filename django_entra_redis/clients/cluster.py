@@ -302,9 +302,7 @@ def _stop(at: Stop) -> Any:
 def _asking(request: Request) -> Request:
     """Return a request for one command as a node takes it that is about to get the
     slot: what ASKING says is true of the next command alone."""
-    command = request.command
-    packed = command if isinstance(command, bytes) else pack_all([command])
-    return Request(_ASKING + packed, 2, once=request.once)
+    return Request(_ASKING + request.packed, 2, once=request.once)
 
 
 def _answer_of(replies: Sequence[Any]) -> Any:

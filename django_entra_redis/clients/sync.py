@@ -193,20 +193,19 @@ def _ignore(error: Exception) -> None:
 
 def carry_out(pool: Any, request: Request) -> Any:
     """Carry out a request once; return the reply, or the replies."""
+    packed = request.packed
     connection = pool.get_connection()
     clean = False
     try:
-        command = request.command
-        if isinstance(command, bytes):
-            connection.send_packed_command([command])
-        else:
-            connection.send_packed_command(connection.pack_command(*command))
+        # Packed here, not by redis-py: its packers differ with and without hiredis,
+        # which ends the process where an integer is too long for Python.
+        connection.send_packed_command([packed])
         if request.count:
             reply: Any = read_many(connection, request.count)
             if failure := concerns_all(reply):
                 raise failure
         else:
-            reply = connection.read_response()
+            reply = connection.read_response(disable_decoding=True)
         clean = True
         return reply
     except ResponseError as error:
@@ -235,7 +234,7 @@ def read_many(connection: Any, count: int) -> list[Any]:
     replies: list[Any] = []
     for _ in range(count):
         try:
-            replies.append(connection.read_response())
+            replies.append(connection.read_response(disable_decoding=True))
         except ResponseError as error:
             replies.append(error)
     return replies

@@ -41,6 +41,16 @@ class Request:
         """The command's name; of several, packed already, what they are."""
         return "commands" if isinstance(self.command, bytes) else str(self.command[0])
 
+    @property
+    def packed(self) -> bytes:
+        """The commands as they are sent.
+
+        Raises:
+            TypeError, ValueError: an argument can't be sent.
+        """
+        command = self.command
+        return command if isinstance(command, bytes) else pack_all([command])
+
     def __init__(
         self,
         command: tuple[Any, ...] | bytes,

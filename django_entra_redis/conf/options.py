@@ -1,5 +1,6 @@
 """A cache's ``LOCATION`` and ``OPTIONS``, checked."""
 
+import codecs
 import ipaddress
 import re
 import socket
@@ -49,9 +50,39 @@ def _is_wait(value: Any) -> bool:
     return number and 0 <= value <= _DAY
 
 
+def _is_utf8(value: Any) -> bool:
+    try:
+        return codecs.lookup(value).name == "utf-8"
+    except (LookupError, TypeError, ValueError):
+        return False
+
+
+#: Of an option: whether its value can be used, and what it should be.
+Rules = Mapping[str, tuple[Callable[[Any], bool], str]]
+
 _FLAG = (_is_flag, "True or False")
-#: Of some options: whether a value can be used, and what it should be.
-_VALUES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+#: Options of redis-py's that leave no choice, in OPTIONS or in a URL: redis-py itself
+#: does as they say only where hiredis is not installed, or not at all.
+_FIXED: Rules = {
+    "encoding": (
+        _is_utf8,
+        "left out: keys are written in UTF-8, which is 'utf-8'",
+    ),
+    "encoding_errors": (
+        lambda value: value == "strict",
+        "left out: a key that UTF-8 has no bytes for is an error, which is 'strict'",
+    ),
+    "command_packer": (
+        lambda value: value is None,
+        "left out: the cache packs its commands itself",
+    ),
+    "cache_config": (
+        lambda value: value is None,
+        "left out: redis-py's client-side cache would serve nothing here; the "
+        "cache's own is OPTIONS['client_side_cache']",
+    ),
+}
+_VALUES: Rules = {
     "allow_plaintext_token": _FLAG,
     "ignore_exceptions": _FLAG,
     "clear_by_scan": _FLAG,
@@ -64,6 +95,7 @@ _VALUES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: isinstance(value, type | None),
         "a class, such as redis.connection.SSLConnection",
     ),
+    **_FIXED,
 }
 
 
@@ -167,10 +199,19 @@ def _option_problems(options: Mapping[str, Any], at: str) -> Iterator[Problem]:
         if key in options:
             message = "it is an option of django-redis."
             yield Problem("E025", f"{at}[{key!r}]", message, hint)
-    for key, (fits, hint) in _VALUES.items():
-        if key in options and not fits(options[key]):
+    yield from _value_problems(_VALUES, options, lambda key: f"{at}[{key!r}]")
+
+
+def _value_problems(
+    rules: Rules,
+    given: Mapping[str, Any],
+    at: Callable[[str], str],
+) -> Iterator[Problem]:
+    """Yield what is wrong with the values of options; ``at`` says where one stands."""
+    for key, (fits, hint) in rules.items():
+        if key in given and not fits(given[key]):
             message = "its value can't be used."
-            yield Problem("E023", f"{at}[{key!r}]", message, f"It should be {hint}.")
+            yield Problem("E023", at(key), message, f"It should be {hint}.")
 
 
 def _server_problems(options: CacheOptions, where: str) -> list[Problem]:
@@ -189,6 +230,9 @@ def _server_problems(options: CacheOptions, where: str) -> list[Problem]:
                 )
             )
             continue
+        problems += _value_problems(
+            _FIXED, connection, lambda key: f"{where}['LOCATION'] ({key})"
+        )
         if options.identity is None:
             continue
         # As redis-py has it: what the URL says goes before what OPTIONS say.

@@ -1,8 +1,10 @@
 """The cache backend: every operation, as Django has it, on a real server."""
 
+import asyncio
+import enum
 import pickle
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,8 +15,10 @@ from django.core.cache.backends.base import InvalidCacheKey
 from django.core.cache.backends.redis import RedisCache
 from django.core.exceptions import ImproperlyConfigured
 from django.test import override_settings
+from django.utils.translation import gettext_lazy
 
 from django_entra_redis.cache.backend import EntraRedisCache, entra_caches
+from django_entra_redis.clients import asynchronous
 from django_entra_redis.connections import registry
 from django_entra_redis.exceptions import ConfigurationError
 from emulator import Emulator
@@ -126,6 +130,115 @@ def test_keys_are_django_s(database: Database, params: dict[str, Any]) -> None:
         written.append(stored(database))
     builtin._cache.get_client("key", write=True).connection_pool.disconnect()
     assert written[0] == written[1]
+
+
+class Named:
+    """A key that is no text, and whose formatting is another than its text."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __str__(self) -> str:
+        return self.name
+
+    def __format__(self, spec: str) -> str:
+        return "formatted"
+
+
+class Release(str, enum.Enum):  # noqa: UP042 - StrEnum's text is always its value
+    """Versions whose text depends on the way in which it is made."""
+
+    NEXT = "next"
+
+
+@pytest.mark.parametrize(
+    "key", [Named("a"), 5, 1.5, None, b"a", ("a",), Release.NEXT, gettext_lazy("a")]
+)
+@pytest.mark.parametrize("version", [None, Named("b"), Release.NEXT])
+def test_one_way_to_make_keys(
+    database: Database,
+    cache: EntraRedisCache,
+    builtin: RedisCache,
+    key: Any,
+    version: Any,
+) -> None:
+    """Many keys at once are those of the single ones, and Django's, of any object."""
+    for writer in (cache, builtin):
+        for reader in (cache, builtin):
+            writer.set(key, "value", version=version)
+            assert reader.get_many([key], version=version) == {key: "value"}
+            reader.delete_many([key], version=version)
+            writer.set_many({key: "other"}, version=version)
+            assert reader.get(key, version=version) == "other"
+            reader.delete(key, version=version)
+            assert database.admin.dbsize() == 0
+
+
+def test_names_of_one_key(cache: EntraRedisCache, builtin: RedisCache) -> None:
+    """Of several names of one key the last is answered, as Django does it."""
+    cache.set("1", "value")
+    for one in (cache, builtin):
+        assert one.get_many([1, "1"]) == {"1": "value"}
+        assert one.get_many(["1", 1]) == {1: "value"}
+
+
+# -- options of redis-py's that decide on bytes
+
+
+@pytest.mark.parametrize("serializer", [None, "JSONSerializer", "MsgPackSerializer"])
+@pytest.mark.parametrize("in_url", [False, True])
+def test_decode_responses(
+    database: Database,
+    monkeypatch: pytest.MonkeyPatch,
+    serializer: str | None,
+    in_url: bool,
+) -> None:
+    """It counts for clients of one's own; the cache reads its bytes all the same."""
+    # The loop has its own connection from the first operation on.
+    monkeypatch.setattr(asynchronous, "FIRST", 0)
+    if serializer == "MsgPackSerializer":
+        pytest.importorskip("msgpack")
+    options: dict[str, Any] = {} if in_url else {"decode_responses": True}
+    if serializer:
+        options["serializer"] = f"django_entra_redis.serializers.{serializer}"
+    url = database.url + ("?decode_responses=true" if in_url else "")
+    cache = make_cache(url, identity=None, **options)
+    for number in (5, 10**30, -7):
+        cache.set("number", number)
+        assert cache.get("number") == number
+    for value in ("text", {"a": [1, None]}, 1.5):
+        cache.set("key", value)
+        assert cache.get("key") == value
+        assert cache.get_many(["key", "number"]) == {"key": value, "number": -7}
+    assert cache.incr("number") == -6
+    assert set(cache.keys()) == {"key", "number"}
+    assert set(cache.iter_keys("k*")) == {"key"}
+    assert cache.delete_pattern("k*") == 1
+    assert asyncio.run(cache.akeys("n*")) == ["number"]
+    assert cache.get_client().get(cache.make_key("number")) == "-6"
+    assert cache.ttl("number") == 300
+
+
+@pytest.mark.parametrize("count", [5000, 20_000])
+def test_integer_that_is_too_long(cache: EntraRedisCache, count: int) -> None:
+    """It is the error that Python makes of it, in each operation."""
+    number = int("9" * count, 16)
+    cache.set("key", 1)
+    calls: list[Callable[[], object]] = [
+        lambda: cache.set("key", number),
+        lambda: cache.set_many({"key": number}),
+        lambda: cache.add("other", number),
+        lambda: cache.get_or_set("other", number),
+        lambda: cache.set("key", number, xx=True),
+        lambda: cache.set("other", number, nx=True),
+        lambda: cache.incr("key", number),
+        lambda: cache.decr("key", number),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match="integer string conversion"):
+            call()
+    assert cache.get("key") == 1
+    assert not cache.has_key("other")
 
 
 # -- the operations

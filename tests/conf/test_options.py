@@ -324,6 +324,14 @@ def test_credentials_of_absent_variables(nothing: Any) -> None:
         ("pool_timeout", math.nan),
         ("pool_timeout", math.inf),
         ("connection_class", "redis.SSLConnection"),
+        ("encoding", "latin-1"),
+        ("encoding", "utf-8-sig"),
+        ("encoding", "klingon"),
+        ("encoding", "null\0"),
+        ("encoding", None),
+        ("encoding_errors", "surrogateescape"),
+        ("command_packer", object()),
+        ("cache_config", object()),
     ],
 )
 def test_value_that_cannot_be_used(key: str, value: object) -> None:
@@ -332,6 +340,37 @@ def test_value_that_cannot_be_used(key: str, value: object) -> None:
     assert problem.id == "E023"
     assert problem.where == f"CACHES['x']['OPTIONS']['{key}']"
     assert problem.hint.startswith("It should be ")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "UTF8", "utf_8"])
+def test_values_that_change_nothing(encoding: str) -> None:
+    """What says in other words what holds anyway goes on to redis-py."""
+    given = {
+        "encoding": encoding,
+        "encoding_errors": "strict",
+        "command_packer": None,
+        "cache_config": None,
+    }
+    assert parse(TLS, **given).connection == given
+    url = f"{TLS}?encoding={encoding}&encoding_errors=strict"
+    assert parse(url).servers == (url,)
+
+
+@pytest.mark.parametrize(
+    "query", ["encoding=latin-1", "encoding_errors=replace", "command_packer=x"]
+)
+def test_value_in_the_url_that_cannot_be_used(query: str) -> None:
+    """It is the same there, with an identity or without."""
+    for identity in ("default", None):
+        problem = fault(f"{TLS}?{query}", identity=identity)
+        key = query.partition("=")[0]
+        assert problem.id == "E023"
+        assert problem.where == f"CACHES['x']['LOCATION'] ({key})"
+
+
+def test_own_client_side_cache_is_named() -> None:
+    """Whoever looks for redis-py's finds this package's."""
+    assert "OPTIONS['client_side_cache']" in fault(TLS, cache_config=object()).hint
 
 
 def test_all_options_that_are_wrong() -> None:
