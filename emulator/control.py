@@ -31,6 +31,7 @@ class Controllable(Protocol):
     token_lifetime: float
     repeat_tokens: bool
     system_assigned_enabled: bool
+    refusal: str | None
 
     @property
     def faults(self) -> Faults: ...
@@ -127,6 +128,7 @@ class ControlEndpoint:
         token_lifetime: float | None = None,
         repeat_tokens: bool | None = None,
         system_assigned_enabled: bool | None = None,
+        refusal: str | None = None,
     ) -> None:
         if token_lifetime is not None:
             self._emulator.token_lifetime = float(token_lifetime)
@@ -134,6 +136,9 @@ class ControlEndpoint:
             self._emulator.repeat_tokens = repeat_tokens
         if system_assigned_enabled is not None:
             self._emulator.system_assigned_enabled = system_assigned_enabled
+        if refusal is not None:
+            # An empty one brings Redis's own words back.
+            self._emulator.refusal = refusal or None
 
 
 def _answer(control: Callable[..., object], request: Request) -> Response:
@@ -231,6 +236,7 @@ class EmulatorControl:
         token_lifetime: float | None = None,
         repeat_tokens: bool | None = None,
         system_assigned_enabled: bool | None = None,
+        refusal: str | None = None,
     ) -> None:
         """Change a setting."""
         self._post(
@@ -238,6 +244,7 @@ class EmulatorControl:
             token_lifetime=token_lifetime,
             repeat_tokens=repeat_tokens,
             system_assigned_enabled=system_assigned_enabled,
+            refusal=refusal,
         )
 
     def revoke(self, object_id: str) -> None:

@@ -115,6 +115,10 @@ class Emulator:
         self.token_lifetime = token_lifetime
         self.repeat_tokens = False
         self.system_assigned_enabled = True
+        # What an AUTH is refused with, None for Redis's own words. Azure has been seen
+        # to say "ERR WRONGPASS invalid username-password pair"
+        # (dapr/components-contrib#3554, sonus21/rqueue#253).
+        self.refusal: str | None = None
         self.tenant_id = new_id()
         self.application_expired_secret = secrets.token_urlsafe(30)
         self.app_service_header = secrets.token_hex(16).upper()
@@ -324,7 +328,7 @@ class Emulator:
             clock, self._identities, faults, journal, self.app_service_header
         )
         self._control = ControlEndpoint(self)
-        self._gateway = Gateway(clock, self._directory, journal, self.profile)
+        self._gateway = Gateway(clock, self._directory, journal, self, self.profile)
 
     # -- the thread
 

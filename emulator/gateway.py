@@ -27,8 +27,11 @@ from emulator.directory import Directory, IssuedToken, TokenRefusedError
 from emulator.journal import Authentication, Journal
 from emulator.profiles import Profile
 from emulator.refusals import Refusals
+from emulator.settings import Settings
 from emulator.sockets import reset
 
+# How Redis refuses an AUTH.
+_REFUSAL = b"WRONGPASS invalid username-password pair or user is disabled."
 # A connection counts as in use this long after its last command.
 _IN_USE = 0.5
 # How long a connection may take to close: a client that reads nothing must not keep
@@ -249,13 +252,14 @@ class Connection:
         return Command(tuple(arguments)).encoded()
 
     def _refused(self, arguments: list[bytes]) -> bytes:
+        words = self._gateway.refusal
         if not self.server.enforces_authentication:
             assert self._client is not None
-            self._client.write(
-                b"-WRONGPASS invalid username-password pair or user is disabled.\r\n"
-            )
+            self._client.write(b"-%s\r\n" % (words or _REFUSAL))
             self.last_reply_at = self._gateway.clock.monotonic()
             return b""
+        if words is not None:
+            return self._refusals.ask(words)
         return Command(tuple(arguments)).encoded()
 
     def _refuse(self) -> None:
@@ -380,12 +384,14 @@ class Gateway:
         clock: Clock,
         directory: Directory,
         journal: Journal,
+        settings: Settings,
         profile: Profile | None = None,
     ) -> None:
         self.clock = clock
         self.directory = directory
         self.journal = journal
         self.profile = profile
+        self._settings = settings
         self.frozen = False
         self.connections: set[Connection] = set()
         self.handshaking: set[Connection] = set()
@@ -393,6 +399,12 @@ class Gateway:
         self.loop: asyncio.AbstractEventLoop
         self._waiting: list[asyncio.Future[None]] = []
         self._number = 0
+
+    @property
+    def refusal(self) -> bytes | None:
+        """What to refuse an AUTH with, without its sign; None for Redis's own words."""
+        words = self._settings.refusal
+        return None if words is None else words.encode()
 
     async def serve(
         self, sock: socket.socket, context: ssl.SSLContext | None, server: Backend

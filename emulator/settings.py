@@ -9,3 +9,4 @@ class Settings(Protocol):
     token_lifetime: float
     repeat_tokens: bool
     system_assigned_enabled: bool
+    refusal: str | None

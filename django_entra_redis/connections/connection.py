@@ -12,12 +12,13 @@ from typing import Any
 
 from redis.connection import AbstractConnection, SSLConnection
 from redis.credentials import CredentialProvider
-from redis.exceptions import AuthenticationError, RedisError
+from redis.exceptions import AuthenticationError, RedisError, ResponseError
 
 from ..credentials.provider import EntraCredentialProvider
 from ..credentials.reauthentication import Step, next_step
-from ..exceptions import EntraRedisError, TokenRefusedError
+from ..exceptions import EntraRedisError
 from ..identity.token import Token
+from .refusals import AUTHENTICATING, authentication_error, refusal
 from .tls import SharedTlsConnection
 
 
@@ -40,6 +41,13 @@ class PlainConnection(AbstractConnection):
     """
 
     _connected = False
+    # The last command that redis-py sent word by word, as it does when it connects.
+    _asked: object = None
+
+    def send_command(self, *args: Any, **kwargs: Any) -> None:
+        """Send a command."""
+        self._asked = args[0]
+        super().send_command(*args, **kwargs)
 
     def connect(self) -> None:
         """Be connected."""
@@ -60,10 +68,22 @@ class PlainConnection(AbstractConnection):
 
     def _open(self) -> None:
         """Have redis-py connect once; what is to be repeated is repeated above."""
-        if hasattr(AbstractConnection, "connect_check_health"):
-            super().connect_check_health(check_health=True)
+        try:
+            if hasattr(AbstractConnection, "connect_check_health"):
+                super().connect_check_health(check_health=True)
+            else:
+                super().connect()
+        except ResponseError as error:
+            failure = self._meaning(error)
         else:
-            super().connect()
+            return
+        raise failure
+
+    def _meaning(self, error: ResponseError) -> Exception:
+        """Return what an error reply stands for, by the command that it answers."""
+        if self._asked in AUTHENTICATING:
+            return authentication_error(error)
+        return error
 
 
 class EntraConnection(PlainConnection):
@@ -166,8 +186,11 @@ class EntraConnection(PlainConnection):
         try:
             action()
         except (RedisError, OSError) as error:
-            error.__cause__ = error.__context__ = None
-            return error.with_traceback(None)
+            failure = (
+                self._meaning(error) if isinstance(error, ResponseError) else error
+            )
+            failure.__cause__ = failure.__context__ = None
+            return failure.with_traceback(None)
         except BaseException as error:
             # A signal handler's: a reply may be on its way, or the database not yet
             # selected, which redis-py would take for connected.
@@ -189,13 +212,3 @@ def connection_class(kind: type[Any], *, entra: bool) -> type[Any]:
 def _is_refusal(error: Exception | None) -> bool:
     own = isinstance(error, EntraRedisError)
     return isinstance(error, AuthenticationError) and not own
-
-
-def refusal(token: Token, error: Exception | None) -> TokenRefusedError:
-    """Return what to raise when Redis refuses a token."""
-    return TokenRefusedError(
-        f"Redis refused the token of user '{token.username}' "
-        f"({str(error).rstrip('.')}). The user name "
-        "is to be the principal's object ID (not its client ID), and the principal is "
-        "to have an access policy on this cache."
-    )

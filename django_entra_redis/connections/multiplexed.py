@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from ssl import SSLContext
 from typing import Any
 
-from redis.exceptions import AuthenticationError, ReadOnlyError
+from redis.exceptions import AuthenticationError, ReadOnlyError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
@@ -24,8 +24,8 @@ from ..commands.packing import pack_all
 from ..credentials.reauthentication import Step, next_step
 from ..credentials.renewal import Renewal
 from ..identity.token import Token
-from .connection import refusal
 from .protocol import BrokenLinkError, Link, SilentLinkError
+from .refusals import authentication_error, refusal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -270,6 +270,8 @@ class Channel:
             return None
         replies = await link.submit(self._pack_greeting(token), len(names))
         for name, reply in zip(names, replies, strict=True):
+            if name == "AUTH" and isinstance(reply, ResponseError):
+                return authentication_error(reply)
             # Servers older than 7.2 know no CLIENT SETINFO, and nobody needs it.
             if isinstance(reply, Exception) and name != "CLIENT":
                 return reply

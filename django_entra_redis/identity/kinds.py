@@ -4,7 +4,6 @@ msal does the talking; ``CREDENTIAL`` alone goes its own way. This module is imp
 at the first request, since msal costs as much start-up time as redis-py.
 """
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,12 +20,9 @@ from ..conf.identities import Identity
 from ..exceptions import TokenRequestError
 from .errors import explain_answer, explain_error
 from .http import BoundedSession
-from .token import SYSTEM_CLOCK, Clock, Fetch, Token, receive_token
+from .token import SYSTEM_CLOCK, Clock, Fetch, Token, receive_token, without_tokens
 
 Answer = Mapping[str, Any]
-
-#: A JSON Web Token, whoever's: what it begins with is '{"' (RFC 7519).
-_JWT = re.compile(r"eyJ[\w-]+(\.[\w-]*)*")
 
 
 def make_fetch(identity: Identity, clock: Clock = SYSTEM_CLOCK) -> Fetch:
@@ -117,7 +113,7 @@ class _MsalIdentity(ABC):
         for secret in (identity.client_secret, identity.client_certificate_password):
             if secret:
                 text = text.replace(secret, "***")
-        return _without_tokens(text)
+        return without_tokens(text)
 
 
 class _ManagedIdentity(_MsalIdentity):
@@ -219,7 +215,7 @@ class _Credential:
                 "credential_raised",
                 f"raised {type(error).__name__}: {error}",
             )
-        raise TokenRequestError(f"CREDENTIAL {_without_tokens(failure)}", code=code)
+        raise TokenRequestError(f"CREDENTIAL {without_tokens(failure)}", code=code)
 
 
 _KINDS: Mapping[str, Callable[[Identity], Callable[[], Answer]]] = {
@@ -228,11 +224,6 @@ _KINDS: Mapping[str, Callable[[Identity], Callable[[], Answer]]] = {
     "workload_identity": _Application,
     "credential": _Credential,
 }
-
-
-def _without_tokens(text: str) -> str:
-    """Return text in which an endpoint, or somebody's credential, quotes no token."""
-    return _JWT.sub("***", text)
 
 
 def _resolve(credential: Any) -> Any:

@@ -121,7 +121,8 @@ class Identity:
         """Return a connection, connected."""
         kind = connection_class(Connection, entra=True)
         port = int(self.emulator.plaintext_url.rpartition(":")[2])
-        connection = kind(credential_provider=self, port=port, protocol=2, **options)
+        options = {"protocol": 2, **options}
+        connection = kind(credential_provider=self, port=port, **options)
         self.made.append(connection)
         connection.connect()
         return connection

@@ -341,7 +341,8 @@ class Tokens:
 class Entra:
     """Knows which tokens are let in."""
 
-    def __init__(self, *refused: str) -> None:
+    def __init__(self, *refused: str, words: str = "WRONGPASS invalid") -> None:
+        self.words = words
         self.refused = {word.encode() for word in refused}
         self.seen: list[bytes] = []
 
@@ -350,7 +351,7 @@ class Entra:
         if command[0] == b"AUTH":
             self.seen.append(command[2])
             if command[2] in self.refused:
-                return b"-WRONGPASS invalid username-password pair\r\n"
+                return f"-{self.words}\r\n".encode()
         return b"+OK\r\n"
 
 
@@ -421,9 +422,10 @@ def test_the_same_token_that_is_good_for_longer() -> None:
     with_tokens(test, entra)
 
 
-def test_new_token_that_is_refused() -> None:
+@pytest.mark.parametrize("words", ["WRONGPASS invalid", "ERR WRONGPASS no", "ERR no"])
+def test_new_token_that_is_refused(words: str) -> None:
     """The connection is left; the next one tries a third token."""
-    entra = Entra("sesame-2")
+    entra = Entra("sesame-2", words=words)
 
     async def test(host: PeerHost, channel: Channel, tokens: Tokens) -> None:
         await channel.call(PING)

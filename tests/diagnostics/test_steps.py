@@ -497,6 +497,27 @@ def principal_without_an_access_policy(site: Site) -> None:
     site.emulator.set_access(site.emulator.application.object_id, None)
 
 
+@fault("auth_refused", "auth", says="username-password pair")
+def refusal_in_the_words_of_azure(site: Site) -> None:
+    # dapr/components-contrib#3554, sonus21/rqueue#253
+    site.emulator.refusal = "ERR WRONGPASS invalid username-password pair"
+    site.emulator.set_access(site.emulator.application.object_id, None)
+
+
+@fault("auth_username_is_client_id", "auth")
+def client_id_refused_in_the_words_of_azure(site: Site) -> None:
+    site.emulator.refusal = "ERR WRONGPASS invalid username-password pair"
+    site.identity["USERNAME"] = site.emulator.application.client_id
+
+
+@fault("auth_max_clients", "auth", says="max number of clients")
+def connections_all_taken_in_a_cluster_of_redis(site: Site) -> Iterator[None]:
+    words = b"-ERR max number of clients + cluster connections reached\r\n"
+    with scripted(AUTH=words) as server:
+        site.location, site.options = server.url, {}
+        yield
+
+
 @fault("auth_username_is_client_id", "auth")
 def user_name_that_is_the_client_id(site: Site) -> None:
     site.identity["USERNAME"] = site.emulator.application.client_id
@@ -570,6 +591,13 @@ def no_identity_where_one_is_needed(site: Site) -> None:
 
 @fault("auth_password", "auth")
 def password_that_is_wrong(site: Site) -> None:
+    site.location = site.emulator.redis_url.replace("//", "//user:guessed@")
+    site.options["identity"] = None
+
+
+@fault("auth_password", "auth")
+def wrong_password_in_the_words_of_azure(site: Site) -> None:
+    site.emulator.refusal = "ERR WRONGPASS invalid username-password pair"
     site.location = site.emulator.redis_url.replace("//", "//user:guessed@")
     site.options["identity"] = None
 

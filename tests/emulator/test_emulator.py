@@ -958,6 +958,19 @@ def test_wrongpass(
     assert raw.ask("GET", "key").startswith("-NOAUTH")
 
 
+def test_other_words(raw: Raw, emulator: Emulator, auth: tuple[str, str, str]) -> None:
+    """AUTH is refused in the words that a service of Azure has for it, if asked to."""
+    emulator.refusal = "ERR WRONGPASS invalid username-password pair"
+    _, name, value = auth
+    refused = f"-{emulator.refusal}"
+    assert raw.ask("AUTH", name, "wrong") == refused
+    assert raw.ask("AUTH", name, "wrong") == refused
+    assert raw.ask("AUTH", name, value) == "+OK"
+    # What Redis says of its own accord is left alone.
+    assert raw.ask("ECHO", "-WRONGPASS x") == "$12"
+    assert raw.line() == "-WRONGPASS x"
+
+
 def test_wrongpass_for_foreign_tokens(
     emulator: Emulator, raw: Raw, auth: tuple[str, str, str]
 ) -> None:
@@ -1522,6 +1535,10 @@ def test_control(emulator: Emulator) -> None:
     assert emulator.token_lifetime == 9
     assert emulator.repeat_tokens
     assert not emulator.system_assigned_enabled
+    control.set(refusal="ERR no")
+    assert emulator.refusal == "ERR no"
+    control.set(refusal="")
+    assert emulator.refusal is None
     control.set()
     assert control.requests == emulator.requests
     user = emulator.user_assigned.object_id
@@ -1746,6 +1763,10 @@ def test_fakeredis(monkeypatch: pytest.MonkeyPatch) -> None:
         assert raw.ask("INCR", "key") == ":2"
         assert raw.ask("AUTH", name, "wrong").startswith("-WRONGPASS")
         assert raw.line() == ""
+        emulator.refusal = "ERR WRONGPASS invalid"
+        with Raw(emulator.plaintext_url) as other:
+            assert other.ask("AUTH", name, "wrong") == "-ERR WRONGPASS invalid"
+        emulator.refusal = None
         with client(emulator, protocol=3) as made:
             assert made.get("key") == b"2"
         emulator.set_access(name, None)

@@ -1,0 +1,80 @@
+"""Error replies to AUTH and to HELLO with AUTH.
+
+Servers word a refusal as they like: Azure has been seen to answer "ERR WRONGPASS",
+which redis-py takes for an error of no particular kind. The command that was answered
+decides, and the words only where they plainly say something else.
+"""
+
+from collections.abc import Callable
+
+from redis.connection import DefaultParser
+from redis.exceptions import (
+    AuthenticationError,
+    AuthenticationWrongNumberOfArgsError,
+    ConnectionError,
+    ResponseError,
+)
+
+from ..exceptions import TokenRefusedError
+from ..identity.token import Token, without_tokens
+
+#: The commands that authenticate.
+AUTHENTICATING = frozenset({"AUTH", "HELLO"})
+#: First words of error replies that are about the server, its cluster, or the protocol
+#: ("Redis cluster specification", and Redis' own source, server.c).
+_OTHER = frozenset(
+    {
+        "ASK",
+        "BUSY",
+        "CLUSTERDOWN",
+        "CROSSSLOT",
+        "DENIED",  # by the protected mode, whoever asks
+        "LOADING",
+        "MASTERDOWN",
+        "MISCONF",
+        "MOVED",
+        "NOPERM",
+        "NOPROTO",
+        "NOREPLICAS",
+        "OOM",
+        "READONLY",
+        "TRYAGAIN",
+    }
+)
+
+# redis-py's types are not complete.
+_parse: Callable[[str], Exception] = DefaultParser.parse_error
+
+
+def authentication_error(error: ResponseError) -> Exception:
+    """Return what an error reply to a command that authenticates stands for.
+
+    Parameters:
+        error: the reply as redis-py has read it.
+    """
+    if not isinstance(error, AuthenticationWrongNumberOfArgsError) and (
+        type(error) is not ResponseError
+    ):
+        return error
+    # A server that does not know HELLO quotes what came with it.
+    text = without_tokens(str(error)).partition(", with args")[0]
+    # Some put "ERR" before the word that tells of what kind an error is; redis-py has
+    # cut that off.
+    again = _parse(text)
+    if type(again) is not ResponseError:
+        return again
+    if "max number of clients" in text:
+        return ConnectionError(text)
+    if text.partition(" ")[0] in _OTHER or text.startswith("unknown command"):
+        return again
+    return AuthenticationError(text)
+
+
+def refusal(token: Token, error: Exception | None) -> TokenRefusedError:
+    """Return what to raise when Redis refuses a token."""
+    return TokenRefusedError(
+        f"Redis refused the token of user '{token.username}' "
+        f"({str(error).rstrip('.')}). The user name "
+        "is to be the principal's object ID (not its client ID), and the principal is "
+        "to have an access policy on this cache."
+    )

@@ -1,0 +1,218 @@
+"""Refusals of AUTH in whatever words: what was asked decides."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import pytest
+import redis
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from redis.connection import Connection, DefaultParser
+from redis.exceptions import AuthenticationError, NoPermissionError, ResponseError
+
+from django_entra_redis.cache import EntraRedisClusterCache
+from django_entra_redis.clients import asynchronous as aio
+from django_entra_redis.connections.connection import connection_class
+from django_entra_redis.connections.refusals import _OTHER, authentication_error
+from django_entra_redis.credentials.reauthentication import SPREAD
+from django_entra_redis.exceptions import TokenRefusedError
+from emulator import Emulator
+from tests.connections.test_connection import LIFE, Identity, ping
+from tests.support.caches import let_in, make_cache
+from tests.support.sites import ScriptedServer
+
+#: How refusals have been worded, or might be.
+WORDS = [
+    "ERR WRONGPASS invalid username-password pair",  # dapr/components-contrib#3554
+    "ERR WRONGPASS invalid username-password pair or user is disabled.",
+    "ERR NOAUTH Authentication required.",
+    "ERR invalid username-password pair",
+    "ERR invalid password",
+    "ERR AUTH failed: the token is not one of this cache's",
+    "ERR wrong number of arguments for 'auth' command",
+    "EXPIRED the token has run out",
+    "ERR",
+]
+#: What a server may answer AUTH with that is no refusal.
+OTHERS = {
+    "LOADING Redis is loading the dataset in memory": redis.BusyLoadingError,
+    "ERR LOADING Redis is loading the dataset in memory": redis.BusyLoadingError,
+    "ERR max number of clients reached": redis.ConnectionError,
+    "ERR max number of clients + cluster connections reached": redis.ConnectionError,
+    "NOPERM this user has no permissions to run the 'hello' command": NoPermissionError,
+    "ERR NOPERM this user has no permissions": NoPermissionError,
+    "READONLY You can't write against a read only replica.": redis.ReadOnlyError,
+    "CLUSTERDOWN The cluster is down": ResponseError,
+    "ERR MASTERDOWN Link with MASTER is down": ResponseError,
+    "BUSY Redis is busy running a script": ResponseError,
+    "NOPROTO unsupported protocol version": ResponseError,
+    "ERR unknown command `HELLO`, with args beginning with: `3`": ResponseError,
+}
+
+
+def read(words: str) -> Exception:
+    """Return what an error reply to AUTH is taken for."""
+    error: Exception = DefaultParser.parse_error(words)  # type: ignore[no-untyped-call]
+    return authentication_error(error) if isinstance(error, ResponseError) else error
+
+
+@pytest.mark.parametrize("words", WORDS)
+def test_refusals(words: str) -> None:
+    """Whatever a server answers AUTH with, it does not want the token."""
+    assert type(read(words)) is AuthenticationError
+
+
+@given(
+    st.from_regex(r"(ERR )?[A-Z]{2,12}", fullmatch=True),
+    st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=60),
+)
+def test_any_words(code: str, words: str) -> None:
+    """Also in words that nobody has thought of."""
+    taken = {*DefaultParser.EXCEPTION_CLASSES, *_OTHER} - {"ERR", "WRONGPASS", "NOAUTH"}
+    assume(taken.isdisjoint({code.split()[-1], words.split(" ")[0]}))
+    assert type(read(f"{code} {words}")) is AuthenticationError
+
+
+@pytest.mark.parametrize(("words", "kind"), OTHERS.items())
+def test_other_errors(words: str, kind: type[Exception]) -> None:
+    """What is plainly something else stays so."""
+    error = read(words)
+    assert isinstance(error, kind)
+    assert not isinstance(error, AuthenticationError)
+
+
+def test_quoted_token(emulator: Emulator) -> None:
+    """A server that does not know HELLO quotes the first letters of the token."""
+    token = emulator.issue_token()
+    words = f"ERR unknown command `HELLO`, with args beginning with: `{token[:90]}`"
+    assert str(read(words)) == "unknown command `HELLO`"
+    assert str(read(f"ERR token {token} is wrong")) == "token *** is wrong"
+
+
+@pytest.fixture(params=WORDS[:3])
+def identity(request: pytest.FixtureRequest, emulator: Emulator) -> Iterator[Identity]:
+    """Give an identity of an emulator that refuses in other words."""
+    emulator.refusal = request.param
+    made = Identity(emulator)
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+def test_threads(identity: Identity, protocol: int) -> None:
+    """A revoked token is replaced once; without a policy it is the truth."""
+    identity.connect(protocol=protocol)
+    identity.emulator.revoke(identity.oid)
+    connection = identity.connect(protocol=protocol)
+    assert len(identity.fetched) == 2
+    assert ping(connection)
+    identity.emulator.set_access(identity.oid, None)
+    with pytest.raises(TokenRefusedError, match="access policy") as caught:
+        identity.connect(protocol=protocol)
+    assert identity.oid in str(caught.value)
+
+
+def test_in_the_stream(identity: Identity) -> None:
+    """An AUTH refused on an open connection ends likewise."""
+    connection = identity.connect()
+    identity.renew()
+    identity.pass_time(SPREAD * LIFE / 2)
+    identity.emulator.set_access(identity.oid, None)
+    with pytest.raises(TokenRefusedError):
+        connection.connect()
+
+
+def test_other_commands(identity: Identity) -> None:
+    """What another command of the greeting is refused with is no refusal of AUTH."""
+    identity.emulator.set_access(identity.oid, "+@all -select ~*")
+    with pytest.raises(NoPermissionError):
+        identity.connect(db=1)
+    identity.emulator.set_access(identity.oid, "+@all ~*")
+    with pytest.raises(ResponseError, match="range"):
+        identity.connect(db=99)
+    assert len(identity.fetched) == 1
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+def test_password(protocol: int) -> None:
+    """Without an identity it is redis-py's error for a wrong password."""
+    words = f"-{WORDS[0]}\r\n".encode()
+    server = ScriptedServer({"AUTH": words, "HELLO": words})
+    try:
+        connection = connection_class(Connection, entra=False)(
+            port=server.server_address[1],
+            protocol=protocol,
+            username="user",
+            password="guessed",
+        )
+        with pytest.raises(AuthenticationError) as caught:
+            connection.connect()
+        assert caught.value.__context__ is None
+    finally:
+        server.stop()
+
+
+Steps = Callable[..., list[Any]]
+
+
+def in_threads(cache: Any, *calls: tuple[str, *tuple[Any, ...]]) -> list[Any]:
+    """Return the results of a cache's methods."""
+    return [getattr(cache, name)(*arguments) for name, *arguments in calls]
+
+
+def in_a_loop(cache: Any, *calls: tuple[str, *tuple[Any, ...]]) -> list[Any]:
+    """Return the results of their asynchronous counterparts, in one event loop."""
+
+    async def main() -> list[Any]:
+        return [await getattr(cache, f"a{name}")(*args) for name, *args in calls]
+
+    return asyncio.run(main())
+
+
+@pytest.fixture(params=[in_threads, in_a_loop])
+def do(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Steps:
+    """Give either way to call a cache's methods."""
+    # Loops connect at once.
+    monkeypatch.setattr(aio, "FIRST", 0)
+    return cast(Steps, request.param)
+
+
+@pytest.mark.parametrize("words", WORDS[:2])
+def test_caches(
+    emulator: Emulator, monkeypatch: pytest.MonkeyPatch, do: Steps, words: str
+) -> None:
+    """In threads and event loops: one other token, then what it is."""
+    emulator.refusal = words
+    oid, options = emulator.application.object_id, {"ssl_ca_certs": emulator.ca_file}
+    with let_in(emulator, monkeypatch):
+        cache = make_cache(emulator.redis_url, **options)
+        forgiving = make_cache(emulator.redis_url, **options, ignore_exceptions=True)
+        do(cache, ("set", "key", 1))
+        emulator.revoke(oid)
+        assert do(cache, ("get", "key")) == [1]
+        assert len(emulator.requests) == 2
+        emulator.set_access(oid, None)
+        with pytest.raises(TokenRefusedError, match=oid):
+            do(cache, ("get", "key"))
+        assert do(forgiving, ("get", "key", "none")) == ["none"]
+
+
+def test_clusters(
+    cluster: Emulator, monkeypatch: pytest.MonkeyPatch, do: Steps
+) -> None:
+    """At a cluster's nodes likewise, whichever refuses."""
+    monkeypatch.setattr(cluster, "refusal", WORDS[0])
+    oid, options = cluster.application.object_id, {"ssl_ca_certs": cluster.ca_file}
+    values = {f"key-{n}": n for n in range(40)}
+    with let_in(cluster, monkeypatch):
+        cache = EntraRedisClusterCache(cluster.redis_url, {"OPTIONS": options})
+        assert do(cache, ("set_many", values)) == [[]]
+        requests = len(cluster.requests)
+        cluster.revoke(oid)
+        assert do(cache, ("get_many", values)) == [values]
+        assert len(cluster.requests) == requests + 1
+        cluster.set_access(oid, None)
+        with pytest.raises(TokenRefusedError, match=oid):
+            do(cache, ("get_many", values))
+        cluster.set_access(oid, "+@all ~* &*")
