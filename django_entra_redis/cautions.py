@@ -166,7 +166,7 @@ def _session_cautions(
             "sessions are in a cache that hides its outages.",
             "An outage would log everybody out without a word, and logging in would "
             "hang, as Django looks for a free session key: set "
-            "SESSION_ENGINE to 'django.contrib.sessions.backends.cached_db', or "
+            "SESSION_ENGINE to 'django_entra_redis.sessions', which raises then, or "
             "SESSION_CACHE_ALIAS to a cache without ignore_exceptions.",
         )
 

@@ -47,6 +47,7 @@ class EntraRedisCache(KeyspaceMethods, RedisCache):
     def __init__(self, server: str | list[str], params: dict[str, Any]) -> None:
         super().__init__(server, params)
         self._servers = list(split_location(server))
+        self._params = params
         self._given = params.get("OPTIONS", {})
         # A subclass that overrides one of these gets no short cut.
         own = type(self)
@@ -92,6 +93,16 @@ class EntraRedisCache(KeyspaceMethods, RedisCache):
     def wants_identity(self) -> bool:
         """Whether it is to have an identity, also if the settings are broken."""
         return self._given.get("identity", "default") is not None
+
+    @property
+    def strict(self) -> "EntraRedisCache":
+        """The same cache without ``ignore_exceptions``: what can't be done raises."""
+        return self._strict if self._given.get("ignore_exceptions") else self
+
+    @cached_property
+    def _strict(self) -> "EntraRedisCache":
+        options = {**self._given, "ignore_exceptions": False}
+        return type(self)(self._servers, {**self._params, "OPTIONS": options})
 
     @property
     def location(self) -> str:

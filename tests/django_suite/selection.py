@@ -15,6 +15,8 @@ LABELS = (
     "sessions_tests.tests.CacheSessionTests",
     "sessions_tests.tests.CacheDBSessionTests",
     "sessions_tests.tests.CacheDBSessionWithTimeZoneTests",
+    "tests.django_suite.session_engine.EntraSessionTests",
+    "tests.django_suite.session_engine.EntraSessionMiddlewareTests",
     "template_tests.syntax_tests.test_cache",
 )
 

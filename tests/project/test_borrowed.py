@@ -15,6 +15,7 @@ from typing import Any, TypeGuard
 import pytest
 import redis
 import redis.asyncio
+from django.contrib.sessions.backends.base import SessionBase
 from django.core.cache.backends.redis import RedisCache
 from django.http import HttpResponse
 from django.utils.log import log_response
@@ -136,6 +137,18 @@ BORROWED = {
         frozenset({"diagnostics.views"}),
         "a way to answer 503 without a record in the log for each",
         marks_responses,
+    ),
+    "_get_new_session_key": Borrowed(
+        "Django's SessionBase",
+        frozenset({"sessions"}),
+        "a new session's key without a round trip that asks whether it is taken",
+        lambda: hasattr(SessionBase, "_get_new_session_key"),
+    ),
+    "_aget_new_session_key": Borrowed(
+        "Django's SessionBase",
+        frozenset({"sessions"}),
+        "the same in an event loop",
+        lambda: hasattr(SessionBase, "_aget_new_session_key"),
     ),
     "_getframe": Borrowed(
         "sys",

@@ -61,6 +61,7 @@ PUBLIC = (
     "django_entra_redis.credentials.get_credential_provider",
     "django_entra_redis.exceptions.EntraRedisError",
     "django_entra_redis.serializers.JSONSerializer",
+    "django_entra_redis.sessions.SessionStore",
     "django_entra_redis.signals.token_renewal_failed",
     "django_entra_redis.signals.token_renewed",
     "django_entra_redis.status.Status",
