@@ -33,6 +33,7 @@ VALUES = {
     "_imports",
     "compressors",
     "exceptions",
+    "plain_pickles",
     "serializers",
     "signals",
     "status",
@@ -79,6 +80,7 @@ LAZY = {
     ("cache.django_redis", "commands.keyspace"),
     ("cache.django_redis", "cache.locks"),
     ("credentials.provider", "identity.kinds"),
+    ("serializers", "plain_pickles"),
 }
 
 #: Modules of more lines than `LENGTH`, and why each is one noun all the same.
