@@ -63,6 +63,12 @@ class IdentitySettings(TypedDict, total=False):
     REQUEST_TIMEOUT: float | None
 
 
+class StampedeSettings(TypedDict, total=False):
+    """``OPTIONS["stampede"]``."""
+
+    beta: float
+
+
 class OwnOptions(TypedDict, total=False):
     """What the backend itself reads of ``OPTIONS``."""
 
@@ -75,6 +81,7 @@ class OwnOptions(TypedDict, total=False):
     serializer: Any
     pool_class: Any
     parser_class: Any
+    stampede: StampedeSettings | bool | None
 
 
 class EntraRedisOptions(OwnOptions, total=False):

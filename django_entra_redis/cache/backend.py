@@ -22,6 +22,7 @@ from .._imports import no_fork
 from ..conf import app_installed as app_installed
 from ..conf.options import CacheOptions, bare_urls, parse_options, split_location
 from .django_redis import KeyspaceMethods
+from .get_or_set import ComputingMethods
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from ..commands.operations import Operation, Operations
 
 
-class EntraRedisCache(KeyspaceMethods, RedisCache):
+class EntraRedisCache(ComputingMethods, KeyspaceMethods, RedisCache):
     """Django's Redis cache, let in with a Microsoft Entra ID token.
 
     Parameters:

@@ -14,7 +14,7 @@ def pack_all(commands: Iterable[Sequence[Any]]) -> bytes:
     for command in commands:
         parts.append(b"*%d\r\n" % len(command))
         for argument in command:
-            data = _encode(argument)
+            data = encode(argument)
             parts.append(b"$%d\r\n%b\r\n" % (len(data), data))
     return b"".join(parts)
 
@@ -29,7 +29,7 @@ def pack_set(key: str, value: Any, timeout: int | None) -> bytes:
     """Return SET of a key; with a timeout of 0 DEL."""
     if timeout == 0:
         return pack_all([("DEL", key)])
-    name, data = key.encode(), _encode(value)
+    name, data = key.encode(), encode(value)
     if timeout is None:
         form = b"*3\r\n$3\r\nSET\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n"
         return form % (len(name), name, len(data), data)
@@ -38,7 +38,7 @@ def pack_set(key: str, value: Any, timeout: int | None) -> bytes:
     return form % (len(name), name, len(data), data, len(seconds), seconds)
 
 
-def _encode(value: Any) -> bytes:
+def encode(value: Any) -> bytes:
     """Return an argument as redis-py encodes it."""
     if type(value) is bytes:
         return value

@@ -45,9 +45,16 @@ def _is_flag(value: Any) -> bool:
     return isinstance(value, bool)
 
 
-def _is_wait(value: Any) -> bool:
+def _is_number(value: Any, most: float = _DAY) -> bool:
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and 0 <= value <= _DAY
+    return number and 0 <= value <= most
+
+
+def _is_table(value: Any, fits: Mapping[str, Callable[[Any], bool]]) -> bool:
+    """Whether a value switches something off or on, or is a table of its settings."""
+    if isinstance(value, Mapping):
+        return all(key in fits and fits[key](value[key]) for key in value)
+    return value is None or isinstance(value, bool)
 
 
 def _is_utf8(value: Any) -> bool:
@@ -90,13 +97,29 @@ _VALUES: Rules = {
         lambda value: isinstance(value, str | None),
         "the name of an entry of ENTRA_REDIS, or None",
     ),
-    "pool_timeout": (_is_wait, "a number of seconds, such as 5"),
+    "pool_timeout": (_is_number, "a number of seconds, such as 5"),
+    "stampede": (
+        lambda value: _is_table(value, {"beta": _is_number}),
+        "None, or a dict such as {'beta': 1.0}",
+    ),
     "connection_class": (
         lambda value: isinstance(value, type | None),
         "a class, such as redis.connection.SSLConnection",
     ),
     **_FIXED,
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Stampede:
+    """How ``get_or_set()`` keeps a key's expiry from setting off many computations.
+
+    Parameters:
+        beta: how much earlier than is best on average a value is computed anew: 1.0 is
+            the best, more is earlier, 0 never early.
+    """
+
+    beta: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +130,8 @@ class CacheOptions:
         servers: one URL or several; the first is written to.
         identity: entry of ``ENTRA_REDIS``, or ``None`` for no Entra at all.
         pool_timeout: seconds to wait for a free connection.
+        stampede: ``None``: no value is computed before it expires, nor is another
+            process waited for.
         connection: what goes on to redis-py.
     """
 
@@ -120,9 +145,12 @@ class CacheOptions:
     serializer: Any = None
     pool_class: Any = None
     parser_class: Any = None
+    stampede: Stampede | None = None
     connection: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
+#: Those of them that are tables of their own: ``None`` is off, ``True`` the defaults.
+_TABLES: Mapping[str, Callable[..., Any]] = {"stampede": Stampede}
 #: Those of them that are not redis-py's.
 _OWN = tuple(
     one.name
@@ -183,6 +211,11 @@ def parse_options(
         if key not in _BASE_CACHE and key not in _DJANGO_REDIS
     }
     own = {key: rest.pop(key) for key in _OWN if key in rest}
+    for key, make in _TABLES.items():
+        if key in own and not problems:
+            given = own[key]
+            table = given if isinstance(given, Mapping) else {}
+            own[key] = None if given in (None, False) else make(**table)
     checked = CacheOptions(**own, servers=tuple(servers), connection=rest)
     if not problems:
         problems = _server_problems(checked, where)

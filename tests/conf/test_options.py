@@ -17,6 +17,7 @@ from redis.connection import (
 from django_entra_redis._errors import ConfigurationError, Problem
 from django_entra_redis.conf.options import (
     CacheOptions,
+    Stampede,
     is_loopback,
     parse_options,
     split_location,
@@ -83,6 +84,23 @@ def test_own_options_and_those_of_redis_py() -> None:
     )
     assert {key: getattr(options, key) for key in given} == given
     assert options.connection == {"db": 3, "socket_timeout": 2}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (None, None),
+        (False, None),
+        (True, Stampede(beta=1.0)),
+        ({}, Stampede(beta=1.0)),
+        ({"beta": 2}, Stampede(beta=2)),
+        ({"beta": 0}, Stampede(beta=0)),
+    ],
+)
+def test_stampede(given: Any, expected: Stampede | None) -> None:
+    """It is off unless asked for; True asks for what is best on average."""
+    assert parse(TLS, stampede=given).stampede == expected
+    assert parse(TLS).stampede is None
 
 
 @pytest.mark.parametrize(
@@ -317,6 +335,13 @@ def test_credentials_of_absent_variables(nothing: Any) -> None:
         ("clear_by_scan", None),
         ("identity", 5),
         ("identity", {"KIND": "managed_identity"}),
+        ("stampede", 1.0),
+        ("stampede", "on"),
+        ("stampede", {"beta": -1}),
+        ("stampede", {"beta": "1"}),
+        ("stampede", {"beta": True}),
+        ("stampede", {"beta": math.nan}),
+        ("stampede", {"delta": 1.0}),
         ("pool_timeout", -1),
         ("pool_timeout", "5"),
         ("pool_timeout", True),

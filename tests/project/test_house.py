@@ -77,6 +77,7 @@ LAZY = {
     ("cache.backend", "clients.asynchronous"),
     ("cache.backend", "clients.sync"),
     ("cache.backend", "clients.cluster"),
+    ("cache.get_or_set", "cache.stampede"),
     ("cache.django_redis", "commands.keyspace"),
     ("cache.django_redis", "cache.locks"),
     ("credentials.provider", "identity.kinds"),

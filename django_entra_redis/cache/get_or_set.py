@@ -1,0 +1,120 @@
+"""``get_or_set()`` and ``aget_or_set()``.
+
+A mixin: what it does for a value that is not there is imported when it is first used,
+for start-up time.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from asgiref.sync import sync_to_async
+from django.core.cache.backends.base import DEFAULT_TIMEOUT
+from django.utils.functional import cached_property
+
+from .._imports import no_fork
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from ..clients.asynchronous import AsyncCacheClient
+    from ..clients.sync import Client
+    from ..commands.operations import Operations
+    from ..conf.options import CacheOptions
+    from .stampede import Call, Steps
+
+#: Stands for a value that is not there.
+_MISSING: Any = object()
+
+
+class ComputingMethods:
+    """Values that are computed if they are not there."""
+
+    if TYPE_CHECKING:
+
+        @property
+        def options(self) -> CacheOptions:
+            """What the settings ask for."""
+            ...
+
+        @property
+        def _cache(self) -> Client:
+            """What carries operations out."""
+            ...
+
+        @property
+        def _async_cache(self) -> AsyncCacheClient:
+            """What does so in an event loop."""
+            ...
+
+        @property
+        def _operations(self) -> Operations:
+            """The operations of Django's API."""
+            ...
+
+        get: Any
+        aget: Any
+        get_backend_timeout: Any
+
+    def get_or_set(
+        self,
+        key: str,
+        default: Any,
+        timeout: Any = DEFAULT_TIMEOUT,
+        version: int | None = None,
+    ) -> Any:
+        """Return a key's value, computed by ``default`` if it is not there.
+
+        Those that miss the same key meanwhile wait for that one computation, and get
+        what it got: the value, or the exception.
+        """
+        found = self.get(key, _MISSING, version=version)
+        if found is not _MISSING and self.options.stampede is None:
+            return found
+        steps = self._get_or_set(found, key, default, timeout, version)
+        threads = self._computing.Threads(self, self._cache, key, timeout, version)
+        return threads.drive(steps)
+
+    async def aget_or_set(
+        self,
+        key: str,
+        default: Any,
+        timeout: Any = DEFAULT_TIMEOUT,
+        version: int | None = None,
+    ) -> Any:
+        """See :meth:`get_or_set`; ``default`` may be a coroutine function, too."""
+        if type(self).get_or_set is not ComputingMethods.get_or_set:
+            # As Django has it from its version 6.1 on.
+            return await sync_to_async(self.get_or_set)(key, default, timeout, version)
+        found = await self.aget(key, _MISSING, version=version)
+        if found is not _MISSING and self.options.stampede is None:
+            return found
+        steps = self._get_or_set(found, key, default, timeout, version, native=True)
+        tasks = self._computing.Tasks(self, self._async_cache, key, timeout, version)
+        return await tasks.drive(steps)
+
+    @cached_property
+    def _computing(self) -> "ModuleType":
+        with no_fork():
+            from . import stampede
+
+        return stampede
+
+    def _get_or_set(
+        self,
+        found: Any,
+        key: str,
+        default: Any,
+        timeout: Any,
+        version: int | None,
+        *,
+        native: bool = False,
+    ) -> "Steps[Any]":
+        """Return what is to be done with what has been found."""
+        call: Call = self._computing.Call(
+            operations=self._operations,
+            options=self.options.stampede,
+            names=self._computing.make_names(self, key, version),
+            default=default,
+            seconds=self.get_backend_timeout(timeout),
+            native=native,
+        )
+        return call.missed() if found is _MISSING else call.found(found)

@@ -1,0 +1,116 @@
+"""The keys beside a computed value's: what it cost to compute, and a lock.
+
+The value itself stays as any client of Django's writes it, so that what is to be known
+of it needs a key of its own.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from .operations import Operation, Operations, Request
+from .packing import pack_all, pack_get
+
+#: What Redis says of a key that lives for ever.
+_FOR_EVER = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """A key that ``get_or_set()`` computes the value of, and those beside it."""
+
+    value: str
+    cost: str
+    lock: str
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What tells when a value is to be computed anew.
+
+    Parameters:
+        cost: seconds that it took to compute; 0 where nobody has measured that.
+        left: seconds that it still lives, ``inf`` for ever.
+    """
+
+    cost: float = 0.0
+    left: float = math.inf
+
+
+def is_due(facts: Facts, beta: float, draw: float) -> bool:
+    """Whether a value is to be computed now, before it expires (XFetch: Vattani,
+    Chierichetti and Lowenstein, "Optimal Probabilistic Cache Stampede Prevention").
+
+    Parameters:
+        facts: those of the value.
+        beta: how much earlier than is best on average.
+        draw: a random number above 0, at most 1.
+    """
+    early = -facts.cost * beta * math.log(draw)
+    return early > 0 and early >= facts.left
+
+
+class Stampedes:
+    """Operations on the keys beside a value's.
+
+    Parameters:
+        operations: those of the cache.
+    """
+
+    def __init__(self, operations: Operations) -> None:
+        self._operations = operations
+
+    def facts(self, names: Names) -> Operation[Facts]:
+        """Return what is known of a value."""
+        return self._operations.forgive(self._facts(names), Facts())
+
+    def lock(self, names: Names, seconds: float) -> Operation[bool]:
+        """Take the lock of a value; return whether it was free.
+
+        Parameters:
+            seconds: how long it is held at most, also by a process that dies.
+        """
+        # In an outage each computes for itself.
+        return self._operations.forgive(self._lock(names, seconds), True)
+
+    def unlock(self, names: Names) -> Operation[None]:
+        """Let go of the lock."""
+        return self._operations.forgive(self._unlock(names), None)
+
+    def note(self, names: Names, cost: float, timeout: int) -> Operation[None]:
+        """Have others know what a value has cost.
+
+        Parameters:
+            cost: in seconds.
+            timeout: seconds that the value lives.
+        """
+        return self._operations.forgive(self._note(names, cost, timeout), None)
+
+    def _facts(self, names: Names) -> Operation[Facts]:
+        commands = [pack_all([("PTTL", names.value)]), pack_get(names.cost)]
+        replies = yield self._operations.each(commands, [names.value, names.cost])
+        for reply in replies:
+            if isinstance(reply, Exception):
+                raise reply
+        left, cost = replies
+        known = math.inf if left == _FOR_EVER else max(0, left) / 1000
+        return Facts(_seconds(cost), known)
+
+    def _lock(self, names: Names, seconds: float) -> Operation[bool]:
+        command = ("SET", names.lock, 1, "NX", "PX", int(seconds * 1000))
+        return bool((yield Request(command, key=names.lock)))
+
+    def _unlock(self, names: Names) -> Operation[None]:
+        yield Request(("DEL", names.lock), key=names.lock)
+
+    def _note(self, names: Names, cost: float, timeout: int) -> Operation[None]:
+        command = ("SET", names.cost, f"{cost:.6f}", "EX", timeout)
+        yield Request(command, key=names.cost)
+
+
+def _seconds(noted: Any) -> float:
+    """Return a cost as another process has noted it."""
+    try:
+        return max(0.0, float(noted))
+    except (TypeError, ValueError):
+        return 0.0

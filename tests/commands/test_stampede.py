@@ -1,0 +1,57 @@
+"""When a value is computed before it expires, and what is known of it."""
+
+import math
+import random
+from typing import Any
+
+import pytest
+
+from django_entra_redis.commands.operations import Operations
+from django_entra_redis.commands.servers import Server
+from django_entra_redis.commands.stampede import Facts, Names, Stampedes, is_due
+from django_entra_redis.serializers import PickleSerializer
+
+NAMES = Names("k", "cost", "lock")
+
+
+@pytest.mark.parametrize("left", [0.5, 1.0, 3.0])
+@pytest.mark.parametrize("beta", [0.5, 1.0, 2.0])
+def test_probability_grows(beta: float, left: float) -> None:
+    """As the paper has it: exp(-left / (cost * beta))."""
+    dice = random.Random(5)
+    facts, count = Facts(cost=1.0, left=left), 20_000
+    due = sum(is_due(facts, beta, 1.0 - dice.random()) for _ in range(count))
+    assert due / count == pytest.approx(math.exp(-left / beta), abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("facts", "beta", "draw"),
+    [
+        (Facts(0.0, 0.0), 1.0, 0.5),
+        (Facts(1.0, 0.0), 0.0, 0.5),
+        (Facts(1.0, 0.0), 1.0, 1.0),
+        (Facts(1.0, math.inf), 1e4, 1e-16),
+    ],
+)
+def test_never(facts: Facts, beta: float, draw: float) -> None:
+    """Nothing that has cost nothing, nor what lives for ever, nor with a beta of 0."""
+    assert not is_due(facts, beta, draw)
+
+
+@pytest.mark.parametrize(
+    ("replies", "facts"),
+    [
+        ([5000, b"0.25"], Facts(0.25, 5.0)),
+        ([-1, b"0.25"], Facts(0.25, math.inf)),
+        ([-2, None], Facts(0.0, 0.0)),
+        ([5000, b"something else's"], Facts(0.0, 5.0)),
+        ([5000, b"-1"], Facts(0.0, 5.0)),
+    ],
+)
+def test_facts(replies: list[Any], facts: Facts) -> None:
+    """They come in one round trip; a cost that is none counts as unknown."""
+    asking = Stampedes(Operations(PickleSerializer(), Server())).facts(NAMES)
+    assert next(asking).count == 2
+    with pytest.raises(StopIteration) as caught:
+        asking.send(replies)
+    assert caught.value.value == facts
