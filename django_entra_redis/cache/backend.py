@@ -1,5 +1,6 @@
 """The cache backend."""
 
+import operator
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -253,7 +254,11 @@ class EntraRedisCache(ComputingMethods, KeyspaceMethods, RedisCache):
         return self._cache.run(self._operations.touch(made, self._seconds(timeout)))
 
     def delete(self, key: str, version: int | None = None) -> bool:
-        """Delete a key; return whether it was there."""
+        """Delete a key; return whether it was there.
+
+        After a connection that broke before the answer came, it is what the repeat
+        found: ``False`` also of a key that the first try may have deleted.
+        """
         made = self.make_and_validate_key(key, version=version)
         return self._cache.run(self._operations.delete(made))
 
@@ -265,7 +270,11 @@ class EntraRedisCache(ComputingMethods, KeyspaceMethods, RedisCache):
     def incr(self, key: str, delta: int = 1, version: int | None = None) -> int:
         """Add to a number; return the sum. A key that is not there is a ValueError."""
         made = self.make_and_validate_key(key, version=version)
-        return self._cache.run(self._operations.incr(made, delta))
+        return self._cache.run(self._operations.incr(made, _whole(delta)))
+
+    def decr(self, key: str, delta: int = 1, version: int | None = None) -> int:
+        """Subtract from a number; return the difference. See :meth:`incr`."""
+        return self.incr(key, -_whole(delta), version)
 
     def get_many(
         self, keys: Iterable[str], version: int | None = None
@@ -371,7 +380,11 @@ class EntraRedisCache(ComputingMethods, KeyspaceMethods, RedisCache):
     async def aincr(self, key: str, delta: int = 1, version: int | None = None) -> int:
         """See :meth:`incr`."""
         made = self.make_and_validate_key(key, version=version)
-        return await self._async_cache.run(self._operations.incr(made, delta))
+        return await self._async_cache.run(self._operations.incr(made, _whole(delta)))
+
+    async def adecr(self, key: str, delta: int = 1, version: int | None = None) -> int:
+        """See :meth:`decr`."""
+        return await self.aincr(key, -_whole(delta), version)
 
     async def aget_many(
         self, keys: Iterable[str], version: int | None = None
@@ -460,6 +473,22 @@ def entra_caches() -> dict[str, EntraRedisCache]:
         if isinstance(cache, EntraRedisCache):
             found[alias] = cache
     return found
+
+
+def _whole(delta: Any) -> int:
+    """Return what is to be added to a number; text is read, as Redis reads it.
+
+    Raises:
+        TypeError, ValueError: it is no integer.
+    """
+    kind: type[Exception] = TypeError
+    try:
+        return int(delta) if isinstance(delta, str | bytes) else operator.index(delta)
+    except ValueError:
+        kind = ValueError
+    except TypeError:
+        pass
+    raise kind(f"delta should be an integer, not {delta!r}.")
 
 
 def _exclude(nx: bool, xx: bool) -> None:

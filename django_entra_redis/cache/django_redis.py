@@ -4,20 +4,17 @@ A mixin: what it does is imported when it is first used, so that whoever wants D
 API alone pays nothing for it.
 """
 
-from collections.abc import AsyncIterator, Callable, Iterator
+import copy
+import logging
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsInt
 
+from django.core.cache.backends.base import DEFAULT_TIMEOUT
 from django.utils.functional import cached_property
 
 from .._imports import no_fork
-from ..commands.patterns import (
-    NAME,
-    VERSION,
-    KeyPattern,
-    glob_escape,
-    of_all_versions,
-)
+from ..commands.patterns import NAME, KeyPattern, glob_escape, of_cache
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -28,6 +25,8 @@ if TYPE_CHECKING:
     from ..commands.keyspace import Keyspace
     from ..commands.operations import Operation, Operations
     from .locks import AsyncLock
+
+logger = logging.getLogger(__name__)
 
 _SECOND = timedelta(seconds=1)
 #: How many of a command's unit make up a second.
@@ -40,6 +39,7 @@ class KeyspaceMethods:
     """How long keys live, which there are, locks."""
 
     if TYPE_CHECKING:
+        default_timeout: Any
         key_prefix: str
         version: Any
         key_func: Any
@@ -104,60 +104,71 @@ class KeyspaceMethods:
         return await self._async_cache.run(operation)
 
     def expire(
-        self, key: str, timeout: int | timedelta, version: int | None = None
+        self, key: str, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None
     ) -> bool:
-        """Have a key live for so many seconds; return whether it is there."""
-        operation = self._changed_life("EXPIRE", key, version, timeout)
-        return self._cache.run(operation)
+        """Have a key live for so long; return whether it is there.
+
+        Parameters:
+            timeout: seconds or a timedelta; DEFAULT_TIMEOUT is the cache's TIMEOUT.
+
+        Raises:
+            TypeError, ValueError: it is no duration; the key stays as it is.
+        """
+        return self._cache.run(self._limited_life("EXPIRE", key, version, timeout))
 
     async def aexpire(
-        self, key: str, timeout: int | timedelta, version: int | None = None
+        self, key: str, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None
     ) -> bool:
         """See :meth:`expire`."""
-        operation = self._changed_life("EXPIRE", key, version, timeout)
+        operation = self._limited_life("EXPIRE", key, version, timeout)
         return await self._async_cache.run(operation)
 
     def pexpire(
-        self, key: str, timeout: int | timedelta, version: int | None = None
+        self, key: str, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None
     ) -> bool:
-        """Have a key live for so many milliseconds; return whether it is there."""
-        operation = self._changed_life("PEXPIRE", key, version, timeout)
-        return self._cache.run(operation)
+        """Do as :meth:`expire` does, with milliseconds."""
+        return self._cache.run(self._limited_life("PEXPIRE", key, version, timeout))
 
     async def apexpire(
-        self, key: str, timeout: int | timedelta, version: int | None = None
+        self, key: str, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None
     ) -> bool:
         """See :meth:`pexpire`."""
-        operation = self._changed_life("PEXPIRE", key, version, timeout)
+        operation = self._limited_life("PEXPIRE", key, version, timeout)
         return await self._async_cache.run(operation)
 
     def expire_at(
         self, key: str, when: int | datetime, version: int | None = None
     ) -> bool:
-        """Have a key live until then (seconds since the epoch, or a datetime); return
-        whether it is there."""
-        operation = self._changed_life("EXPIREAT", key, version, when)
+        """Have a key live until then; return whether it is there.
+
+        Parameters:
+            when: seconds since the epoch, or a datetime.
+
+        Raises:
+            TypeError, ValueError: it is no moment; the key stays as it is.
+        """
+        operation = self._ended_life("EXPIREAT", key, version, when)
         return self._cache.run(operation)
 
     async def aexpire_at(
         self, key: str, when: int | datetime, version: int | None = None
     ) -> bool:
         """See :meth:`expire_at`."""
-        operation = self._changed_life("EXPIREAT", key, version, when)
+        operation = self._ended_life("EXPIREAT", key, version, when)
         return await self._async_cache.run(operation)
 
     def pexpire_at(
         self, key: str, when: int | datetime, version: int | None = None
     ) -> bool:
         """Do as :meth:`expire_at` does, with milliseconds since the epoch."""
-        operation = self._changed_life("PEXPIREAT", key, version, when)
+        operation = self._ended_life("PEXPIREAT", key, version, when)
         return self._cache.run(operation)
 
     async def apexpire_at(
         self, key: str, when: int | datetime, version: int | None = None
     ) -> bool:
         """See :meth:`pexpire_at`."""
-        operation = self._changed_life("PEXPIREAT", key, version, when)
+        operation = self._ended_life("PEXPIREAT", key, version, when)
         return await self._async_cache.run(operation)
 
     def _life(
@@ -167,15 +178,28 @@ class KeyspaceMethods:
         return self._keyspace.life(command, made)
 
     def _changed_life(
-        self,
-        command: str,
-        key: str,
-        version: int | None,
-        *until: int | timedelta | datetime,
+        self, command: str, key: str, version: int | None, *amount: int
     ) -> "Operation[bool]":
         made = self.make_and_validate_key(key, version=version)
-        amounts = (_amount(given, _PER_SECOND[command]) for given in until)
-        return self._keyspace.change_life(command, made, *amounts)
+        return self._keyspace.change_life(command, made, *amount)
+
+    def _limited_life(
+        self, command: str, key: str, version: int | None, timeout: Any
+    ) -> "Operation[bool]":
+        per_second = _PER_SECOND[command]
+        if timeout is DEFAULT_TIMEOUT:
+            if self.default_timeout is None:
+                made = self.make_and_validate_key(key, version=version)
+                return self._operations.touch(made, None)
+            timeout = timedelta(seconds=self.default_timeout)
+        amount = _duration(timeout, per_second)
+        return self._changed_life(command, key, version, amount)
+
+    def _ended_life(
+        self, command: str, key: str, version: int | None, when: Any
+    ) -> "Operation[bool]":
+        amount = _moment(when, _PER_SECOND[command])
+        return self._changed_life(command, key, version, amount)
 
     # -- which keys there are --------------------------------------------------------
 
@@ -202,7 +226,7 @@ class KeyspaceMethods:
         while True:
             batch = self._keyspace.scan(cursor, pattern, itersize or _ITERSIZE)
             cursor, found = self._cache.run(batch)
-            yield from map(strip, found)
+            yield from strip(found)
             if cursor == 0:
                 return
 
@@ -215,8 +239,8 @@ class KeyspaceMethods:
         while True:
             batch = self._keyspace.scan(cursor, pattern, itersize or _ITERSIZE)
             cursor, found = await self._async_cache.run(batch)
-            for key in found:
-                yield strip(key)
+            for key in strip(found):
+                yield key
             if cursor == 0:
                 return
 
@@ -258,21 +282,35 @@ class KeyspaceMethods:
         return f"{glob_escape(before)}{search}{glob_escape(after)}"
 
     def _pattern_of_all(self) -> KeyPattern:
-        """Return the pattern of this cache's keys, of all versions."""
-        own = KeyPattern(self._pattern("*", None))
-        try:
-            before, after = self._around(VERSION)
-        except Exception:
-            return own  # A KEY_FUNCTION that takes a number alone.
-        numbered = isinstance(self.version, int)
-        return of_all_versions(f"{before}{NAME}{after}", numbered=numbered)
+        """Return the pattern of this cache's keys, of all versions.
 
-    def _strip(self, version: int | None) -> Callable[[bytes], str]:
-        """Return what takes prefix and version off a key as Redis has it."""
+        Raises:
+            ValueError: a KEY_FUNCTION hides which keys are this cache's.
+        """
+        beside = copy.copy(self)
+
+        def make(name: str, version: Any, more: str) -> str:
+            # A subclass may make keys in a way of its own, but of its prefix.
+            beside.key_prefix = f"{self.key_prefix}{more}"
+            return str(beside.make_key(name, version=version))
+
+        return of_cache(make, self.version)
+
+    def _strip(self, version: int | None) -> Callable[[Iterable[bytes]], Iterator[str]]:
+        """Return what takes prefix and version off keys as Redis has them.
+
+        One that is no text is none of the cache's, and left out.
+        """
         before, after = self._around(version)
 
-        def strip(key: bytes) -> str:
-            return key.decode().removeprefix(before).removesuffix(after)
+        def strip(keys: Iterable[bytes]) -> Iterator[str]:
+            for key in keys:
+                try:
+                    name = key.decode()
+                except UnicodeDecodeError:
+                    logger.debug("A key that is not UTF-8 is left out: %r", key)
+                else:
+                    yield name.removeprefix(before).removesuffix(after)
 
         return strip
 
@@ -283,13 +321,13 @@ class KeyspaceMethods:
         else:
             shown = self.version if version is None else version
             made = self.key_func(NAME, prefix, shown)
-        before, mark, after = str(made).partition(NAME)
-        if not mark:
+        parts = str(made).split(NAME)
+        if len(parts) != 2:
             raise ValueError(
-                "This cache's KEY_FUNCTION hides the names of the keys, so that they "
-                "can't be found in Redis."
+                "This cache's KEY_FUNCTION hides the names of the keys, or repeats "
+                "them, so that they can't be found in Redis."
             )
-        return before, after
+        return parts[0], parts[1]
 
     # -- locks -----------------------------------------------------------------------
 
@@ -344,10 +382,36 @@ class KeyspaceMethods:
         )
 
 
-def _amount(until: int | timedelta | datetime, per_second: int) -> int:
-    """Return a duration or a moment as Redis wants it; a number is one already."""
-    if isinstance(until, timedelta):
-        return until * per_second // _SECOND
-    if isinstance(until, datetime):
-        return int(until.timestamp() * per_second)
-    return int(until)
+def _duration(timeout: Any, per_second: int) -> int:
+    """Return a duration as Redis wants it; a number is one already.
+
+    Raises:
+        TypeError, ValueError: it is no duration.
+    """
+    if isinstance(timeout, timedelta):
+        return timeout * per_second // _SECOND
+    hint = "; persist() has the key live for ever" if timeout is None else ""
+    unit = "seconds" if per_second == 1 else "milliseconds"
+    return _number(timeout, f"timeout should be {unit} or a timedelta", hint)
+
+
+def _moment(when: Any, per_second: int) -> int:
+    """Return a moment as Redis wants it; a number is one already.
+
+    Raises:
+        TypeError, ValueError: it is no moment.
+    """
+    if isinstance(when, datetime):
+        return int(when.timestamp() * per_second)
+    unit = "seconds" if per_second == 1 else "milliseconds"
+    return _number(when, f"when should be {unit} since the epoch or a datetime")
+
+
+def _number(value: Any, should: str, hint: str = "") -> int:
+    """Return a number as an integer, as Django does with timeouts."""
+    if not isinstance(value, SupportsInt):
+        raise TypeError(f"{should}, not {type(value).__name__}{hint}.")
+    try:
+        return int(value)
+    except (OverflowError, ValueError):
+        raise ValueError(f"{should}, not {value}.") from None

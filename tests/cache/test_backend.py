@@ -535,15 +535,42 @@ def test_clear_by_scan_of_a_longer_prefix(database: Database) -> None:
     named = database.cache(
         clear_by_scan=True, params={"KEY_PREFIX": "a", "VERSION": "beta"}
     )
-    for one in (cache, other, named):
-        one.set("key", "value")
-    cache.set("key", "value", version=20)
-    assert cache.clear()
-    assert cache.get("key", version=20) is None
-    assert other.get("key") == "value"
-    assert named.get("key") == "value"
-    assert named.clear()
-    assert named.get("key") is None
+    for one in (cache, named):
+        other.set("key", "value")
+        cache.set("key", "value", version=20)
+        named.set_many({"key": "value", "1:key": "value"})
+        assert one.clear()
+        assert other.get("key") == "value"
+        assert cache.get("key", version=20) is None
+        assert named.get("key") is None
+    # Only its own cache knows that these are no keys of the prefix "a:beta".
+    assert named.get("1:key") is None
+
+
+@pytest.mark.parametrize("version", [-1, 0, "beta", "1.5", "v*"])
+@pytest.mark.parametrize(
+    "key_function",
+    [
+        None,
+        lambda key, prefix, version: f"{key}|{prefix}|{version}",
+        lambda key, prefix, version: f"{version}:{key}",
+        lambda key, prefix, version: f"{version}.{key}.{prefix}.{version}.{key}",
+        lambda key, prefix, version: f"{prefix}/{key.replace(' ', '_')}",
+    ],
+)
+def test_clear_by_scan_of_any_version(
+    database: Database, version: Any, key_function: Any
+) -> None:
+    """Nothing of the cache is left, whatever the version, wherever it stands."""
+    params = {"KEY_PREFIX": "mine"}
+    if key_function:
+        params["KEY_FUNCTION"] = key_function
+    cache = database.cache(clear_by_scan=True, params=params)
+    cache.set_many({"key": 1, "a:b": 2, "käse": 3}, version=version)
+    cache.set("key", 1)
+    database.admin.set("foreign", 1)
+    assert cache.clear() is True
+    assert database.admin.keys("*") == [b"foreign"]
 
 
 @pytest.mark.parametrize("prefix", ["a:2fa", "a:1b", "a:-", "a:1.5", "a:", "a:\u0661"])
@@ -586,7 +613,7 @@ def test_clear_by_scan(database: Database) -> None:
 
 
 def test_clear_by_scan_with_a_key_function(database: Database) -> None:
-    """One that takes numbers has the own version cleared; one that hides keys none."""
+    """One may take numbers alone; one that hides keys is an error."""
     counted = database.cache(
         clear_by_scan=True,
         params={"KEY_FUNCTION": lambda key, prefix, version: f"{version:03d}/{key}"},
@@ -599,7 +626,7 @@ def test_clear_by_scan_with_a_key_function(database: Database) -> None:
     counted.set("key", 1, version=2)
     assert counted.clear()
     assert counted.get("key") is None
-    assert counted.get("key", version=2) == 1
+    assert counted.get("key", version=2) is None
     with pytest.raises(ValueError, match="KEY_FUNCTION hides"):
         hidden.clear()
 

@@ -1,19 +1,22 @@
 """django-redis' methods: what they do, sync and async, and that others pay nothing."""
 
 import asyncio
+import enum
 import inspect
+import math
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import pytest
 import redis
 from asgiref.sync import sync_to_async
 from django.core.cache import caches
+from django.core.cache.backends.base import DEFAULT_TIMEOUT
 from django.test import override_settings
 from redis.exceptions import LockError
 from redis.lock import Lock
@@ -95,6 +98,78 @@ def test_how_long_a_key_lives(call: Caller) -> None:
     assert 0 < call.ttl("minute") <= 60
     assert 1000 < call.pttl("minute") <= 60_000
     assert call.ttl("minute", version=2) == 0
+
+
+@pytest.mark.parametrize("timeout", [60, None])
+def test_the_default_life(
+    database: Database, call: Caller, timeout: int | None
+) -> None:
+    """DEFAULT_TIMEOUT is the cache's TIMEOUT, as it is for Django's own methods."""
+    cache = database.cache(params={"TIMEOUT": timeout})
+    call = Caller(cache, native=call._native)
+    for method in ("expire", "pexpire"):
+        cache.set("key", 1, 10)
+        assert getattr(call, method)("key", DEFAULT_TIMEOUT) is True
+        left = call.ttl("key")
+        assert left is None if timeout is None else 10 < left <= 60
+        assert getattr(call, method)("none", DEFAULT_TIMEOUT) is False
+    # There is no change in this one, but the key is there.
+    assert call.expire("key", DEFAULT_TIMEOUT) is True
+
+
+@pytest.mark.parametrize(
+    ("methods", "argument", "says"),
+    [
+        (
+            "expire pexpire",
+            datetime(2030, 1, 1),
+            "seconds or a timedelta, not datetime",
+        ),
+        ("expire pexpire", date(2030, 1, 1), "seconds or a timedelta, not date"),
+        ("expire pexpire", None, "persist"),
+        ("expire pexpire", "10", "seconds or a timedelta, not str"),
+        ("expire pexpire", [], "seconds or a timedelta, not list"),
+        ("expire_at pexpire_at", timedelta(days=1), "or a datetime, not timedelta"),
+        ("expire_at pexpire_at", date(2030, 1, 1), "or a datetime, not date"),
+        ("expire_at pexpire_at", "2030-01-01", "or a datetime, not str"),
+        ("expire_at pexpire_at", None, "or a datetime, not NoneType"),
+        ("expire_at pexpire_at", DEFAULT_TIMEOUT, "or a datetime, not object"),
+        ("expire pexpire expire_at pexpire_at", math.nan, "not nan"),
+        ("expire pexpire expire_at pexpire_at", math.inf, "not inf"),
+    ],
+)
+def test_a_life_that_is_none(
+    call: Caller, methods: str, argument: Any, says: str
+) -> None:
+    """What is no duration, or no moment, is an error; the key stays as it is."""
+    call.set("key", "value", 1000)
+    for method in methods.split():
+        with pytest.raises((TypeError, ValueError), match=says):
+            getattr(call, method)("key", argument)
+        assert 900 < call.ttl("key") <= 1000
+
+
+@pytest.mark.parametrize("delta", [None, 1.5, 2.0, "one", "", b"1.5", []])
+def test_a_delta_that_can_not_be_added(call: Caller, delta: Any) -> None:
+    """The error names it, and the number stays as it is."""
+    call.set("key", 5)
+    for method in ("incr", "decr"):
+        with pytest.raises((TypeError, ValueError), match="delta"):
+            getattr(call, method)("key", delta)
+    assert call.get("key") == 5
+
+
+class Step(enum.IntEnum):
+    """An integer that is no plain one."""
+
+    TWO = 2
+
+
+@pytest.mark.parametrize("delta", [2, True, Step.TWO, "2", b"-3"])
+def test_a_delta_that_can_be_added(call: Caller, delta: Any) -> None:
+    """Any integer, or what Redis reads as one."""
+    call.set("key", 5)
+    assert call.incr("key", delta) == 5 + int(delta)
 
 
 @pytest.mark.parametrize(
@@ -226,6 +301,27 @@ def test_key_functions_of_ones_own(database: Database) -> None:
         hidden.keys()
     with pytest.raises(ValueError, match="KEY_FUNCTION hides"):
         hidden.delete_pattern("*")
+    twice = database.cache(
+        params={"KEY_FUNCTION": lambda key, prefix, version: f"{key}/{version}/{key}"}
+    )
+    twice.set("a", 1)
+    for search in (twice.keys, twice.delete_pattern):
+        with pytest.raises(ValueError, match="or repeats them"):
+            search("*")
+
+
+def test_keys_that_are_no_text(
+    database: Database, call: Caller, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Those of somebody else are left out, and told of for whoever wants to know."""
+    call.set("key", 1)
+    database.admin.set(b":1:\xff\xfe", 1)
+    with caplog.at_level("DEBUG", "django_entra_redis"):
+        assert call.keys() == ["key"]
+    assert [record.levelname for record in caplog.records] == ["DEBUG"]
+    assert r"b':1:\xff\xfe'" in caplog.text
+    assert list(call.iter_keys("*")) == ["key"]
+    assert call.delete_pattern("*") == 2
 
 
 def test_key_made_by_a_subclass(database: Database) -> None:
