@@ -33,7 +33,10 @@ def check_caches(**kwargs: Any) -> list[CheckMessage]:
         try:
             options = cache.read_options(where)
             problems += serializer_problems(
-                options.serializer, options.compressor, where
+                options.serializer,
+                options.compressor,
+                where,
+                fallbacks=options.compressor_fallbacks,
             )
             if options.identity is not None:
                 load_identity(options.identity)

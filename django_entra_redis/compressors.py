@@ -1,16 +1,23 @@
-"""Compressors for ``OPTIONS["compressor"]``, and the reading of what any has written.
+"""Compressors for ``OPTIONS["compressor"]``.
 
-What they write begins with the format's own magic number, so that a value is read
-whatever the compressor is now. No pickle, JSON text or MessagePack begins so.
+What they write begins with the format's own magic number, so that values stay readable
+that were written before there was a compressor: no pickle, JSON text or MessagePack
+begins so. What they read may be somebody else's, a few bytes that become gigabytes, and
+comes out up to a bound.
 """
 
 import sys
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Protocol
 
-from ._errors import MissingExtraError
+from ._errors import MissingExtraError, UnreadableValueError
+
+#: Bytes of a value at most: what a value of Redis has.
+MAX_VALUE_BYTES = 512 * 2**20
+#: Bytes of memory that LZMA may take beside the value; its level 9 takes 65 MiB.
+_LZMA_MEMORY = 100 * 2**20
 
 
 class Compressor(Protocol):
@@ -39,26 +46,45 @@ class _MagicCompressor(ABC):
     def __init__(self, level: int | None = None, min_length: int = 512) -> None:
         self.level = level
         self.min_length = min_length
-        self._pack, self._unpack = self._load()
+        self._pack, self._unpacker = self._load()
 
     @abstractmethod
-    def _load(self) -> tuple[Callable[[bytes], bytes], Callable[[bytes], bytes]]:
-        """Return the functions that compress and decompress."""
+    def _load(self) -> tuple[Callable[[bytes], bytes], Callable[[], Any]]:
+        """Return what compresses, and what makes an object that decompresses a piece
+        at a time: its ``decompress(data, max_length)``, ``eof`` and ``unused_data``."""
 
     def compress(self, data: bytes) -> bytes:
         """Return the data, compressed if it is long enough, or looks compressed."""
         short = len(data) < self.min_length and not data.startswith(self.magic)
         return data if short else self._pack(data)
 
-    def decompress(self, data: bytes) -> bytes:
-        """Return the data as it was; what was never compressed comes back as it is."""
+    def decompress(self, data: bytes, max_bytes: int = MAX_VALUE_BYTES) -> bytes:
+        """Return the data as it was; what was never compressed comes back as it is.
+
+        Parameters:
+            data: the bytes.
+            max_bytes: bytes that may come of them.
+
+        Raises:
+            UnreadableValueError: more would.
+        """
         if not data.startswith(self.magic):
             return data
         try:
-            return self._unpack(data)
+            unpacker = self._unpacker()
+            found: bytes = unpacker.decompress(data, self._reserve(data, max_bytes))
         except Exception:
             # Another's bytes that happen to begin so: no common error tells that.
             return data
+        if unpacker.eof:
+            return data if unpacker.unused_data else found
+        if len(found) < max_bytes:
+            return data  # It breaks off.
+        raise _too_large(data, max_bytes)
+
+    def _reserve(self, data: bytes, max_bytes: int) -> int:
+        """Return how many bytes to ask for, of ``max_bytes``."""
+        return max_bytes
 
 
 class ZlibCompressor(_MagicCompressor):
@@ -66,9 +92,9 @@ class ZlibCompressor(_MagicCompressor):
 
     magic = b"\x78"
 
-    def _load(self) -> tuple[Callable[[bytes], bytes], Callable[[bytes], bytes]]:
+    def _load(self) -> tuple[Callable[[bytes], bytes], Callable[[], Any]]:
         level = 3 if self.level is None else self.level
-        return lambda data: zlib.compress(data, level), zlib.decompress
+        return lambda data: zlib.compress(data, level), zlib.decompressobj
 
 
 class GzipCompressor(_MagicCompressor):
@@ -76,12 +102,16 @@ class GzipCompressor(_MagicCompressor):
 
     magic = b"\x1f\x8b"
 
-    def _load(self) -> tuple[Callable[[bytes], bytes], Callable[[bytes], bytes]]:
+    def _load(self) -> tuple[Callable[[bytes], bytes], Callable[[], Any]]:
         # Imported when it is chosen, as the next one: few need them.
         import gzip
 
         level = 3 if self.level is None else self.level
-        return lambda data: gzip.compress(data, level), gzip.decompress
+        wbits = 16 + zlib.MAX_WBITS  # gzip's frame alone
+        return (
+            lambda data: gzip.compress(data, level),
+            lambda: zlib.decompressobj(wbits),
+        )
 
 
 class LzmaCompressor(_MagicCompressor):
@@ -89,10 +119,13 @@ class LzmaCompressor(_MagicCompressor):
 
     magic = b"\xfd7zXZ\x00"
 
-    def _load(self) -> tuple[Callable[[bytes], bytes], Callable[[bytes], bytes]]:
+    def _load(self) -> tuple[Callable[[bytes], bytes], Callable[[], Any]]:
         import lzma
 
-        return lambda data: lzma.compress(data, preset=self.level), lzma.decompress
+        return (
+            lambda data: lzma.compress(data, preset=self.level),
+            lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, _LZMA_MEMORY),
+        )
 
 
 class ZstdCompressor(_MagicCompressor):
@@ -100,9 +133,12 @@ class ZstdCompressor(_MagicCompressor):
 
     magic = b"\x28\xb5\x2f\xfd"
 
-    def _load(self) -> tuple[Callable[[bytes], bytes], Callable[[bytes], bytes]]:
+    def _load(self) -> tuple[Callable[[bytes], bytes], Callable[[], Any]]:
         module = _zstd()
-        return lambda data: module.compress(data, self.level), module.decompress
+        return (
+            lambda data: module.compress(data, self.level),
+            module.ZstdDecompressor,
+        )
 
 
 class Lz4Compressor(_MagicCompressor):
@@ -110,40 +146,63 @@ class Lz4Compressor(_MagicCompressor):
 
     magic = b"\x04\x22\x4d\x18"
 
-    def _load(self) -> tuple[Callable[[bytes], bytes], Callable[[bytes], bytes]]:
+    def _load(self) -> tuple[Callable[[bytes], bytes], Callable[[], Any]]:
         module = _lz4()
         level = 0 if self.level is None else self.level
         return (
             lambda data: module.compress(data, compression_level=level),
-            module.decompress,
+            module.LZ4FrameDecompressor,
         )
 
+    def _reserve(self, data: bytes, max_bytes: int) -> int:
+        # It reserves the memory at once, and no more than 255 bytes come out of one.
+        return min(max_bytes, 255 * len(data))
 
-def decompress(data: bytes) -> bytes:
-    """Return data without the compression that its first bytes tell of, if any.
+
+def read_bounded(compressor: Compressor, data: bytes, max_bytes: int) -> bytes:
+    """Return what a compressor of whatever kind makes of data.
 
     Raises:
-        MissingExtraError: the package for it is not installed.
+        UnreadableValueError: it is more than ``max_bytes``.
+        Exception: what a compressor of one's own raises.
     """
-    for magic, make in _READERS.items():
-        if data.startswith(magic):
-            return make().decompress(data)
-    return data
+    if isinstance(compressor, _MagicCompressor):
+        return compressor.decompress(data, max_bytes)
+    found = compressor.decompress(data)
+    # Nothing else can be done about one that knows no bound.
+    if len(found) > max_bytes:
+        raise _too_large(data, max_bytes)
+    return found
 
 
-_READERS: Mapping[bytes, type[_MagicCompressor]] = {
-    kind.magic: kind
-    for kind in (
-        ZlibCompressor,
-        GzipCompressor,
-        LzmaCompressor,
-        ZstdCompressor,
-        Lz4Compressor,
+def _too_large(data: bytes, max_bytes: int) -> UnreadableValueError:
+    return UnreadableValueError(
+        f"A value of {len(data)} bytes is more than {max_bytes} once it is "
+        "decompressed, the most that OPTIONS['max_value_bytes'] allows. Delete it, or "
+        "set that higher if it is yours."
     )
-}
 
 
-# Imported when they are chosen, or when a value tells of them: both are optional.
+def compressed_with(data: bytes) -> str | None:
+    """Return the compressor whose data begins as these bytes do, if any."""
+    for kind in _KINDS:
+        if data.startswith(kind.magic):
+            # Zlib's first two bytes are a multiple of 31; some text begins with an x.
+            weak = kind is ZlibCompressor and int.from_bytes(data[:2]) % 31
+            return None if weak else kind.__name__
+    return None
+
+
+_KINDS: Sequence[type[_MagicCompressor]] = (
+    ZlibCompressor,
+    GzipCompressor,
+    LzmaCompressor,
+    ZstdCompressor,
+    Lz4Compressor,
+)
+
+
+# Imported when they are chosen: both are optional.
 def _zstd() -> Any:
     try:
         if sys.version_info >= (3, 14):  # pragma: no cover - in its own environment

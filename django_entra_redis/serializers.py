@@ -1,14 +1,15 @@
 """How values become bytes, and how bytes of any of these ways become values.
 
-A change of serializer or compressor leaves what has been written before readable: the
-first bytes tell the format. Reading a pickle may run whatever its writer pleases,
-though, so that the safe serializers read those of plain data alone.
+A change of serializer leaves what has been written before readable: the first bytes
+tell the format. So does a compressor that is added, and one that is taken away or
+changed if it is named among the fallbacks. Reading a pickle may run whatever its writer
+pleases, though, so that the safe serializers read those of plain data alone.
 """
 
 import json
 import pickle
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from django.core.cache.backends.redis import RedisSerializer
@@ -23,7 +24,12 @@ from ._errors import (
     UnreadableValueError,
     option_error,
 )
-from .compressors import Compressor, decompress
+from .compressors import (
+    MAX_VALUE_BYTES,
+    Compressor,
+    compressed_with,
+    read_bounded,
+)
 
 Unpickle = Callable[[bytes], Any]
 
@@ -117,26 +123,47 @@ class CompressingSerializer:
 
     Numbers, as such or as text, stay as they are, so that Redis can count with them.
     They are recognised before anything is decompressed: a compressor may take any
-    bytes for its own.
+    bytes for its own. One layer is taken off, no more.
 
     Parameters:
         serializer: turns values into bytes, or into numbers.
-        compressor: makes less of the bytes.
+        compressor: makes less of the bytes; ``None`` leaves them as they are.
+        fallbacks: compressors by which values may have been written before.
+        max_value_bytes: bytes of a value before it is compressed, at most.
     """
 
-    def __init__(self, serializer: Serializer, compressor: Compressor) -> None:
+    def __init__(
+        self,
+        serializer: Serializer,
+        compressor: Compressor | None,
+        fallbacks: Sequence[Compressor] = (),
+        max_value_bytes: int = MAX_VALUE_BYTES,
+    ) -> None:
         self.serializer = serializer
         self.compressor = compressor
+        self.max_value_bytes = max_value_bytes
+        own = () if compressor is None else (compressor,)
+        self._compressors = (*own, *fallbacks)
 
     def dumps(self, obj: Any) -> Any:
         """Return compressed bytes, or a number that Redis can count with.
 
         Raises:
-            ValueError: the compressor makes what reads as a number of what is none.
+            ValueError: the compressor makes what reads as a number of what is none,
+                or the value is so large that it would not be read again.
         """
         data = _as_sent(self.serializer.dumps(obj))
-        if not isinstance(data, bytes) or _NUMBER.fullmatch(data):
+        if (
+            self.compressor is None
+            or not isinstance(data, bytes)
+            or _NUMBER.fullmatch(data)
+        ):
             return data
+        if len(data) > self.max_value_bytes:
+            raise ValueError(
+                f"A value of {len(data)} bytes is too large to be compressed: "
+                f"OPTIONS['max_value_bytes'] is {self.max_value_bytes}."
+            )
         compressed = _as_sent(self.compressor.compress(data))
         if _NUMBER.fullmatch(compressed):
             raise ValueError(
@@ -147,20 +174,37 @@ class CompressingSerializer:
         return compressed
 
     def loads(self, data: bytes) -> Any:
-        """Return what :meth:`dumps` was given, also where nothing compressed it."""
-        if _NUMBER.fullmatch(data):
-            return self.serializer.loads(data)
-        try:
-            data = self.compressor.decompress(data)
-        except Exception:
-            # Written before there was a compressor: no common error tells that of all
-            # compressors, so the serializer has the last word.
-            return self.serializer.loads(data)
+        """Return what :meth:`dumps` was given, also where nothing compressed it.
+
+        Raises:
+            UnreadableValueError: it is larger than ``max_value_bytes``.
+        """
+        if not _NUMBER.fullmatch(data):
+            for compressor in self._compressors:
+                found = self._decompress(compressor, data)
+                if found is not data:
+                    return self.serializer.loads(found)
         return self.serializer.loads(data)
+
+    def _decompress(self, compressor: Compressor, data: bytes) -> bytes:
+        """Return what a compressor makes of the bytes, or just them."""
+        try:
+            return read_bounded(compressor, data, self.max_value_bytes)
+        except UnreadableValueError:
+            raise
+        except Exception:
+            # Written before there was this compressor: no common error tells that of
+            # all compressors, so the serializer has the last word.
+            return data
 
 
 def make_serializer(
-    serializer: Any = None, compressor: Any = None, where: str = "CACHES[...]"
+    serializer: Any = None,
+    compressor: Any = None,
+    where: str = "CACHES[...]",
+    *,
+    fallbacks: Sequence[Any] = (),
+    max_value_bytes: int = MAX_VALUE_BYTES,
 ) -> Serializer:
     """Return the serializer that OPTIONS ask for.
 
@@ -168,6 +212,8 @@ def make_serializer(
         serializer: dotted path, class or object; ``None`` for Django's.
         compressor: dotted path, class or object; ``None`` for none.
         where: what to call the cache in a message.
+        fallbacks: compressors of values that were written before, each as above.
+        max_value_bytes: bytes of a value before it is compressed, at most.
 
     Raises:
         ConfigurationError: one of them is nothing of the kind.
@@ -176,15 +222,22 @@ def make_serializer(
     made: Serializer = PickleSerializer()
     if serializer not in (None, ""):
         made = _make("serializer", serializer, where)
-    if compressor in (None, ""):
+    if compressor in (None, "") and not fallbacks:
         return made
-    return CompressingSerializer(made, _make("compressor", compressor, where))
+    return CompressingSerializer(
+        made,
+        None if compressor in (None, "") else _make("compressor", compressor, where),
+        [_make("compressor_fallbacks", one, where) for one in fallbacks],
+        max_value_bytes,
+    )
 
 
-def serializer_problems(serializer: Any, compressor: Any, where: str) -> list[Problem]:
+def serializer_problems(
+    serializer: Any, compressor: Any, where: str, *, fallbacks: Sequence[Any] = ()
+) -> list[Problem]:
     """Return what is wrong with these options of a cache; see above."""
     try:
-        make_serializer(serializer, compressor, where)
+        make_serializer(serializer, compressor, where, fallbacks=fallbacks)
     except ConfigurationError as error:
         return list(error.problems)
     except MissingExtraError as error:
@@ -197,6 +250,7 @@ def serializer_problems(serializer: Any, compressor: Any, where: str) -> list[Pr
 _METHODS: Mapping[str, tuple[str, str]] = {
     "serializer": ("dumps", "loads"),
     "compressor": ("compress", "decompress"),
+    "compressor_fallbacks": ("compress", "decompress"),
 }
 
 
@@ -240,7 +294,14 @@ def _read(data: bytes, unpickle: Unpickle) -> Any:
         UnreadableValueError: none of them has.
         MissingExtraError: it takes a package that is not installed.
     """
-    data = decompress(data)
+    if compressor := compressed_with(data):
+        # Not undone here: a few bytes may become gigabytes.
+        raise UnreadableValueError(
+            f"A value of {len(data)} bytes is compressed, by the looks of it with "
+            f"{compressor}, which OPTIONS do not have for this cache. Name it in "
+            "OPTIONS['compressor_fallbacks'] if it was 'compressor' before, or delete "
+            "the value."
+        )
     first = data[:1]
     try:
         # MessagePack's numbers begin as low as text does, but numbers are not packed.

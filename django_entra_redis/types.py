@@ -78,6 +78,8 @@ class OwnOptions(TypedDict, total=False):
     clear_by_scan: bool
     pool_timeout: float
     compressor: Any
+    compressor_fallbacks: Sequence[Any]
+    max_value_bytes: int
     serializer: Any
     pool_class: Any
     parser_class: Any

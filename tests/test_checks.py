@@ -134,6 +134,12 @@ FAULTS: list[tuple[str, dict[str, Any], Any, str]] = [
         "CACHES['default']['OPTIONS']['compressor']: it can't be used.",
     ),
     (
+        "E023",
+        {"OPTIONS": {"compressor_fallbacks": [3]}},
+        {"default": {}},
+        "CACHES['default']['OPTIONS']['compressor_fallbacks']: it can't be used.",
+    ),
+    (
         "E024",
         {"LOCATION": None},
         {"default": {}},

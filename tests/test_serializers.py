@@ -10,6 +10,7 @@ import lzma
 import pickle
 import re
 import sys
+import tracemalloc
 import uuid
 import zlib
 from collections.abc import Callable
@@ -33,7 +34,6 @@ from django_entra_redis.compressors import (
     LzmaCompressor,
     ZlibCompressor,
     ZstdCompressor,
-    decompress,
 )
 from django_entra_redis.serializers import (
     CompressingSerializer,
@@ -384,9 +384,9 @@ FORMATS = ["pickle", "json", "msgpack"]
 PACKERS = ["none", "zlib", "gzip", "lzma", "zstd", "lz4"]
 
 
-def make(serializer: str, compressor: str) -> Serializer:
+def make(serializer: str, compressor: str, fallback: str = "none") -> Serializer:
     """Return a combination; skip the test if it is not installed."""
-    for extra in (serializer, compressor):
+    for extra in (serializer, compressor, fallback):
         if extra in ("msgpack", "zstd", "lz4") and not installed(extra):
             pytest.skip(f"{extra} is not installed")  # pragma: no cover
     serializers = {"json": JSONSerializer, "msgpack": MsgPackSerializer}
@@ -397,14 +397,20 @@ def make(serializer: str, compressor: str) -> Serializer:
         "zstd": ZstdCompressor,
         "lz4": Lz4Compressor,
     }
-    return make_serializer(serializers.get(serializer), compressors.get(compressor))
+    return make_serializer(
+        serializers.get(serializer),
+        compressors.get(compressor),
+        fallbacks=[compressors[fallback]] if fallback in compressors else [],
+    )
 
 
 @pytest.mark.parametrize("now", [f"{s}-{c}" for s in FORMATS for c in PACKERS])
 @pytest.mark.parametrize("before", [f"{s}-{c}" for s in FORMATS for c in PACKERS])
 def test_what_was_written_before_a_change(before: str, now: str) -> None:
-    """It stays readable, whatever the change."""
-    old, new = make(*before.split("-")), make(*now.split("-"))
+    """It stays readable, whatever the change, of a compressor that is named."""
+    serializer, compressor = before.split("-")
+    then = now.split("-")
+    old, new = make(serializer, compressor), make(then[0], then[1], compressor)
     kinds: list[Any] = [
         PLAIN,
         [],
@@ -431,8 +437,116 @@ def test_what_was_written_before_a_change(before: str, now: str) -> None:
 def test_what_django_redis_compressed(compress: Callable[[bytes], bytes]) -> None:
     """Its compressors of Python's own formats write nothing around the data."""
     data = compress(pickle.dumps(PLAIN))
-    for serializer in (PickleSerializer(), JSONSerializer()):
-        assert serializer.loads(data) == PLAIN
+    kinds = [ZlibCompressor, GzipCompressor, LzmaCompressor]
+    for serializer in (None, JSONSerializer):
+        assert make_serializer(serializer, fallbacks=kinds).loads(data) == PLAIN
+
+
+BOMBS = ["zlib", "gzip", "lzma", "zstd", "lz4"]
+
+
+def compressed(name: str, data: bytes, times: int = 1) -> bytes:
+    """Return data as a compressor leaves it, or skip the test if it is not there."""
+    made = make("json", name)
+    assert isinstance(made, CompressingSerializer)
+    assert made.compressor is not None
+    for _ in range(times):
+        data = made.compressor.compress(data)
+    return data
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_what_the_settings_do_not_write_is_not_decompressed(name: str) -> None:
+    """Whatever it begins with: the error says what it looks like."""
+    bomb = compressed(name, json.dumps("x" * 1000).encode())
+    others = [other for other in BOMBS if other != name and other != "lz4"]
+    for serializer in FORMATS:
+        for known in ("none", others[0]):
+            if serializer == "msgpack" and not installed("msgpack"):
+                continue  # pragma: no cover - one environment has it
+            with pytest.raises(UnreadableValueError, match="compressor_fallbacks") as e:
+                make(serializer, known).loads(bomb)
+            assert type(make_compressor(name)).__name__ in str(e.value)
+
+
+def make_compressor(name: str) -> Any:
+    """Return a compressor."""
+    return make("json", name).compressor  # type: ignore[attr-defined] # it has one
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_one_layer_is_taken_off(name: str) -> None:
+    """What was compressed twice is nothing that this package has written."""
+    twice = compressed(name, json.dumps("x" * 10_000).encode(), times=2)
+    with pytest.raises(UnreadableValueError, match="is compressed, by the looks of it"):
+        make("json", name).loads(twice)
+
+
+@pytest.mark.parametrize("name", BOMBS)
+@pytest.mark.parametrize("role", ["compressor", "fallback"])
+def test_bombs(name: str, role: str) -> None:
+    """A few bytes that become many do so up to the bound, and take no more memory."""
+    bomb = compressed(name, b'"' + bytes(50_000_000))
+    kind = make_compressor(name)
+    roles = {"compressor": kind} if role == "compressor" else {"fallbacks": [kind]}
+    bounded = make_serializer(JSONSerializer, **roles, max_value_bytes=100_000)
+    tracemalloc.start()
+    try:
+        with pytest.raises(UnreadableValueError, match="more than 100000 once it is"):
+            bounded.loads(bomb)
+        assert tracemalloc.get_traced_memory()[1] < 12_000_000
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_values_up_to_the_bound(name: str) -> None:
+    """What is exactly as large is written and read; what is larger is not written."""
+    kind = make_compressor(name)
+    for bound in (1000, 2000):
+        made = make_serializer(JSONSerializer, kind, max_value_bytes=bound)
+        value = "x" * (bound - 2)
+        assert made.loads(made.dumps(value)) == value
+        with pytest.raises(ValueError, match=rf"{bound + 1} bytes is too large to be"):
+            made.dumps(value + "x")
+
+
+class Boundless(StrictCompressor):
+    """Somebody's own, which knows no bound."""
+
+    def decompress(self, data: bytes) -> bytes:
+        """Return a lot."""
+        return b"1" * 2000
+
+
+def test_bombs_of_ones_own() -> None:
+    """A compressor that can't stop is not believed at the end."""
+    made = make_serializer(JSONSerializer, Boundless, max_value_bytes=1000)
+    with pytest.raises(UnreadableValueError, match=r"OPTIONS\['max_value_bytes'\]"):
+        made.loads(b"x")
+
+
+def test_lzma_that_asks_for_memory() -> None:
+    """Its header may ask for gigabytes, however little there is to read."""
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": 2**27 + 2**26}]
+    data = lzma.compress(b'"text"', filters=filters)
+    made = make_serializer(JSONSerializer, LzmaCompressor)
+    with pytest.raises(UnreadableValueError, match="LzmaCompressor"):
+        made.loads(data)
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_what_breaks_off_or_goes_on(name: str) -> None:
+    """Neither is what a compressor has written, and comes back as it is."""
+    data, kind = compressed(name, b"text" * 1000), make_compressor(name)
+    for other in (data[:-1], data[: len(data) // 2], data + b"more", kind.magic):
+        assert kind.decompress(other) is other
+
+
+def test_text_that_begins_as_zlib_does() -> None:
+    """It is told as what it is: nothing that can be read."""
+    with pytest.raises(UnreadableValueError, match="something else"):
+        PickleSerializer().loads(b"xyz")
 
 
 def test_plain_data_of_old_pickles() -> None:
@@ -465,9 +579,10 @@ class Exploit:
 def test_no_code_runs(protocol: int) -> None:
     """A pickle that would run something is refused, by name of what it needs."""
     data = pickle.dumps(Exploit(), protocol)
+    made = make_serializer(JSONSerializer, fallbacks=[ZlibCompressor])
     for hidden in (data, zlib.compress(data)):
         with pytest.raises(UnreadableValueError, match="setattr"):
-            JSONSerializer().loads(hidden)
+            made.loads(hidden)
     assert not Exploit.ran
     PickleSerializer().loads(data)
     assert Exploit.ran
@@ -500,32 +615,26 @@ def test_nesting_without_end() -> None:
 
 
 @pytest.mark.parametrize(
-    ("extra", "data"),
+    ("extra", "kind"),
     [
-        ("zstd", ZstdCompressor.magic + b"data"),
-        ("lz4", Lz4Compressor.magic + b"data"),
-        ("msgpack", b"\x81\xa1a\x01"),
+        ("zstd", ZstdCompressor),
+        ("lz4", Lz4Compressor),
+        ("msgpack", MsgPackSerializer),
     ],
 )
 def test_extra_that_is_missing(
-    monkeypatch: pytest.MonkeyPatch, extra: str, data: bytes
+    monkeypatch: pytest.MonkeyPatch, extra: str, kind: Callable[[], Any]
 ) -> None:
-    """A value tells which one, and so does choosing it."""
+    """Choosing it tells which one, and a value of MessagePack does."""
     for module in ("backports", "compression", "lz4", "msgpack"):
         monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(MissingExtraError, match=rf"django-entra-redis\[{extra}\]"):
-        PickleSerializer().loads(data)
-    kinds = {"zstd": ZstdCompressor, "lz4": Lz4Compressor, "msgpack": MsgPackSerializer}
+        kind()
     with pytest.raises(MissingExtraError, match="not installed"):
-        kinds[extra]()
+        PickleSerializer().loads(b"\x81\xa1a\x01")
 
 
 def test_errors_survive_pickling() -> None:
     """As they do on their way out of a worker process."""
     error = pickle.loads(pickle.dumps(MissingExtraError("lz4")))
     assert (error.extra, str(error)) == ("lz4", str(MissingExtraError("lz4")))
-
-
-def test_what_is_not_compressed_stays() -> None:
-    """Reading leaves alone what no compressor has written."""
-    assert decompress(b"as it is") == b"as it is"

@@ -72,7 +72,12 @@ class Client(ABC):
             shared: what caches have in common that have one server.
         """
         return kind(
-            make_serializer(self.options.serializer, self.options.compressor),
+            make_serializer(
+                self.options.serializer,
+                self.options.compressor,
+                fallbacks=self.options.compressor_fallbacks,
+                max_value_bytes=self.options.max_value_bytes,
+            ),
             _servers.setdefault(shared, Server()),
         )
 

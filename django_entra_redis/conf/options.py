@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from .._errors import ConfigurationError, Problem
+from ..compressors import MAX_VALUE_BYTES
 
 _CREDENTIALS = ("username", "password", "credential_provider")
 _SCHEMES = ("redis", "rediss", "unix")
@@ -97,6 +98,15 @@ _VALUES: Rules = {
         lambda value: isinstance(value, str | None),
         "the name of an entry of ENTRA_REDIS, or None",
     ),
+    "compressor_fallbacks": (
+        lambda value: isinstance(value, list | tuple),
+        "a list of compressors, such as "
+        "['django_entra_redis.compressors.ZlibCompressor']",
+    ),
+    "max_value_bytes": (
+        lambda value: type(value) is int and value > 0,
+        "a number of bytes, such as 536870912",
+    ),
     "pool_timeout": (_is_number, "a number of seconds, such as 5"),
     "stampede": (
         lambda value: _is_table(value, {"beta": _is_number}),
@@ -142,6 +152,8 @@ class CacheOptions:
     clear_by_scan: bool = False
     pool_timeout: float = 5.0
     compressor: Any = None
+    compressor_fallbacks: Sequence[Any] = ()
+    max_value_bytes: int = MAX_VALUE_BYTES
     serializer: Any = None
     pool_class: Any = None
     parser_class: Any = None

@@ -19,8 +19,9 @@ from django.utils.translation import gettext_lazy
 
 from django_entra_redis.cache.backend import EntraRedisCache, entra_caches
 from django_entra_redis.clients import asynchronous
+from django_entra_redis.compressors import ZlibCompressor
 from django_entra_redis.connections import registry
-from django_entra_redis.exceptions import ConfigurationError
+from django_entra_redis.exceptions import ConfigurationError, UnreadableValueError
 from emulator import Emulator
 from tests.support.caches import Database, Proxy, let_in, make_cache
 
@@ -374,6 +375,18 @@ def test_serializer(database: Database) -> None:
     """Another serializer reads what is there, in its own way."""
     database.admin.set(":1:key", b"raw")
     assert database.cache(serializer=f"{__name__}.Failing").get("key") == b"raw"
+
+
+def test_what_others_have_compressed(database: Database) -> None:
+    """It is read as far as the options go, and no further."""
+    cache = database.cache(compressor=ZlibCompressor)
+    cache.set("key", "x" * 1000)
+    short: dict[str, Any] = {"compressor": ZlibCompressor, "max_value_bytes": 999}
+    for options in ({}, short):
+        with pytest.raises(UnreadableValueError):
+            database.cache(**options).get("key")
+    fallback = database.cache(compressor_fallbacks=[ZlibCompressor])
+    assert fallback.get("key") == "x" * 1000
 
 
 def test_key_warnings_are_django_s(cache: EntraRedisCache, builtin: RedisCache) -> None:
