@@ -13,17 +13,10 @@ from ._errors import ConfigurationError, Problem
 from .cache.backend import EntraRedisCache, entra_caches
 from .conf.identities import Identity, identity_aliases, load_identity
 from .conf.options import CacheOptions, is_loopback, read_url, transport
+from .conf.services import service_of
 
-#: The port on which Azure's caches speak TLS, by the end of their host names.
-_PORTS: Mapping[str, int] = {
-    ".redis.azure.net": 10000,
-    ".redisenterprise.cache.azure.net": 10000,
-    ".redis.cache.windows.net": 6380,
-    ".redis.cache.usgovcloudapi.net": 6380,
-    ".redis.cache.chinacloudapi.cn": 6380,
-}
 #: The ports of the nodes of an OSS cluster, which clients are redirected to.
-_NODE_PORTS = (range(8500, 8600), range(15000, 16000))
+_NODE_PORTS = frozenset((*range(8500, 8600), *range(15000, 16000)))
 
 
 def cache_cautions() -> list[Problem]:
@@ -110,14 +103,14 @@ def _server_cautions(
             f"tokens cross the network to {host} in plain text.",
             "Use rediss://. Whoever reads a token can use it until it expires.",
         )
-    expected = next((p for end, p in _PORTS.items() if host.endswith(end)), None)
+    service = service_of(host)
     port = urlsplit(server).port or 6379
-    if expected not in (None, port) and not any(port in nodes for nodes in _NODE_PORTS):
+    if service and port != service.port and port not in _NODE_PORTS:
         yield Problem(
             "W002",
             location,
             f"{host} does not listen for TLS on port {port}.",
-            f"It should be port {expected}.",
+            f"It should be port {service.port}.",
         )
     if scheme == "rediss" and (switch := _unverified(given)) is not None:
         yield Problem(

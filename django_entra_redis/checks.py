@@ -9,6 +9,7 @@ from ._errors import ConfigurationError, Problem
 from .cache.backend import entra_caches
 from .cautions import cache_cautions, celery_cautions, secret_cautions
 from .conf.identities import identity_problems, load_identity
+from .conf.options import database_problems
 from .serializers import serializer_problems
 
 
@@ -38,6 +39,7 @@ def check_caches(**kwargs: Any) -> list[CheckMessage]:
                 where,
                 fallbacks=options.compressor_fallbacks,
             )
+            problems += database_problems(options, where)
             if options.identity is not None:
                 load_identity(options.identity)
         except ConfigurationError as error:

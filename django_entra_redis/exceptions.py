@@ -25,6 +25,7 @@ __all__ = [
     "UncertainResultError",
     "UnreadableValueError",
     "WrongBackendError",
+    "WrongDatabaseError",
 ]
 
 
@@ -74,6 +75,10 @@ class ClusterUnavailableError(EntraRedisError, ConnectionError):
 
 class WrongBackendError(EntraRedisError, ResponseError):
     """The cache's ``BACKEND`` is not the one for the cluster policy of its server."""
+
+
+class WrongDatabaseError(EntraRedisError, ResponseError):
+    """The server does not have the database that ``LOCATION`` or ``OPTIONS`` name."""
 
 
 class UncertainResultError(EntraRedisError, ConnectionError):

@@ -86,6 +86,10 @@ def test_plain_text() -> None:
         ("Contoso.Redis.Cache.Windows.Net", ":10000", 6380),
         ("contoso.redis.cache.windows.net", ":6379", 6380),
         ("contoso.redis.cache.usgovcloudapi.net", ":443", 6380),
+        ("contoso.redis.usgovcloudapi.net", ":6380", 10000),
+        ("contoso.redis.chinacloudapi.cn", ":6380", 10000),
+        ("contoso.redis.sovcloud-api.sg", ":6380", 10000),
+        ("contoso.redis.cache.sovcloud-api.fr", ":10000", 6380),
     ],
 )
 def test_port(host: str, port: str, expected: int) -> None:

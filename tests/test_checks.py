@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 from django.core.cache import caches
-from django.core.checks import CheckMessage, Error, Tags, run_checks
+from django.core.checks import ERROR, CheckMessage, Error, Tags, run_checks
 from django.core.exceptions import ImproperlyConfigured
 from django.test import override_settings
 
+from django_entra_redis.cache import EntraRedisCache
 from django_entra_redis.checks import check_caches, check_identities
 
 ENTRA = "django_entra_redis.cache.EntraRedisCache"
@@ -230,3 +231,58 @@ def test_importing_the_checks_brings_neither_redis_nor_msal() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, check=False
     )
     assert (result.stderr, json.loads(result.stdout)) == ("", [])
+
+
+# -- databases -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "contoso.westeurope.redis.azure.net",
+        "CONTOSO.westeurope.Redis.Azure.Net.",
+        "contoso.privatelink.redis.azure.net",
+        "contoso.westeurope.redisenterprise.cache.azure.net",
+        "contoso.redis.chinacloudapi.cn",
+        "contoso.redis.usgovcloudapi.net",
+        *(f"contoso.redis.sovcloud-api.{country}" for country in ("de", "fr", "sg")),
+    ],
+)
+@pytest.mark.parametrize(
+    ("end", "options"),
+    [("/1", {}), ("?db=2", {}), ("/0?db=3", {}), ("", {"db": 4}), ("/x", {"db": "5"})],
+)
+def test_database_of_a_managed_redis(
+    host: str, end: str, options: dict[str, Any]
+) -> None:
+    """Azure Managed Redis has database 0 alone, whoever asks for another, and how."""
+    for identity in ("default", None):
+        cache = {
+            "LOCATION": f"rediss://{host}:10000{end}",
+            "OPTIONS": {"identity": identity, **options},
+        }
+        with settings_of(cache, {"default": {}}):
+            (message,) = checked()
+            assert (message.id, message.level) == ("django_entra_redis.E027", ERROR)
+            assert "and Azure Managed Redis has database 0 alone" in message.msg
+            # The name may lead elsewhere: what the server refuses decides.
+            assert isinstance(caches["default"], EntraRedisCache)
+            caches["default"].read_options()
+
+
+@pytest.mark.parametrize(
+    ("location", "options"),
+    [
+        (f"{TLS}/0", {"db": 1}),
+        (f"{TLS}/", {}),
+        (f"{TLS}/1?db=0", {}),
+        ("rediss://contoso.redis.cache.windows.net:6380/1", {}),
+        ("rediss://contoso.redis.cache.sovcloud-api.de:6380/1", {}),
+        ("rediss://redis.azure.net.example:10000/1", {}),
+        ("unix:///run/redis.azure.net/1", {}),
+    ],
+)
+def test_databases_that_there_may_be(location: str, options: dict[str, Any]) -> None:
+    """Nothing is said of database 0, nor of services that have others."""
+    with settings_of({"LOCATION": location, "OPTIONS": options}, {"default": {}}):
+        assert checked() == []

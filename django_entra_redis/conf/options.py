@@ -11,6 +11,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from .._errors import ConfigurationError, Problem
 from ..compressors import MAX_VALUE_BYTES
+from .services import service_of
 
 _CREDENTIALS = ("username", "password", "credential_provider")
 _SCHEMES = ("redis", "rediss", "unix")
@@ -306,35 +307,42 @@ def _server_problems(options: CacheOptions, where: str) -> list[Problem]:
     return problems
 
 
-def _cluster_problems(options: CacheOptions, where: str) -> list[Problem]:
-    """Return what a cluster can't do."""
-    problems = []
+def _cluster_problems(options: CacheOptions, where: str) -> Iterator[Problem]:
+    """Yield what a cluster can't do."""
     for server in options.servers:
-        scheme, connection = read_url(server)
-        if not scheme:
-            continue  # It is no URL, and told so.
-        if scheme == "unix":
-            problems.append(
-                Problem(
-                    "E026",
-                    f"{where}['LOCATION']",
-                    "a Unix socket leads to no cluster.",
-                    "It should be such as "
-                    "'rediss://contoso.westeurope.redis.azure.net:10000'.",
-                )
+        if read_url(server)[0] == "unix":
+            yield Problem(
+                "E026",
+                f"{where}['LOCATION']",
+                "a Unix socket leads to no cluster.",
+                "It should be such as "
+                "'rediss://contoso.westeurope.redis.azure.net:10000'.",
             )
-        path = urlsplit(server).path.strip("/")
-        database = connection.get("db", path or options.connection.get("db"))
-        if str(database or 0) != "0":
-            problems.append(
-                Problem(
-                    "E026",
-                    where,
-                    f"it has database {database}, and a cluster has database 0 alone.",
-                    "Remove db; to tell caches apart, set KEY_PREFIX.",
-                )
-            )
-    return problems
+        if (database := _database_of(server, options)) != "0":
+            yield _no_database("E026", where, "a cluster", database)
+
+
+def database_problems(options: CacheOptions, where: str) -> list[Problem]:
+    """Return which databases Azure does not have, as far as host names tell.
+
+    A name may lead to another product than it says, so that no cache is refused for it.
+    """
+    found = []
+    for server in options.servers:
+        host = {**options.connection, **read_url(server)[1]}.get("host", "")
+        service, database = service_of(str(host)), _database_of(server, options)
+        if service is not None and service.one_database and database != "0":
+            found.append(_no_database("E027", where, service.name, database))
+    return list(dict.fromkeys(found))
+
+
+def _no_database(number: str, where: str, what: str, database: str) -> Problem:
+    return Problem(
+        number,
+        where,
+        f"it has database {database}, and {what} has database 0 alone.",
+        "Remove it from LOCATION and OPTIONS; to tell caches apart, set KEY_PREFIX.",
+    )
 
 
 def read_url(server: Any) -> tuple[str, dict[str, Any]]:
@@ -363,6 +371,17 @@ def read_url(server: Any) -> tuple[str, dict[str, Any]]:
         return "", {}
     said |= {key: unquote(value) for key, value in given.items() if value}
     return url.scheme, said
+
+
+def _database_of(server: Any, options: CacheOptions) -> str:
+    """Return the number of the database that a cache uses on a server; "0" also where
+    its URL is none."""
+    scheme, said = read_url(server)
+    path = unquote(urlsplit(server).path).replace("/", "") if scheme else ""
+    # redis-py passes over a path that is no number, and a socket's is a file's.
+    if path.isdigit() and scheme != "unix":
+        said = {"db": int(path), **said}
+    return str({**options.connection, **said}.get("db") or 0)
 
 
 def _protected(scheme: str, connection: Mapping[str, Any]) -> bool:

@@ -18,7 +18,12 @@ from ..credentials.provider import EntraCredentialProvider
 from ..credentials.reauthentication import Step, next_step
 from ..exceptions import EntraRedisError
 from ..identity.token import Token
-from .refusals import AUTHENTICATING, authentication_error, refusal
+from .refusals import (
+    AUTHENTICATING,
+    authentication_error,
+    refusal,
+    selection_error,
+)
 from .tls import SharedTlsConnection
 
 
@@ -83,6 +88,8 @@ class PlainConnection(AbstractConnection):
         """Return what an error reply stands for, by the command that it answers."""
         if self._asked in AUTHENTICATING:
             return authentication_error(error)
+        if self._asked == "SELECT":
+            return selection_error(error, self.db)
         return error
 
 

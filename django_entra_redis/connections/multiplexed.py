@@ -25,7 +25,7 @@ from ..credentials.reauthentication import Step, next_step
 from ..credentials.renewal import Renewal
 from ..identity.token import Token
 from .protocol import BrokenLinkError, Link, SilentLinkError
-from .refusals import authentication_error, refusal
+from .refusals import authentication_error, refusal, selection_error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -272,6 +272,8 @@ class Channel:
         for name, reply in zip(names, replies, strict=True):
             if name == "AUTH" and isinstance(reply, ResponseError):
                 return authentication_error(reply)
+            if name == "SELECT" and isinstance(reply, ResponseError):
+                return selection_error(reply, self.target.greeting[-1][1])
             # Servers older than 7.2 know no CLIENT SETINFO, and nobody needs it.
             if isinstance(reply, Exception) and name != "CLIENT":
                 return reply

@@ -1,8 +1,8 @@
-"""Error replies to AUTH and to HELLO with AUTH.
+"""Error replies to the commands with which a connection begins.
 
-Servers word a refusal as they like: Azure has been seen to answer "ERR WRONGPASS",
-which redis-py takes for an error of no particular kind. The command that was answered
-decides, and the words only where they plainly say something else.
+Servers word a refusal as they like: Azure has been seen to answer "ERR WRONGPASS" to
+AUTH, which redis-py takes for an error of no particular kind. The command that was
+answered decides, and the words only where they plainly say something else.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from redis.exceptions import (
     ResponseError,
 )
 
-from ..exceptions import TokenRefusedError
+from ..exceptions import TokenRefusedError, WrongDatabaseError
 from ..identity.token import Token, without_tokens
 
 #: The commands that authenticate.
@@ -77,4 +77,20 @@ def refusal(token: Token, error: Exception | None) -> TokenRefusedError:
         f"({str(error).rstrip('.')}). The user name "
         "is to be the principal's object ID (not its client ID), and the principal is "
         "to have an access policy on this cache."
+    )
+
+
+def selection_error(error: ResponseError, database: object) -> Exception:
+    """Return what an error reply to SELECT stands for.
+
+    Parameters:
+        error: the reply as redis-py has read it.
+        database: the number that was asked for.
+    """
+    if type(error) is not ResponseError or str(error).partition(" ")[0] in _OTHER:
+        return error
+    return WrongDatabaseError(
+        f"The server refuses database {database} ({str(error).rstrip('.')}): Azure "
+        "Managed Redis has database 0 alone, as has a cluster. Remove the database "
+        "from LOCATION and OPTIONS; to tell caches apart, set KEY_PREFIX."
     )

@@ -284,6 +284,14 @@ ADVICE: Mapping[str, Advice] = {
         "The cache has as many connections as its size allows.",
         "Set OPTIONS['max_connections'] lower, run fewer processes, or scale up.",
     ),
+    "database_refused": Advice(
+        "The server has database 0 alone: it is an Azure Managed Redis, whatever its "
+        "name says (a migration has the host name of an Azure Cache for Redis lead to "
+        "one), or a cluster.",
+        "Remove the database from LOCATION and OPTIONS, and tell caches apart by "
+        "KEY_PREFIX. Keys in other databases do not come along: a cache fills itself "
+        "anew.",
+    ),
     "auth_failed": Advice(
         "The connection broke while it was being authenticated.",
         "Look at the cache's metrics for a failover or a restart at this time.",

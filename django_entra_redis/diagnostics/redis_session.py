@@ -20,7 +20,7 @@ from redis.exceptions import (
 )
 
 from ..clients.redirects import cluster_error
-from ..exceptions import TokenError, TokenRefusedError
+from ..exceptions import TokenError, TokenRefusedError, WrongDatabaseError
 from ..identity.token import Token
 from .runner import StepError
 
@@ -67,6 +67,8 @@ class Conversation:
             raise StepError(error.code, str(error)) from None
         except TokenRefusedError as error:
             raise StepError(_why_refused(self._token), str(error)) from None
+        except WrongDatabaseError as error:
+            raise StepError("database_refused", str(error)) from None
         except AuthenticationError as error:
             raise StepError("auth_password", f"{error}.") from None
         except RedisError as error:

@@ -11,6 +11,7 @@ from .._errors import ConfigurationError
 from ..cache.backend import EntraRedisCache, EntraRedisClusterCache
 from ..clients.topology import Topology
 from ..conf.identities import Identity, load_identity
+from ..conf.options import database_problems
 from ..credentials.provider import EntraCredentialProvider
 from ..exceptions import TokenError, WrongBackendError
 from .network import Endpoint
@@ -37,6 +38,7 @@ def _settings(exam: Examination) -> str:
         exam.servers = [Endpoint(pool, exam.left) for pool in exam.cache._cache.pools]
         for server in exam.servers:
             server.connection()
+        missing = database_problems(options, where)
     except ConfigurationError as error:
         raise _invalid(error) from None
     # What a dotted path leads to, and what redis-py makes of the options that go on
@@ -44,6 +46,8 @@ def _settings(exam: Examination) -> str:
     except Exception as error:
         what = f"{where}['OPTIONS']: {error}."
         raise StepError("settings_invalid", what) from None
+    for problem in missing:
+        raise StepError("database_refused", f"{problem.where}: {problem.message}")
     if not identity:
         return "no identity (OPTIONS['identity'] is None)"
     exam.identity = identity

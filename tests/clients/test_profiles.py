@@ -10,10 +10,10 @@ from redis.exceptions import ClusterCrossSlotError, ResponseError
 from django_entra_redis.cache import EntraRedisCache
 from django_entra_redis.clients import asynchronous as aio
 from django_entra_redis.clients.redirects import cluster_error
-from django_entra_redis.exceptions import WrongBackendError
+from django_entra_redis.exceptions import WrongBackendError, WrongDatabaseError
 from emulator import Emulator
 from tests.support.caches import let_in, make_cache
-from tests.support.sites import ScriptedServer
+from tests.support.sites import ScriptedServer, Site
 
 NAMES = [f"name-{number}" for number in range(20)]
 DATA = dict.fromkeys(NAMES, "value")
@@ -121,3 +121,50 @@ def test_mget_refused_by_a_node(looped: bool, monkeypatch: pytest.MonkeyPatch) -
     """Where a key is on another node, it is a cluster's."""
     with pytest.raises(WrongBackendError):
         _get_many(b"-MOVED 1 127.0.0.1:1\r\n", monkeypatch, looped=looped)
+
+
+# -- database 0 alone ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("looped", [True, False])
+@pytest.mark.parametrize("identity", ["default", None])
+@pytest.mark.parametrize(
+    "words", [b"ERR DB index is out of range", b"ERR command is not allowed", b"NO"]
+)
+def test_refused_database(
+    emulator: Emulator,
+    monkeypatch: pytest.MonkeyPatch,
+    words: bytes,
+    identity: str | None,
+    looped: bool,
+) -> None:
+    """However it is worded, the answer to SELECT is about the database."""
+    monkeypatch.setattr(aio, "FIRST", 0)
+    server = ScriptedServer({"SELECT": b"-%b\r\n" % words})
+    with let_in(emulator, monkeypatch):
+        cache = make_cache(f"{server.url}/3", identity=identity, ignore_exceptions=True)
+        with pytest.raises(WrongDatabaseError, match="refuses database 3") as caught:
+            asyncio.run(_aget_many(cache)) if looped else cache.get("key")
+        assert "KEY_PREFIX" in str(caught.value)
+    cache.get_pool().disconnect()
+    server.stop()
+
+
+def test_database_of_a_managed_redis(
+    monkeypatch: pytest.MonkeyPatch, redis_server: str
+) -> None:
+    """A managed Redis refuses it, whatever its host name."""
+    with (
+        Emulator(redis_server=redis_server, profile="amr-nocluster") as emulator,
+        let_in(emulator, monkeypatch),
+    ):
+        cache = make_cache(
+            f"{emulator.redis_url}/1", ssl_ca_certs=str(emulator.ca_file)
+        )
+        with pytest.raises(WrongDatabaseError):
+            cache.get("key")
+        site = Site(emulator, monkeypatch)
+        site.options["db"] = 1
+        failed = site.check().steps[-1]
+        assert (failed["name"], failed["code"]) == ("auth", "database_refused")
+        cache.get_pool().disconnect()

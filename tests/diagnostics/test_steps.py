@@ -659,6 +659,27 @@ def cluster_behind_something_that_adds_err(site: Site) -> Iterator[None]:
         yield
 
 
+@fault("database_refused", "settings", says="database 1, and Azure Managed Redis")
+def database_of_a_managed_redis(site: Site) -> None:
+    site.location = "rediss://contoso.westeurope.redis.azure.net:10000/1"
+
+
+@fault("database_refused", "auth", says="refuses database 7 (no such thing)")
+def database_that_is_not_there(site: Site) -> Iterator[None]:
+    with scripted(SELECT=b"-ERR no such thing.\r\n") as server:
+        site.use_server(server)
+        site.options["db"] = 7
+        yield
+
+
+@fault("access_policy_too_narrow", "auth", says="SELECT")
+def database_that_the_policy_forbids(site: Site) -> Iterator[None]:
+    with scripted(SELECT=b"-NOPERM SELECT\r\n") as server:
+        site.use_server(server)
+        site.options["db"] = 7
+        yield
+
+
 @fault("cluster_policy_oss", "round_trip", says="MGET")
 def cluster_of_one_node(site: Site) -> Iterator[None]:
     with scripted(
