@@ -1,7 +1,7 @@
 """The cache backend."""
 
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import sync_to_async
@@ -136,11 +136,11 @@ class EntraRedisCache(ComputingMethods, KeyspaceMethods, RedisCache):
 
     def get_pool(self) -> Any:
         """Return the pool of connections to the first server in ``LOCATION``."""
-        return self._cache.pools[0]
+        return self._cache.endpoints[0].pool
 
     def get_pools(self) -> list[Any]:
         """Return the pools of connections to all servers."""
-        return self._cache.pools
+        return [endpoint.pool for endpoint in self._cache.endpoints]
 
     def get_client(self, key: str | None = None, *, write: bool = False) -> "Redis":
         """Return redis-py's client, for what Django's cache API does not have."""
@@ -197,10 +197,11 @@ class EntraRedisCache(ComputingMethods, KeyspaceMethods, RedisCache):
         # The stubs know timeouts as BaseCache's; RedisCache makes them whole seconds.
         return self.get_backend_timeout(timeout)
 
-    def _clearing(self) -> "Operation[bool]":
-        if not self.options.clear_by_scan:
-            return self._operations.clear()
-        return self._operations.clear_matching(self._pattern_of_all())
+    def _conditional(self, nx: bool, xx: bool) -> "Callable[..., Operation[bool]]":
+        """Return the operation that sets a key under a condition."""
+        if nx and xx:
+            raise ValueError("Of nx and xx only one can be asked for.")
+        return self._operations.replace if xx else self._operations.add
 
     # -- Django's cache API; the operations are the same for both kinds of caller ----
     # Values that need the database to be pickled, such as a queryset that has not been
@@ -216,13 +217,13 @@ class EntraRedisCache(ComputingMethods, KeyspaceMethods, RedisCache):
         """Set a key that is not there; return whether it was set."""
         made = self.make_and_validate_key(key, version=version)
         return self._cache.run(
-            self._operations.add(made, value, self._seconds(timeout))
+            self._operations.add, made, value, self._seconds(timeout)
         )
 
     def get(self, key: str, default: Any = None, version: int | None = None) -> Any:
         """Return a key's value."""
         made = self.make_and_validate_key(key, version=version)
-        return self._cache.run(self._operations.get(made, default))
+        return self._cache.run(self._operations.get, made, default)
 
     # Django's returns nothing; django-redis' a bool.
     def set(  # type: ignore[override]
@@ -240,18 +241,15 @@ class EntraRedisCache(ComputingMethods, KeyspaceMethods, RedisCache):
         made = self.make_and_validate_key(key, version=version)
         seconds = self._seconds(timeout)
         if nx or xx:
-            _exclude(nx, xx)
-            return self._cache.run(
-                self._keyspace.set_if(made, value, seconds, there=xx)
-            )
-        return self._cache.run(self._operations.set(made, value, seconds))
+            return self._cache.run(self._conditional(nx, xx), made, value, seconds)
+        return self._cache.run(self._operations.set, made, value, seconds)
 
     def touch(
         self, key: str, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None
     ) -> bool:
         """Set a key's timeout; return whether it is there."""
         made = self.make_and_validate_key(key, version=version)
-        return self._cache.run(self._operations.touch(made, self._seconds(timeout)))
+        return self._cache.run(self._operations.touch, made, self._seconds(timeout))
 
     def delete(self, key: str, version: int | None = None) -> bool:
         """Delete a key; return whether it was there.
@@ -260,17 +258,17 @@ class EntraRedisCache(ComputingMethods, KeyspaceMethods, RedisCache):
         found: ``False`` also of a key that the first try may have deleted.
         """
         made = self.make_and_validate_key(key, version=version)
-        return self._cache.run(self._operations.delete(made))
+        return self._cache.run(self._operations.delete, made)
 
     def has_key(self, key: str, version: int | None = None) -> bool:
         """Return whether a key is there."""
         made = self.make_and_validate_key(key, version=version)
-        return self._cache.run(self._operations.has_key(made))
+        return self._cache.run(self._operations.has_key, made)
 
     def incr(self, key: str, delta: int = 1, version: int | None = None) -> int:
         """Add to a number; return the sum. A key that is not there is a ValueError."""
         made = self.make_and_validate_key(key, version=version)
-        return self._cache.run(self._operations.incr(made, _whole(delta)))
+        return self._cache.run(self._operations.incr, made, _whole(delta))
 
     def decr(self, key: str, delta: int = 1, version: int | None = None) -> int:
         """Subtract from a number; return the difference. See :meth:`incr`."""
@@ -281,7 +279,7 @@ class EntraRedisCache(ComputingMethods, KeyspaceMethods, RedisCache):
     ) -> dict[str, Any]:
         """Return the values of the keys that are there."""
         made, names = self._named(keys, version)
-        return self._cache.run(self._operations.get_many(made, names))
+        return self._cache.run(self._operations.get_many, made, names)
 
     def set_many(
         self,
@@ -292,18 +290,22 @@ class EntraRedisCache(ComputingMethods, KeyspaceMethods, RedisCache):
         """Set several keys in one round trip; return those that Redis refused."""
         made = self._make_and_validate_keys(data, version)
         return self._cache.run(
-            self._operations.set_many(made, data, self._seconds(timeout))
+            self._operations.set_many, made, data, self._seconds(timeout)
         )
 
     def delete_many(self, keys: Iterable[str], version: int | None = None) -> None:
         """Delete several keys."""
         made = self._make_and_validate_keys(keys, version)
-        self._cache.run(self._operations.delete_many(made))
+        self._cache.run(self._operations.delete_many, made)
 
     # Django's returns a bool too, whatever the stubs say.
     def clear(self) -> bool:  # type: ignore[override]
         """Empty the database, or with ``clear_by_scan`` remove this cache's keys."""
-        return self._cache.run(self._clearing())
+        if self.options.clear_by_scan:
+            return self._cache.run(
+                self._operations.clear_matching, self._pattern_of_all()
+            )
+        return self._cache.run(self._operations.clear)
 
     async def aadd(
         self,
@@ -316,7 +318,7 @@ class EntraRedisCache(ComputingMethods, KeyspaceMethods, RedisCache):
         made = self.make_and_validate_key(key, version=version)
         try:
             return await self._async_cache.run(
-                self._operations.add(made, value, self._seconds(timeout))
+                self._operations.add, made, value, self._seconds(timeout)
             )
         except SynchronousOnlyOperation:
             return await super().aadd(key, value, timeout, version)
@@ -327,7 +329,7 @@ class EntraRedisCache(ComputingMethods, KeyspaceMethods, RedisCache):
         """See :meth:`get`."""
         made = self.make_and_validate_key(key, version=version)
         try:
-            return await self._async_cache.run(self._operations.get(made, default))
+            return await self._async_cache.run(self._operations.get, made, default)
         except SynchronousOnlyOperation:
             return await super().aget(key, default, version)
 
@@ -346,12 +348,11 @@ class EntraRedisCache(ComputingMethods, KeyspaceMethods, RedisCache):
         seconds = self._seconds(timeout)
         try:
             if nx or xx:
-                _exclude(nx, xx)
                 return await self._async_cache.run(
-                    self._keyspace.set_if(made, value, seconds, there=xx)
+                    self._conditional(nx, xx), made, value, seconds
                 )
             return await self._async_cache.run(
-                self._operations.set(made, value, seconds)
+                self._operations.set, made, value, seconds
             )
         except SynchronousOnlyOperation:
             return await sync_to_async(self.set)(
@@ -364,23 +365,23 @@ class EntraRedisCache(ComputingMethods, KeyspaceMethods, RedisCache):
         """See :meth:`touch`."""
         made = self.make_and_validate_key(key, version=version)
         return await self._async_cache.run(
-            self._operations.touch(made, self._seconds(timeout))
+            self._operations.touch, made, self._seconds(timeout)
         )
 
     async def adelete(self, key: str, version: int | None = None) -> bool:
         """See :meth:`delete`."""
         made = self.make_and_validate_key(key, version=version)
-        return await self._async_cache.run(self._operations.delete(made))
+        return await self._async_cache.run(self._operations.delete, made)
 
     async def ahas_key(self, key: str, version: int | None = None) -> bool:
         """See :meth:`has_key`."""
         made = self.make_and_validate_key(key, version=version)
-        return await self._async_cache.run(self._operations.has_key(made))
+        return await self._async_cache.run(self._operations.has_key, made)
 
     async def aincr(self, key: str, delta: int = 1, version: int | None = None) -> int:
         """See :meth:`incr`."""
         made = self.make_and_validate_key(key, version=version)
-        return await self._async_cache.run(self._operations.incr(made, _whole(delta)))
+        return await self._async_cache.run(self._operations.incr, made, _whole(delta))
 
     async def adecr(self, key: str, delta: int = 1, version: int | None = None) -> int:
         """See :meth:`decr`."""
@@ -392,7 +393,7 @@ class EntraRedisCache(ComputingMethods, KeyspaceMethods, RedisCache):
         """See :meth:`get_many`."""
         made, names = self._named(keys, version)
         try:
-            return await self._async_cache.run(self._operations.get_many(made, names))
+            return await self._async_cache.run(self._operations.get_many, made, names)
         except SynchronousOnlyOperation:
             return await super().aget_many(names, version)
 
@@ -406,7 +407,7 @@ class EntraRedisCache(ComputingMethods, KeyspaceMethods, RedisCache):
         made = self._make_and_validate_keys(data, version)
         try:
             return await self._async_cache.run(
-                self._operations.set_many(made, data, self._seconds(timeout))
+                self._operations.set_many, made, data, self._seconds(timeout)
             )
         except SynchronousOnlyOperation:
             return await super().aset_many(dict(data), timeout, version)
@@ -416,11 +417,15 @@ class EntraRedisCache(ComputingMethods, KeyspaceMethods, RedisCache):
     ) -> None:
         """See :meth:`delete_many`."""
         made = self._make_and_validate_keys(keys, version)
-        await self._async_cache.run(self._operations.delete_many(made))
+        await self._async_cache.run(self._operations.delete_many, made)
 
     async def aclear(self) -> bool:  # type: ignore[override]
         """See :meth:`clear`."""
-        return await self._async_cache.run(self._clearing())
+        if self.options.clear_by_scan:
+            return await self._async_cache.run(
+                self._operations.clear_matching, self._pattern_of_all()
+            )
+        return await self._async_cache.run(self._operations.clear)
 
     async def aclose(self, **kwargs: Any) -> None:
         """Do nothing, as :meth:`close` does: connections outlive requests."""
@@ -452,7 +457,7 @@ class EntraRedisClusterCache(EntraRedisCache):
         """Return the pools of connections to all primaries."""
         topology = self.get_topology()
         topology.ensure()
-        return list(topology.primaries.values())
+        return [endpoint.pool for endpoint in topology.primaries.values()]
 
     @cached_property
     def _async_cache(self) -> "AsyncClusterClient":
@@ -489,8 +494,3 @@ def _whole(delta: Any) -> int:
     except TypeError:
         pass
     raise kind(f"delta should be an integer, not {delta!r}.")
-
-
-def _exclude(nx: bool, xx: bool) -> None:
-    if nx and xx:
-        raise ValueError("Of nx and xx only one can be asked for.")

@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 
     from ..clients.asynchronous import AsyncCacheClient
     from ..clients.sync import Client
-    from ..commands.keyspace import Keyspace
-    from ..commands.operations import Operation, Operations
+    from ..commands.operations import Operations
     from .locks import AsyncLock
 
 logger = logging.getLogger(__name__)
@@ -68,40 +67,40 @@ class KeyspaceMethods:
             """Return redis-py's client."""
             ...
 
-    @cached_property
-    def _keyspace(self) -> "Keyspace":
-        with no_fork():
-            from ..commands.keyspace import Keyspace
-
-        return Keyspace(self._operations)
-
     # -- how long keys live ----------------------------------------------------------
 
     def ttl(self, key: str, version: int | None = None) -> int | None:
         """Return the seconds that a key will live: ``None`` for ever, 0 if it is not
         there."""
-        return self._cache.run(self._life("TTL", key, version))
+        made = self.make_and_validate_key(key, version)
+        return self._cache.run(self._operations.time_to_live, "TTL", made)
 
     async def attl(self, key: str, version: int | None = None) -> int | None:
         """See :meth:`ttl`."""
-        return await self._async_cache.run(self._life("TTL", key, version))
+        made = self.make_and_validate_key(key, version)
+        return await self._async_cache.run(self._operations.time_to_live, "TTL", made)
 
     def pttl(self, key: str, version: int | None = None) -> int | None:
         """Return what :meth:`ttl` does, in milliseconds."""
-        return self._cache.run(self._life("PTTL", key, version))
+        made = self.make_and_validate_key(key, version)
+        return self._cache.run(self._operations.time_to_live, "PTTL", made)
 
     async def apttl(self, key: str, version: int | None = None) -> int | None:
         """See :meth:`pttl`."""
-        return await self._async_cache.run(self._life("PTTL", key, version))
+        made = self.make_and_validate_key(key, version)
+        return await self._async_cache.run(self._operations.time_to_live, "PTTL", made)
 
     def persist(self, key: str, version: int | None = None) -> bool:
         """Have a key live for ever; return whether it is there and did not."""
-        return self._cache.run(self._changed_life("PERSIST", key, version))
+        made = self.make_and_validate_key(key, version=version)
+        return self._cache.run(self._operations.change_expiry, "PERSIST", made)
 
     async def apersist(self, key: str, version: int | None = None) -> bool:
         """See :meth:`persist`."""
-        operation = self._changed_life("PERSIST", key, version)
-        return await self._async_cache.run(operation)
+        made = self.make_and_validate_key(key, version=version)
+        return await self._async_cache.run(
+            self._operations.change_expiry, "PERSIST", made
+        )
 
     def expire(
         self, key: str, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None
@@ -114,27 +113,29 @@ class KeyspaceMethods:
         Raises:
             TypeError, ValueError: it is no duration; the key stays as it is.
         """
-        return self._cache.run(self._limited_life("EXPIRE", key, version, timeout))
+        call = self._expire_call("EXPIRE", key, version, timeout)
+        return bool(self._cache.run(*call))
 
     async def aexpire(
         self, key: str, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None
     ) -> bool:
         """See :meth:`expire`."""
-        operation = self._limited_life("EXPIRE", key, version, timeout)
-        return await self._async_cache.run(operation)
+        call = self._expire_call("EXPIRE", key, version, timeout)
+        return bool(await self._async_cache.run(*call))
 
     def pexpire(
         self, key: str, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None
     ) -> bool:
         """Do as :meth:`expire` does, with milliseconds."""
-        return self._cache.run(self._limited_life("PEXPIRE", key, version, timeout))
+        call = self._expire_call("PEXPIRE", key, version, timeout)
+        return bool(self._cache.run(*call))
 
     async def apexpire(
         self, key: str, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None
     ) -> bool:
         """See :meth:`pexpire`."""
-        operation = self._limited_life("PEXPIRE", key, version, timeout)
-        return await self._async_cache.run(operation)
+        call = self._expire_call("PEXPIRE", key, version, timeout)
+        return bool(await self._async_cache.run(*call))
 
     def expire_at(
         self, key: str, when: int | datetime, version: int | None = None
@@ -147,59 +148,49 @@ class KeyspaceMethods:
         Raises:
             TypeError, ValueError: it is no moment; the key stays as it is.
         """
-        operation = self._ended_life("EXPIREAT", key, version, when)
-        return self._cache.run(operation)
+        call = self._expire_at_call("EXPIREAT", key, version, when)
+        return bool(self._cache.run(*call))
 
     async def aexpire_at(
         self, key: str, when: int | datetime, version: int | None = None
     ) -> bool:
         """See :meth:`expire_at`."""
-        operation = self._ended_life("EXPIREAT", key, version, when)
-        return await self._async_cache.run(operation)
+        call = self._expire_at_call("EXPIREAT", key, version, when)
+        return bool(await self._async_cache.run(*call))
 
     def pexpire_at(
         self, key: str, when: int | datetime, version: int | None = None
     ) -> bool:
         """Do as :meth:`expire_at` does, with milliseconds since the epoch."""
-        operation = self._ended_life("PEXPIREAT", key, version, when)
-        return self._cache.run(operation)
+        call = self._expire_at_call("PEXPIREAT", key, version, when)
+        return bool(self._cache.run(*call))
 
     async def apexpire_at(
         self, key: str, when: int | datetime, version: int | None = None
     ) -> bool:
         """See :meth:`pexpire_at`."""
-        operation = self._ended_life("PEXPIREAT", key, version, when)
-        return await self._async_cache.run(operation)
+        call = self._expire_at_call("PEXPIREAT", key, version, when)
+        return bool(await self._async_cache.run(*call))
 
-    def _life(
-        self, command: str, key: str, version: int | None
-    ) -> "Operation[int | None]":
-        made = self.make_and_validate_key(key, version=version)
-        return self._keyspace.life(command, made)
-
-    def _changed_life(
-        self, command: str, key: str, version: int | None, *amount: int
-    ) -> "Operation[bool]":
-        made = self.make_and_validate_key(key, version=version)
-        return self._keyspace.change_life(command, made, *amount)
-
-    def _limited_life(
+    def _expire_call(
         self, command: str, key: str, version: int | None, timeout: Any
-    ) -> "Operation[bool]":
-        per_second = _PER_SECOND[command]
+    ) -> tuple[Any, ...]:
+        """Return the operation that has a key live for so long, and its arguments."""
+        made = self.make_and_validate_key(key, version=version)
         if timeout is DEFAULT_TIMEOUT:
             if self.default_timeout is None:
-                made = self.make_and_validate_key(key, version=version)
-                return self._operations.touch(made, None)
+                return self._operations.touch, made, None
             timeout = timedelta(seconds=self.default_timeout)
-        amount = _duration(timeout, per_second)
-        return self._changed_life(command, key, version, amount)
+        amount = _duration(timeout, _PER_SECOND[command])
+        return self._operations.change_expiry, command, made, amount
 
-    def _ended_life(
+    def _expire_at_call(
         self, command: str, key: str, version: int | None, when: Any
-    ) -> "Operation[bool]":
+    ) -> tuple[Any, ...]:
+        """Return the operation that has a key live until then, and its arguments."""
+        made = self.make_and_validate_key(key, version=version)
         amount = _moment(when, _PER_SECOND[command])
-        return self._changed_life(command, key, version, amount)
+        return self._operations.change_expiry, command, made, amount
 
     # -- which keys there are --------------------------------------------------------
 
@@ -224,8 +215,9 @@ class KeyspaceMethods:
         pattern, strip = self._pattern(search, version), self._strip(version)
         cursor: Any = 0
         while True:
-            batch = self._keyspace.scan(cursor, pattern, itersize or _ITERSIZE)
-            cursor, found = self._cache.run(batch)
+            cursor, found = self._cache.run(
+                self._operations.scan, cursor, pattern, itersize or _ITERSIZE
+            )
             yield from strip(found)
             if cursor == 0:
                 return
@@ -237,8 +229,9 @@ class KeyspaceMethods:
         pattern, strip = self._pattern(search, version), self._strip(version)
         cursor: Any = 0
         while True:
-            batch = self._keyspace.scan(cursor, pattern, itersize or _ITERSIZE)
-            cursor, found = await self._async_cache.run(batch)
+            cursor, found = await self._async_cache.run(
+                self._operations.scan, cursor, pattern, itersize or _ITERSIZE
+            )
             for key in strip(found):
                 yield key
             if cursor == 0:
@@ -259,7 +252,7 @@ class KeyspaceMethods:
         """
         made = self._pattern(pattern, version, prefix)
         return self._cache.run(
-            self._keyspace.delete_matching(made, itersize or _ITERSIZE)
+            self._operations.delete_matching, made, itersize or _ITERSIZE
         )
 
     async def adelete_pattern(
@@ -272,7 +265,7 @@ class KeyspaceMethods:
         """See :meth:`delete_pattern`."""
         made = self._pattern(pattern, version, prefix)
         return await self._async_cache.run(
-            self._keyspace.delete_matching(made, itersize or _ITERSIZE)
+            self._operations.delete_matching, made, itersize or _ITERSIZE
         )
 
     def _pattern(

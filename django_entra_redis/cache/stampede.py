@@ -240,12 +240,11 @@ class Call:
         """Remember, for all processes, what a value has cost."""
         if self.seconds:
             ledger.put(self.key, Facts(cost, self.seconds))
-            noting = self.beside.note(self.names, cost, self.seconds)
-            yield methodcaller("run", noting)
+            note = self.beside.note
+            yield methodcaller("run", note, self.names, cost, self.seconds)
 
     def _learn(self) -> Steps[Facts]:
-        asking = self.beside.facts(self.names)
-        facts: Facts = yield methodcaller("run", asking)
+        facts: Facts = yield methodcaller("run", self.beside.facts, self.names)
         ledger.put(self.key, facts)
         return facts
 
@@ -253,14 +252,13 @@ class Call:
         """Take the lock between processes; return since when it may be held, ``None``
         if another one has it."""
         since = time.monotonic()
-        locking = self.beside.lock(self.names, LOCK)
-        return since if (yield methodcaller("run", locking)) else None
+        taken = yield methodcaller("run", self.beside.lock, self.names, LOCK)
+        return since if taken else None
 
     def _unlock(self, since: float) -> Steps[None]:
         # After that it may be another process's.
         if time.monotonic() - since < LOCK:
-            unlocking = self.beside.unlock(self.names)
-            yield methodcaller("run", unlocking)
+            yield methodcaller("run", self.beside.unlock, self.names)
 
 
 # -- the drivers ---------------------------------------------------------------------
@@ -315,9 +313,9 @@ class Threads:
         )
         return done
 
-    def run(self, operation: Any) -> Any:
+    def run(self, operation: Callable[..., Any], *args: Any) -> Any:
         """Carry out an operation."""
-        return self.client.run(operation)
+        return self.client.run(operation, *args)
 
     def compute(self, default: Callable[[], Any]) -> Any:
         """Compute a value."""
@@ -379,9 +377,9 @@ class Tasks:
         )
         return done
 
-    async def run(self, operation: Any) -> Any:
+    async def run(self, operation: Callable[..., Any], *args: Any) -> Any:
         """Carry out an operation."""
-        return await self.client.run(operation)
+        return await self.client.run(operation, *args)
 
     async def compute(self, default: Callable[[], Any]) -> Any:
         """Compute a value; a coroutine function may, too."""

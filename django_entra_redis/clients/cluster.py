@@ -5,8 +5,7 @@ knows of, and go where nodes redirect them ("Redis cluster specification").
 """
 
 import asyncio
-import itertools
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -23,24 +22,20 @@ from redis.exceptions import (
     TryAgainError,
 )
 
-from ..commands.cluster import (
-    Batch,
-    Broadcast,
-    ClusterOperations,
-    ForgivingClusterOperations,
-    Visit,
-)
+from ..commands.cluster import ClusterOperations
 from ..commands.drivers import adrive, drive
-from ..commands.operations import Operation, Request
+from ..commands.operations import Operation
 from ..commands.packing import pack_all
+from ..commands.request import Batch, Broadcast, Request, Visit
 from ..conf.options import CacheOptions
+from ..connections.endpoint import Endpoint
+from ..connections.event_loops import LoopConnections
 from ..exceptions import (
     ClusterUnavailableError,
     ConnectionPoolTimeout,
     EntraRedisError,
 )
-from .asynchronous import AsyncCacheClient, LoopChannels, leave_server
-from .node_pools import on_departure
+from .asynchronous import AsyncCacheClient
 from .parts import Part
 from .redirects import cluster_error
 from .sync import Client, carry_out
@@ -50,17 +45,14 @@ from .topology import get_topology
 REDIRECTIONS = 16
 #: What a node answers while the cluster changes: nothing was carried out.
 CHANGING = (AskError, ClusterDownError, TryAgainError)
-#: What of that, and of a failover, is worth another try.
-REPEATABLE = (ClusterDownError, ReadOnlyError, TryAgainError)
+#: Which of these, and of a failover's errors, are worth another try.
+RETRIED = (ClusterDownError, ReadOnlyError, TryAgainError)
 _ASKING = pack_all([("ASKING",)])
 
-#: A request, and the pool of the node that is to carry it out.
-Stop = tuple[Any, Request]
+#: A request, and the endpoint of the node that is to carry it out.
+Hop = tuple[Endpoint, Request]
 #: What several nodes are to carry out; ``None``: a look at the topology.
 Visits = list[Visit] | None
-
-# Connections of a loop are no pool's.
-on_departure.append(leave_server)
 
 
 class ClusterClient(Client):
@@ -71,12 +63,9 @@ class ClusterClient(Client):
     """
 
     def __init__(self, options: CacheOptions) -> None:
-        super().__init__(options, *REPEATABLE)
-        self.topology = topology = get_topology(options)
-        self.pools = [topology.nodes.entrance]
-        forgiving = options.ignore_exceptions
-        kind = ForgivingClusterOperations if forgiving else ClusterOperations
-        self.operations = self.make_operations(kind, topology)
+        self.topology = get_topology(options)
+        first = self.topology.nodes.first
+        super().__init__(options, [first], ClusterOperations, *RETRIED)
 
     def get_client(self, key: str | None = None, *, write: bool = False) -> Any:
         """Return redis-py's client for what Django's cache API does not have.
@@ -86,12 +75,12 @@ class ClusterClient(Client):
         """
         return self.topology.client
 
-    def pool_for(self, request: Request) -> Any:
-        """Return the pool of the node that a request for one command goes to."""
+    def endpoint_for(self, request: Request) -> Endpoint:
+        """Return the node that a request for one command goes to."""
         if isinstance(request, Visit):
-            return self.topology.pool_at(request.address)
+            return self.topology.endpoint_at(request.address)
         assert request.key is not None
-        return self.topology.pool_of(request.key)
+        return self.topology.endpoint_of(request.key)
 
     def explain(self, error: RedisError) -> RedisError:
         """Return what to raise for an error of the server's."""
@@ -102,25 +91,14 @@ class ClusterClient(Client):
     def execute(self, request: Request) -> Any:
         """Carry out a request, repeatedly if need be and if that is safe."""
         if not self.topology.known:
-            self._persist(self.topology.ensure)
+            self.persist(self.topology.ensure, self.topology.catch_up)
         if isinstance(request, Batch):
             return drive(self.settle(request, self._scatter(request)), self.execute)
         if isinstance(request, Broadcast):
             return drive(self.broadcast(request), self._visit)
-        return self._persist(lambda: drive(self.route(request), _stop))
-
-    def _persist(self, attempt: Callable[[], Any]) -> Any:
-        """Attempt something, repeatedly if need be."""
-        try:
-            return attempt()
-        except RedisError as error:
-            failure = error
-
-        def again() -> Any:
-            self.topology.catch_up()
-            return attempt()
-
-        return self.repeat(failure, again)
+        return self.persist(
+            lambda: drive(self.route(request), _hop), self.topology.catch_up
+        )
 
     def _visit(self, visits: Visits) -> Any:
         if visits is None:
@@ -148,25 +126,25 @@ class ClusterClient(Client):
         replies = yield [request.to(address) for address in addresses]
         return dict(zip(addresses, replies, strict=True))
 
-    def route(self, request: Request) -> Generator[Stop, Any, Any]:
+    def route(self, request: Request) -> Generator[Hop, Any, Any]:
         """Yield where a request for one command is to be carried out; return the reply.
 
         That is one node, unless it redirects to another.
         """
-        pool = self.pool_for(request)
+        endpoint = self.endpoint_for(request)
         failure: Exception | None = None
         asking = False
         for _ in range(REDIRECTIONS):
             try:
                 if asking:
-                    return _answer_of((yield pool, _asking(request)))
-                return (yield pool, request)
+                    return _answer_of((yield endpoint, _asking(request)))
+                return (yield endpoint, request)
             except RedisError as error:
                 failure = cluster_error(error)
             if not isinstance(failure, AskError):
                 self.suspect(failure)
                 raise failure
-            pool = self.topology.follow(failure, pool)
+            endpoint = self.topology.follow(failure, endpoint)
             asking = not isinstance(failure, MovedError)
         raise ClusterUnavailableError(f"Nodes redirect in a circle: {failure}")
 
@@ -199,8 +177,8 @@ class ClusterClient(Client):
         waited = False
         with ExitStack() as stack:
             parts = [
-                (Part(pool), places)
-                for pool, places in self.topology.parts(batch.keys).items()
+                (Part(endpoint.pool), places)
+                for endpoint, places in self.topology.parts(batch.keys).items()
             ]
             for part, places in parts:
                 stack.enter_context(part)
@@ -232,21 +210,20 @@ class AsyncClusterClient(AsyncCacheClient):
     def __init__(self, client: ClusterClient) -> None:
         super().__init__(client)
         self.cluster = client
-        self.repeatable += REPEATABLE
 
-    async def execute(self, channels: LoopChannels, request: Request) -> Any:
+    async def execute(self, connections: LoopConnections, request: Request) -> Any:
         """Carry out a request, repeatedly if need be and if that is safe."""
-        cluster = self.cluster
+        cluster, topology = self.cluster, self.cluster.topology
 
         async def again(request: Request) -> Any:
-            return await self.execute(channels, request)
+            return await self.execute(connections, request)
 
-        async def stop(at: Stop) -> Any:
-            return await self.call(channels, *at)
+        async def hop(hop: Hop) -> Any:
+            return await self.call(connections, *hop)
 
         async def visit(visits: Visits) -> Any:
             if visits is None:
-                return await cluster.topology.alook()
+                return await topology.alook()
             # Nothing is under way any more, such as a FLUSHDB, when the error is told.
             replies = await asyncio.gather(*map(again, visits), return_exceptions=True)
             for reply in replies:
@@ -254,30 +231,25 @@ class AsyncClusterClient(AsyncCacheClient):
                     raise reply
             return replies
 
-        if not cluster.topology.known:
-            await self.repeat(request, cluster.topology.alook)
+        if not topology.known:
+            await self.persist(topology.alook)
         if isinstance(request, Batch):
-            replies = await self._scatter(channels, request)
+            replies = await self._scatter(connections, request)
             return await adrive(cluster.settle(request, replies), again)
         if isinstance(request, Broadcast):
             return await adrive(cluster.broadcast(request), visit)
-        tries = itertools.count()
+        return await self.persist(
+            lambda: adrive(cluster.route(request), hop), topology.acatch_up
+        )
 
-        async def attempt() -> Any:
-            if next(tries):
-                await cluster.topology.acatch_up()
-            return await adrive(cluster.route(request), stop)
-
-        return await self.repeat(request, attempt)
-
-    async def _scatter(self, channels: LoopChannels, batch: Batch) -> list[Any]:
+    async def _scatter(self, connections: LoopConnections, batch: Batch) -> list[Any]:
         """Carry out commands on all their nodes at once; return the replies."""
         replies: list[Any] = [None] * batch.count
         parts = self.cluster.topology.parts(batch.keys)
         answers = await asyncio.gather(
             *(
-                channels.to(pool).call(batch.part(places), len(places))
-                for pool, places in parts.items()
+                connections.to(endpoint).call(batch.part(places), len(places))
+                for endpoint, places in parts.items()
             ),
             return_exceptions=True,
         )
@@ -291,12 +263,13 @@ class AsyncClusterClient(AsyncCacheClient):
 def tells_of_change(error: Exception) -> bool:
     """Whether an error may come of a change of the topology."""
     known = isinstance(error, AuthenticationError | ConnectionPoolTimeout)
-    kinds = (ConnectionError, TimeoutError, *REPEATABLE)
+    kinds = (ConnectionError, TimeoutError, *RETRIED)
     return isinstance(error, kinds) and not known
 
 
-def _stop(at: Stop) -> Any:
-    return carry_out(*at)
+def _hop(hop: Hop) -> Any:
+    endpoint, request = hop
+    return carry_out(endpoint.pool, request)
 
 
 def _asking(request: Request) -> Request:

@@ -5,7 +5,7 @@ their node has joined.
 """
 
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 from weakref import WeakSet
@@ -18,6 +18,7 @@ from .._errors import ConfigurationError, Problem
 from .._fork import at_fork
 from ..conf.options import CacheOptions, is_loopback
 from ..connections.defaults import with_defaults
+from ..connections.endpoint import Endpoint
 from ..connections.pool import ConnectionPool, pool_settings
 from ..connections.tls import SharedTls
 
@@ -28,9 +29,6 @@ _parser = getattr(cluster, "ClusterParser", None)
 _PARSER: dict[str, Any] = {"parser_class": _parser} if _parser else {}
 
 Address = tuple[str, int]
-
-#: Called with each pool whose node has left its cluster.
-on_departure: list[Callable[[Any], None]] = []
 
 
 class NodePool(ConnectionPool):
@@ -58,10 +56,6 @@ class NodePool(ConnectionPool):
     ) -> None:
         """Do nothing."""
 
-    def hang_up(self) -> None:
-        """Do what :meth:`disconnect` does elsewhere."""
-        super().disconnect()
-
 
 class NodePools:
     """A pool for each node, made when it is first asked for.
@@ -85,7 +79,7 @@ class NodePools:
         self._options = replace(options, connection=connection)
         self._startup = [_address(server) for server in options.servers]
         self._tls = SharedTls(self._startup[0][0])
-        self._pools: dict[Address, Any] = {}
+        self._endpoints: dict[Address, Endpoint] = {}
         # Guards the dictionary. Reentrant for the sake of signal handlers that use the
         # cache.
         self._lock = threading.RLock()
@@ -93,23 +87,24 @@ class NodePools:
 
     def __call__(self, *, host: str, port: int, **ignored: Any) -> Any:
         """Return a node's pool, as redis-py makes one: it drops options of ours."""
-        return self.at(host, port)
+        return self.at(host, port).pool
 
-    def at(self, host: str, port: int) -> Any:
-        """Return the pool of the node with that address.
+    def at(self, host: str, port: int) -> Endpoint:
+        """Return the endpoint of the node with that address.
 
         Raises:
             ConfigurationError: a token would go there in plain text.
         """
         with self._lock:
-            pool = self._pools.get((host, port))
-            if pool is None:
-                pool = self._pools[host, port] = self._make(host, port)
-            return pool
+            endpoint = self._endpoints.get((host, port))
+            if endpoint is None:
+                endpoint = Endpoint(self._make_pool(host, port))
+                self._endpoints[host, port] = endpoint
+            return endpoint
 
     @property
-    def entrance(self) -> Any:
-        """The pool to the server that ``LOCATION`` names."""
+    def first(self) -> Endpoint:
+        """The endpoint of the server that ``LOCATION`` names first."""
         return self.at(*self._startup[0])
 
     def startup_nodes(self) -> list[Any]:
@@ -123,26 +118,24 @@ class NodePools:
         return found
 
     def keep(self, nodes: Collection[Any]) -> None:
-        """Close and forget the pools of all but these nodes and the startup nodes."""
+        """Retire the endpoints of all but these nodes and the startup nodes."""
         known = {(node.host, node.port) for node in (*nodes, *self.startup_nodes())}
         with self._lock:
-            gone = self._pools.keys() - known - set(self._startup)
-            pools = [self._pools.pop(address) for address in gone]
-        for pool in pools:
-            _hang_up(pool)
-            for tell in on_departure:
-                tell(pool)
+            gone = self._endpoints.keys() - known - set(self._startup)
+            endpoints = [self._endpoints.pop(address) for address in gone]
+        for endpoint in endpoints:
+            endpoint.retire()
 
     def disconnect(self) -> None:
         """Close all connections."""
-        for pool in list(self._pools.values()):
-            _hang_up(pool)
+        for endpoint in list(self._endpoints.values()):
+            endpoint.disconnect()
 
     def after_fork(self) -> None:
         """Go on in a child process."""
         self._lock = threading.RLock()
 
-    def _make(self, host: str, port: int) -> Any:
+    def _make_pool(self, host: str, port: int) -> Any:
         pool_class, kwargs = pool_settings(self.url, self._options, NodePool)
         if not (
             self._options.identity is None
@@ -179,14 +172,6 @@ def _in_plain_text(host: str, port: int) -> Problem:
         "where the node is reached from here; or, where the network protects the "
         "token, set OPTIONS['allow_plaintext_token'] to True.",
     )
-
-
-def _hang_up(pool: Any) -> None:
-    if isinstance(pool, NodePool):
-        pool.hang_up()
-    else:
-        # redis-py's would close those in use, too, from this thread.
-        pool.disconnect(inuse_connections=False)
 
 
 def _after_fork_in_child() -> None:

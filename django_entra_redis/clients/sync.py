@@ -1,20 +1,17 @@
 """The synchronous client: carries the cache's operations out on pooled connections.
 
 Commands go out packed on a connection that the client has checked out itself: a
-``redis.Redis`` for each operation costs more than the command. What goes wrong is
-left to redis-py's own retry policy.
+``redis.Redis`` for each operation costs more than the command.
 """
 
-import copy
 import random
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
 
 import redis
 from django.utils.functional import cached_property
-from redis.backoff import ExponentialWithJitterBackoff
 from redis.exceptions import (
     AuthenticationError,
     BusyLoadingError,
@@ -25,27 +22,19 @@ from redis.exceptions import (
     ResponseError,
     TimeoutError,
 )
-from redis.retry import Retry
 
 from ..commands.drivers import drive
-from ..commands.forgiving import ForgivingOperations
-from ..commands.operations import Operation, Operations, Request
-from ..commands.servers import Server
+from ..commands.operations import Operation, Operations
+from ..commands.request import Request
 from ..conf.options import CacheOptions
-from ..connections.defaults import with_defaults
-from ..connections.pool import get_pool
-from ..exceptions import EntraRedisError, UncertainResultError, WrongBackendError
+from ..connections.endpoint import Endpoint, get_endpoint
+from ..connections.outage import OUTAGE_ERRORS
+from ..exceptions import UncertainResultError, WrongBackendError
 from ..serializers import make_serializer
 from .redirects import concerns_all, redirection
+from .retry import make_policy
 
 T = TypeVar("T")
-
-#: When to try again what broke, and how often.
-BACKOFF = ExponentialWithJitterBackoff(base=0.02, cap=0.5)
-RETRIES = 3
-
-# By the pool, since each thread has its own clients.
-_servers: WeakKeyDictionary[Any, Server] = WeakKeyDictionary()
 
 
 class Client(ABC):
@@ -53,44 +42,48 @@ class Client(ABC):
 
     Parameters:
         options: what the cache's settings ask for.
-        repeatable: errors beside those of a connection that are worth another try.
+        endpoints: the servers in ``LOCATION``; the first is written to.
+        operations: the operations that it carries out.
+        retried: errors that are worth another try, besides a broken connection.
     """
 
-    #: The pools to the servers in ``LOCATION``.
-    pools: list[Any]
-    operations: Operations
-
-    def __init__(self, options: CacheOptions, *repeatable: type[Exception]) -> None:
+    def __init__(
+        self,
+        options: CacheOptions,
+        endpoints: Sequence[Endpoint],
+        operations: type[Operations],
+        *retried: type[Exception],
+    ) -> None:
         self.options = options
-        self._retry = make_retry(options.connection, *repeatable)
-
-    def make_operations(self, kind: type[Operations], shared: Any) -> Operations:
-        """Return the operations of a cache.
-
-        Parameters:
-            kind: their class.
-            shared: what caches have in common that have one server.
-        """
-        return kind(
-            make_serializer(
-                self.options.serializer,
-                self.options.compressor,
-                fallbacks=self.options.compressor_fallbacks,
-                max_value_bytes=self.options.max_value_bytes,
-            ),
-            _servers.setdefault(shared, Server()),
+        self.endpoints = endpoints
+        self.policy = make_policy(options.connection, *retried)
+        self.outage = endpoints[0].outage
+        #: Errors that a cache with ``ignore_exceptions`` covers up.
+        self.ignored = OUTAGE_ERRORS if options.ignore_exceptions else ()
+        serializer = make_serializer(
+            options.serializer,
+            options.compressor,
+            fallbacks=options.compressor_fallbacks,
+            max_value_bytes=options.max_value_bytes,
         )
+        self.operations = operations(serializer, endpoints[0].facts)
 
     @abstractmethod
     def get_client(self, key: str | None = None, *, write: bool = False) -> redis.Redis:
         """Return redis-py's client for what Django's cache API does not have."""
 
     @abstractmethod
-    def pool_for(self, request: Request) -> Any:
-        """Return the pool of a server that may carry out a request."""
+    def endpoint_for(self, request: Request) -> Endpoint:
+        """Return a server that may carry out a request."""
 
-    def run(self, operation: Operation[T]) -> T:
+    def run(self, operation: Callable[..., Operation[T]], *args: Any) -> T:
         """Carry out an operation; return its result.
+
+        With ``ignore_exceptions`` an outage makes it the answer of an empty cache.
+
+        Parameters:
+            operation: a method of an object with ``empty_answers``.
+            args: the method's arguments.
 
         Raises:
             UncertainResultError: the connection broke when a command that must not be
@@ -98,7 +91,16 @@ class Client(ABC):
             TokenError, TokenRefusedError, ConnectionPoolTimeout: no connection.
             redis.RedisError: what redis-py raises.
         """
-        return drive(operation, self.execute, self.explain)
+        try:
+            result = drive(operation(*args), self.execute, self.explain)
+        except self.ignored as error:
+            self.outage.begin(error)
+        else:
+            if self.ignored:
+                self.outage.end()
+            return result
+        answer: T = empty_answer(operation, *args)
+        return answer
 
     @abstractmethod
     def execute(self, request: Request) -> Any:
@@ -108,24 +110,27 @@ class Client(ABC):
     def explain(self, error: RedisError) -> RedisError:
         """Return what to raise for an error of the server's."""
 
-    def repeat(self, failure: Exception, carry_out: Callable[[], Any]) -> Any:
-        """Have redis-py's retry policy decide on a failure and what comes after it."""
-        pending = [failure]
+    def persist(
+        self, attempt: Callable[[], T], before_retry: Callable[[], None] | None = None
+    ) -> T:
+        """Attempt something until it succeeds or the retry policy gives up.
 
-        def attempt() -> tuple[Any, Exception | None]:
+        Parameters:
+            attempt: what to do.
+            before_retry: is called before each try but the first.
+        """
+        failures = 0
+        while True:
             try:
-                if pending:
-                    raise pending.pop()
-                return carry_out(), None
-            except EntraRedisError as error:
-                # No token, no free connection, or an uncertain result: returned, so
-                # that the policy, to which these are connection errors, lets them be.
-                return None, error
-
-        reply, error = copy.deepcopy(self._retry).call_with_retry(attempt, _ignore)
-        if error is not None:
-            raise error
-        return reply
+                return attempt()
+            except RedisError as error:
+                failures += 1
+                pause = self.policy.pause(error, failures)
+                if pause is None:
+                    raise
+            time.sleep(pause)
+            if before_retry is not None:
+                before_retry()
 
 
 class CacheClient(Client):
@@ -136,21 +141,18 @@ class CacheClient(Client):
     """
 
     def __init__(self, options: CacheOptions) -> None:
-        super().__init__(options, ReadOnlyError)
-        self.pools = [
-            get_pool(server, with_defaults(server, options))
-            for server in options.servers
-        ]
-        self._writer = self.pools[0]
-        self._readers = self.pools[1:] or self.pools
-        kind = ForgivingOperations if options.ignore_exceptions else Operations
-        self.operations = self.make_operations(kind, self._writer)
+        endpoints = [get_endpoint(server, options) for server in options.servers]
+        super().__init__(options, endpoints, Operations, ReadOnlyError)
+        self._writer = endpoints[0]
+        self._readers = endpoints[1:] or endpoints
 
     # At first use: each thread and each ASGI request has a cache of its own, and most
     # of these need none.
     @cached_property
     def _clients(self) -> list[redis.Redis]:
-        return [redis.Redis(connection_pool=pool) for pool in self.pools]
+        return [
+            redis.Redis(connection_pool=endpoint.pool) for endpoint in self.endpoints
+        ]
 
     def get_client(self, key: str | None = None, *, write: bool = False) -> redis.Redis:
         """Return redis-py's client for what Django's cache API does not have.
@@ -159,24 +161,20 @@ class CacheClient(Client):
             key: unused; Django's client has it.
             write: whether the client must be the first server's.
         """
-        if write or len(self.pools) == 1:
+        if write or len(self.endpoints) == 1:
             return self._clients[0]
         return random.choice(self._clients[1:])
 
-    def pool_for(self, request: Request) -> Any:
-        """Return the pool of a server that may carry out a request."""
+    def endpoint_for(self, request: Request) -> Endpoint:
+        """Return a server that may carry out a request."""
         if request.write or len(self._readers) == 1:
             return self._writer if request.write else self._readers[0]
         return random.choice(self._readers)
 
     def execute(self, request: Request) -> Any:
         """Carry out a request, repeatedly if need be and if that is safe."""
-        pool = self.pool_for(request)
-        try:
-            return carry_out(pool, request)
-        except RedisError as error:
-            failure = error
-        return self.repeat(failure, lambda: carry_out(pool, request))
+        pool = self.endpoint_for(request).pool
+        return self.persist(lambda: carry_out(pool, request))
 
     def explain(self, error: RedisError) -> RedisError:
         """Return what to raise for an error of the server's."""
@@ -192,8 +190,13 @@ class CacheClient(Client):
         )
 
 
-def _ignore(error: Exception) -> None:
-    """Do nothing about a failure: the connection has been closed already."""
+def empty_answer(operation: Any, *args: Any) -> Any:
+    """Return what an operation answers as from an empty cache.
+
+    Raises:
+        ValueError: an empty cache would raise it, too.
+    """
+    return operation.__self__.empty_answers[operation.__name__](*args)
 
 
 def carry_out(pool: Any, request: Request) -> Any:
@@ -251,20 +254,3 @@ def uncertain(request: Request, error: Exception) -> UncertainResultError:
         f"The connection broke before Redis answered {request.name}, which is "
         f"not repeated, since it may have been carried out: {error}"
     )
-
-
-def make_retry(connection: Mapping[str, Any], *kinds: type[Exception]) -> Retry:
-    """Return the retry policy for commands that are safe to repeat.
-
-    Parameters:
-        connection: what the settings ask for.
-        kinds: errors beside those of a connection that are worth it.
-    """
-    retry = copy.deepcopy(connection.get("retry"))
-    if retry is None:
-        retry = Retry(BACKOFF, RETRIES, (ConnectionError, *kinds))
-    errors = list(connection.get("retry_on_error", ()))
-    if connection.get("retry_on_timeout"):
-        errors.append(TimeoutError)
-    retry.update_supported_errors(errors)
-    return retry

@@ -20,6 +20,7 @@ from redis.exceptions import MovedError, RedisClusterException
 
 from .._fork import at_fork
 from ..conf.options import CacheOptions
+from ..connections.endpoint import Endpoint
 from ..connections.registry import share
 from ..exceptions import ClusterUnavailableError
 from .complaints import explain
@@ -46,12 +47,12 @@ class Topology:
         self._client: Any = None
         # By slot; None before the first look. Replaced as a whole, but for the slots
         # that redirections tell of: readers need no lock.
-        self._slots: list[Any] | None = None
+        self._slots: list[Endpoint | None] | None = None
         self.replicas = 0
-        #: The pools of all primaries, by address.
-        self.primaries: dict[str, Any] = {}
+        #: The endpoints of all primaries, by address.
+        self.primaries: dict[str, Endpoint] = {}
         # And of all nodes.
-        self._all: dict[str, Any] = {}
+        self._all: dict[str, Endpoint] = {}
         self._flight = Flight(self._look, pause=PAUSE)
         _topologies.add(self)
 
@@ -62,21 +63,22 @@ class Topology:
         """Whether there has been a look at it."""
         return self._slots is not None
 
-    def pool_of(self, key: str | bytes) -> Any:
-        """Return the pool of the primary that has a key.
+    def endpoint_of(self, key: str | bytes) -> Endpoint:
+        """Return the endpoint of the primary that has a key.
 
         Raises:
             ClusterUnavailableError: none has it, or there has not been a look.
         """
         slot = key_slot(key.encode() if isinstance(key, str) else key)
-        pool = self._slots[slot] if self._slots is not None else None
-        if pool is None:
+        endpoint = self._slots[slot] if self._slots is not None else None
+        if endpoint is None:
             self.refresh()
             raise ClusterUnavailableError(f"No node of the cluster serves slot {slot}.")
-        return pool
+        return endpoint
 
-    def pool_at(self, address: str) -> Any:
-        """Return the pool of a node: a SCAN goes on where a primary is none any more.
+    def endpoint_at(self, address: str) -> Endpoint:
+        """Return the endpoint of a node: a SCAN goes on where a primary is none any
+        more.
 
         Raises:
             ClusterUnavailableError: there is none of that address any more.
@@ -88,8 +90,8 @@ class Topology:
                 f"The cluster has no node {address} any more."
             ) from None
 
-    def parts(self, keys: Iterable[str | bytes]) -> dict[Any, list[int]]:
-        """Return the pools that have some keys, each with the places of its keys.
+    def parts(self, keys: Iterable[str | bytes]) -> dict[Endpoint, list[int]]:
+        """Return the endpoints that have some keys, each with the places of its keys.
 
         In one order for all: threads that check connections out of several pools do
         not wait for each other.
@@ -97,30 +99,30 @@ class Topology:
         Raises:
             ClusterUnavailableError: none has one of them.
         """
-        found: dict[Any, list[int]] = {}
+        found: dict[Endpoint, list[int]] = {}
         for place, key in enumerate(keys):
-            found.setdefault(self.pool_of(key), []).append(place)
+            found.setdefault(self.endpoint_of(key), []).append(place)
         return dict(sorted(found.items(), key=lambda item: id(item[0])))
 
-    def follow(self, redirect: Any, asked: Any) -> Any:
-        """Return the pool of the node that a node redirects to.
+    def follow(self, redirect: Any, asked: Endpoint) -> Endpoint:
+        """Return the endpoint of the node that a node redirects to.
 
         Parameters:
             redirect: the error reply.
-            asked: the pool of the node that gave it.
+            asked: the endpoint of the node that gave it.
 
         Raises:
             ConfigurationError: a token would go there in plain text.
         """
         # Without a host it is the same one, on another port.
-        host = redirect.host or asked.connection_kwargs["host"]
-        pool = self.nodes.at(*self.nodes.remap(host, redirect.port))
+        host = redirect.host or asked.host
+        endpoint = self.nodes.at(*self.nodes.remap(host, redirect.port))
         if isinstance(redirect, MovedError):
             assert self._slots is not None
-            self._slots[redirect.slot_id] = pool
+            self._slots[redirect.slot_id] = endpoint
             # It is seldom the only one that has moved.
             self.refresh()
-        return pool
+        return endpoint
 
     # -- looking at it ---------------------------------------------------------------
 
@@ -227,13 +229,13 @@ class Topology:
         return manager
 
     def _take(self, manager: Any) -> None:
-        slots: list[Any] = [None] * REDIS_CLUSTER_HASH_SLOTS
-        for slot, nodes in manager.slots_cache.items():
-            slots[slot] = nodes[0].redis_connection.connection_pool
+        slots: list[Endpoint | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
         self._all = {
-            node.name: node.redis_connection.connection_pool
+            node.name: self.nodes.at(node.host, node.port)
             for node in manager.nodes_cache.values()
         }
+        for slot, nodes in manager.slots_cache.items():
+            slots[slot] = self._all[nodes[0].name]
         self.primaries = {
             node.name: self._all[node.name]
             for node in manager.get_nodes_by_server_type(PRIMARY)

@@ -7,57 +7,9 @@ gets a command of its own, and what goes to one node goes there in one piece.
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from .forgiving import ForgivingOperations
-from .operations import END, START, Operation, Operations, Request, sound
+from .operations import END, START, Operation, Operations, sound
 from .packing import pack_get
-
-
-class Batch(Request):
-    """Commands with a key each, whose replies are wanted in the same order.
-
-    Error replies stand in there.
-    """
-
-    __slots__ = ("commands", "keys")
-
-    def __init__(
-        self,
-        commands: Sequence[bytes],
-        keys: Sequence[str | bytes],
-        *,
-        write: bool = True,
-    ) -> None:
-        super().__init__(b"", len(commands), write=write)
-        self.commands = commands
-        self.keys = keys
-
-    def part(self, places: Sequence[int]) -> bytes:
-        """Return the commands in some places as one piece."""
-        return b"".join([self.commands[place] for place in places])
-
-    def single(self, place: int) -> Request:
-        """Return the request for the command in one place."""
-        return Request(self.commands[place], key=self.keys[place], write=self.write)
-
-
-class Broadcast(Request):
-    """A command for each primary; the replies are wanted by its address."""
-
-    __slots__ = ()
-
-    def to(self, address: str) -> "Visit":
-        """Return the request for one of them."""
-        return Visit(self.command, address)
-
-
-class Visit(Request):
-    """A command for one primary, of that address."""
-
-    __slots__ = ("address",)
-
-    def __init__(self, command: tuple[Any, ...] | bytes, address: str) -> None:
-        super().__init__(command)
-        self.address = address
+from .request import Batch, Broadcast, Request, Visit
 
 
 class ClusterOperations(Operations):
@@ -115,7 +67,3 @@ class ClusterOperations(Operations):
             if int(at) != END:
                 more.append((address, int(at)))
         return (*more, *rest) or END, found
-
-
-class ForgivingClusterOperations(ForgivingOperations, ClusterOperations):
-    """The same for a cache that answers like an empty one when it is down."""

@@ -1,13 +1,13 @@
-"""Django's cache operations as Redis commands, whoever carries them out.
+"""The operations of Django's and django-redis' cache API as Redis commands.
 
-Each operation is a generator: it yields :class:`Request`, is sent the reply, and
-returns what Django's cache API returns. The synchronous and the asynchronous client
-are two drivers of the same operations.
+Each operation is a generator: it yields a :class:`Request`, is sent the reply, and
+returns what the cache API returns. The synchronous and the asynchronous client are two
+drivers of the same operations.
 """
 
 import logging
 import re
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from redis.exceptions import ClusterCrossSlotError, ResponseError
@@ -15,60 +15,17 @@ from redis.exceptions import ClusterCrossSlotError, ResponseError
 from ..serializers import Serializer
 from .packing import pack_all, pack_get, pack_set
 from .patterns import KeyPattern
-from .servers import Server, refuses_scripts
+from .request import Request
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 
-class Request:
-    """Commands to carry out.
-
-    Parameters:
-        command: one command's words, or any number of commands packed.
-        count: 0 for one command, whose reply is wanted; else how many commands there
-            are, whose replies are wanted as a list. Error replies stand in there.
-        key: the key that decides which node of a cluster it is for.
-        write: whether it must be the server that is written to.
-        once: whether it must not be applied twice.
-    """
-
-    __slots__ = ("command", "count", "key", "once", "write")
-
-    @property
-    def name(self) -> str:
-        """The command's name; of several, packed already, what they are."""
-        return "commands" if isinstance(self.command, bytes) else str(self.command[0])
-
-    @property
-    def packed(self) -> bytes:
-        """The commands as they are sent.
-
-        Raises:
-            TypeError, ValueError: an argument can't be sent.
-        """
-        command = self.command
-        return command if isinstance(command, bytes) else pack_all([command])
-
-    def __init__(
-        self,
-        command: tuple[Any, ...] | bytes,
-        count: int = 0,
-        *,
-        key: str | bytes | None = None,
-        write: bool = True,
-        once: bool = False,
-    ) -> None:
-        self.command = command
-        self.count = count
-        self.key = key
-        self.write = write
-        self.once = once
-
-
 Operation = Generator[Request, Any, T]
 
+#: What Redis answers to TTL of a key that has no expiry.
+_NO_EXPIRY = -1
 #: Where a SCAN begins, and what tells that it is over.
 START: Any = 0
 END = 0
@@ -85,6 +42,49 @@ if redis.call('EXISTS', KEYS[1]) == 1 then
 end"""
 
 
+class ServerFacts:
+    """Facts that operations have found out about the server that is written to."""
+
+    runs_scripts = True
+
+    def refuse_scripts(self, error: ResponseError) -> None:
+        """Remember that the server refuses to run scripts, and log it."""
+        self.runs_scripts = False
+        logger.warning(
+            "Redis lets no scripts run here (%s): incr() takes two round trips from "
+            "now on, as Django's own does.",
+            error,
+        )
+
+
+def _no_such_key(key: str, delta: int) -> Any:
+    raise ValueError(f"Key '{key}' not found.")
+
+
+#: What each operation answers, as from an empty cache, while Redis can't be used and
+#: ``OPTIONS["ignore_exceptions"]`` is set: by the operation's name, from its arguments.
+_EMPTY_ANSWERS: Mapping[str, Callable[..., Any]] = {
+    "add": lambda key, value, timeout: False,
+    "get": lambda key, default: default,
+    "set": lambda key, value, timeout: None,
+    "touch": lambda key, timeout: False,
+    "delete": lambda key: False,
+    "get_many": lambda keys, names: {},
+    "has_key": lambda key: False,
+    "incr": _no_such_key,
+    # None of them is set.
+    "set_many": lambda keys, data, timeout: list(data),
+    "delete_many": lambda keys: None,
+    "clear": lambda: False,
+    "clear_matching": lambda pattern: False,
+    "replace": lambda key, value, timeout: False,
+    "time_to_live": lambda command, key: 0,
+    "change_expiry": lambda command, key, *amount: False,
+    "scan": lambda cursor, pattern, count: (END, []),
+    "delete_matching": lambda pattern, count, regex=None: 0,
+}
+
+
 class Operations:
     """The operations of a cache.
 
@@ -93,10 +93,12 @@ class Operations:
 
     Parameters:
         serializer: turns values into bytes and back.
-        server: what has been found out about the server that is written to.
+        server: facts about the server that is written to.
     """
 
-    def __init__(self, serializer: Serializer, server: Server) -> None:
+    empty_answers = _EMPTY_ANSWERS
+
+    def __init__(self, serializer: Serializer, server: ServerFacts) -> None:
         self.dumps, self.loads = serializer.dumps, serializer.loads
         self.server = server
 
@@ -248,6 +250,32 @@ class Operations:
         """Delete every key."""
         return bool((yield Request(("FLUSHDB",))))
 
+    def replace(self, key: str, value: Any, timeout: int | None) -> Operation[bool]:
+        """Set a key only if it is there; return whether it was set."""
+        if timeout == 0:
+            return bool((yield Request(("DEL", key), key=key)))
+        data = self.dumps(value)
+        expiry = () if timeout is None else ("EX", timeout)
+        return bool((yield Request(("SET", key, data, "XX", *expiry), key=key)))
+
+    def time_to_live(self, command: str, key: str) -> Operation[int | None]:
+        """Return how long a key will live: ``None`` for ever, 0 if it is not there.
+
+        Parameters:
+            command: TTL (seconds) or PTTL (milliseconds).
+        """
+        left = yield Request((command, key), key=key, write=False)
+        return None if left == _NO_EXPIRY else max(0, int(left))
+
+    def change_expiry(self, command: str, key: str, *amount: int) -> Operation[bool]:
+        """Change when a key expires; return whether it is there.
+
+        Parameters:
+            command: EXPIRE, PEXPIRE, EXPIREAT, PEXPIREAT or PERSIST.
+            amount: the command's argument; nothing for PERSIST.
+        """
+        return bool((yield Request((command, key, *amount), key=key)))
+
     def scan(
         self, cursor: Any, pattern: str, count: int
     ) -> Operation[tuple[Any, list[bytes]]]:
@@ -295,15 +323,6 @@ class Operations:
         yield from self.delete_matching(pattern.glob, regex=pattern.regex)
         return True
 
-    def forgive(self, operation: Operation[T], empty: Any) -> Operation[T]:
-        """Return an operation that may answer as from an empty cache; this does not.
-
-        Parameters:
-            operation: what to do.
-            empty: the answer while Redis can't be used; an exception is raised.
-        """
-        return operation
-
 
 def sound(replies: Sequence[Any]) -> Sequence[Any]:
     """Return replies, unless one is an error, which is raised."""
@@ -311,3 +330,9 @@ def sound(replies: Sequence[Any]) -> Sequence[Any]:
         if isinstance(reply, Exception):
             raise reply
     return replies
+
+
+def refuses_scripts(error: ResponseError) -> bool:
+    """Whether an error reply tells that no scripts may run."""
+    text = str(error).lower()
+    return "eval" in text and ("no permissions" in text or "unknown command" in text)

@@ -5,11 +5,13 @@ of it needs a key of its own.
 """
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .operations import Operation, Operations, Request
+from .operations import Operation, Operations
 from .packing import pack_all, pack_get
+from .request import Request
 
 #: What Redis says of a key that lives for ever.
 _FOR_EVER = -1
@@ -60,33 +62,17 @@ class Stampedes:
     def __init__(self, operations: Operations) -> None:
         self._operations = operations
 
+    #: What each answers while Redis can't be used, with ``ignore_exceptions``: in an
+    #: outage each computes for itself.
+    empty_answers: Mapping[str, Callable[..., Any]] = {
+        "facts": lambda names: Facts(),
+        "lock": lambda names, seconds: True,
+        "unlock": lambda names: None,
+        "note": lambda names, cost, timeout: None,
+    }
+
     def facts(self, names: Names) -> Operation[Facts]:
         """Return what is known of a value."""
-        return self._operations.forgive(self._facts(names), Facts())
-
-    def lock(self, names: Names, seconds: float) -> Operation[bool]:
-        """Take the lock of a value; return whether it was free.
-
-        Parameters:
-            seconds: how long it is held at most, also by a process that dies.
-        """
-        # In an outage each computes for itself.
-        return self._operations.forgive(self._lock(names, seconds), True)
-
-    def unlock(self, names: Names) -> Operation[None]:
-        """Let go of the lock."""
-        return self._operations.forgive(self._unlock(names), None)
-
-    def note(self, names: Names, cost: float, timeout: int) -> Operation[None]:
-        """Have others know what a value has cost.
-
-        Parameters:
-            cost: in seconds.
-            timeout: seconds that the value lives.
-        """
-        return self._operations.forgive(self._note(names, cost, timeout), None)
-
-    def _facts(self, names: Names) -> Operation[Facts]:
         commands = [pack_all([("PTTL", names.value)]), pack_get(names.cost)]
         replies = yield self._operations.each(commands, [names.value, names.cost])
         for reply in replies:
@@ -96,14 +82,26 @@ class Stampedes:
         known = math.inf if left == _FOR_EVER else max(0, left) / 1000
         return Facts(_seconds(cost), known)
 
-    def _lock(self, names: Names, seconds: float) -> Operation[bool]:
+    def lock(self, names: Names, seconds: float) -> Operation[bool]:
+        """Take the lock of a value; return whether it was free.
+
+        Parameters:
+            seconds: how long it is held at most, also by a process that dies.
+        """
         command = ("SET", names.lock, 1, "NX", "PX", int(seconds * 1000))
         return bool((yield Request(command, key=names.lock)))
 
-    def _unlock(self, names: Names) -> Operation[None]:
+    def unlock(self, names: Names) -> Operation[None]:
+        """Let go of the lock."""
         yield Request(("DEL", names.lock), key=names.lock)
 
-    def _note(self, names: Names, cost: float, timeout: int) -> Operation[None]:
+    def note(self, names: Names, cost: float, timeout: int) -> Operation[None]:
+        """Have others know what a value has cost.
+
+        Parameters:
+            cost: in seconds.
+            timeout: seconds that the value lives.
+        """
         command = ("SET", names.cost, f"{cost:.6f}", "EX", timeout)
         yield Request(command, key=names.cost)
 

@@ -60,7 +60,7 @@ class Target:
         return str(where.get("path") or f"{where.get('host')}:{where.get('port')}")
 
 
-class Channel:
+class MultiplexedConnection:
     """A link to a server, made anew when it is lost.
 
     Parameters:

@@ -18,7 +18,6 @@ from ..conf.options import CacheOptions
 from ..credentials.provider import EntraCredentialProvider
 from ..exceptions import ConnectionPoolTimeout
 from .connection import connection_class
-from .registry import share
 from .tls import SharedTls, SharedTlsConnection
 
 #: Connections that one pool opens at most, unless OPTIONS say otherwise.
@@ -133,6 +132,10 @@ class ConnectionPool(redis.ConnectionPool):
 
     def disconnect(self, inuse_connections: bool = True) -> None:
         """Close the idle connections now, the others when they come back."""
+        self.close_connections(inuse_connections)
+
+    def close_connections(self, inuse_connections: bool = True) -> None:
+        """Do as :meth:`disconnect` does, which redis-py calls too."""
         if inuse_connections:
             self._generation += 1
         for _ in range(len(self._idle)):
@@ -231,21 +234,6 @@ def _wake_all(queue: deque[_Place]) -> None:
 
 
 _pools: WeakSet[ConnectionPool] = WeakSet()
-
-
-def get_pool(server: str, options: CacheOptions) -> Any:
-    """Return the process's pool for a server and a cache's options.
-
-    Parameters:
-        server: its URL.
-        options: what the cache's settings ask for.
-    """
-
-    def make() -> Any:
-        pool_class, kwargs = pool_settings(server, options, ConnectionPool)
-        return pool_class.from_url(server, **kwargs)
-
-    return share("pool", [server], options, make)
 
 
 def pool_settings(

@@ -25,7 +25,7 @@ _CERTIFICATE_CODES: Mapping[int, str] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Endpoint:
+class ProbedServer:
     """A server of a cache.
 
     Parameters:

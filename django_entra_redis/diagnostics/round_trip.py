@@ -84,9 +84,9 @@ def _places(exam: Examination) -> Iterator[Place]:
     topology = exam.cache.get_topology()
     for address, conversation in exam.nodes.items():
         keys = (_make_key(exam) for _ in range(TRIES))
-        pool = topology.pool_at(address)
+        endpoint = topology.endpoint_at(address)
         # None where a hash tag in KEY_PREFIX keeps all keys on another node.
-        own = (key for key in keys if topology.pool_of(key) is pool)
+        own = (key for key in keys if topology.endpoint_of(key) is endpoint)
         pair = tuple(itertools.islice(own, 2))
         if len(pair) == 2:
             yield Place(conversation, *pair)

@@ -14,7 +14,7 @@ from ..conf.identities import Identity, load_identity
 from ..conf.options import database_problems
 from ..credentials.provider import EntraCredentialProvider
 from ..exceptions import TokenError, WrongBackendError
-from .network import Endpoint
+from .network import ProbedServer
 from .redis_session import Conversation
 from .round_trip import facts_of, try_out
 from .runner import Examination, Step, StepError
@@ -35,7 +35,10 @@ def _settings(exam: Examination) -> str:
     try:
         options = exam.cache.read_options(where)
         identity = options.identity and load_identity(options.identity)
-        exam.servers = [Endpoint(pool, exam.left) for pool in exam.cache._cache.pools]
+        exam.servers = [
+            ProbedServer(endpoint.pool, exam.left)
+            for endpoint in exam.cache._cache.endpoints
+        ]
         for server in exam.servers:
             server.connection()
         missing = database_problems(options, where)
@@ -151,8 +154,8 @@ def _nodes(exam: Examination, topology: Topology) -> str:
         raise StepError("access_policy_too_narrow", str(error)) from None
     except RedisError as error:
         raise StepError("cluster_unavailable", f"{error}.") from None
-    for address, pool in topology.primaries.items():
-        node = Endpoint(pool, exam.left)
+    for address, endpoint in topology.primaries.items():
+        node = ProbedServer(endpoint.pool, exam.left)
         try:
             node.reach()
             node.shake_hands()

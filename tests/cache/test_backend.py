@@ -18,9 +18,8 @@ from django.test import override_settings
 from django.utils.translation import gettext_lazy
 
 from django_entra_redis.cache.backend import EntraRedisCache, entra_caches
-from django_entra_redis.clients import asynchronous
 from django_entra_redis.compressors import ZlibCompressor
-from django_entra_redis.connections import registry
+from django_entra_redis.connections import event_loops, registry
 from django_entra_redis.exceptions import ConfigurationError, UnreadableValueError
 from emulator import Emulator
 from tests.support.caches import Database, Proxy, let_in, make_cache
@@ -196,7 +195,7 @@ def test_decode_responses(
 ) -> None:
     """It counts for clients of one's own; the cache reads its bytes all the same."""
     # The loop has its own connection from the first operation on.
-    monkeypatch.setattr(asynchronous, "FIRST", 0)
+    monkeypatch.setattr(event_loops, "FIRST_OPERATIONS", 0)
     if serializer == "MsgPackSerializer":
         pytest.importorskip("msgpack")
     options: dict[str, Any] = {} if in_url else {"decode_responses": True}

@@ -24,8 +24,7 @@ from redis.lock import Lock
 from django_entra_redis import get_redis_connection
 from django_entra_redis.cache import EntraRedisCache
 from django_entra_redis.cache.locks import AsyncLock
-from django_entra_redis.clients import asynchronous as aio
-from django_entra_redis.connections import registry
+from django_entra_redis.connections import event_loops, registry
 from emulator import Emulator
 from tests.support.caches import PATIENCE, Database, let_in, make_cache, wait_until
 
@@ -85,7 +84,7 @@ def call(
 ) -> Caller:
     """Give a cache without an identity, in both ways."""
     # The loop has its own connection from the first operation on.
-    monkeypatch.setattr(aio, "FIRST", 0)
+    monkeypatch.setattr(event_loops, "FIRST_OPERATIONS", 0)
     return Caller(database.cache(), native=request.param == "async")
 
 
@@ -547,7 +546,7 @@ def test_imported_at_first_use() -> None:
     """Importing the package and its backend brings none of it in."""
     code = """
 import sys, django_entra_redis, django_entra_redis.cache
-known = {"keyspace", "locks", "operations", "clients"}
+known = {"cache.locks", "commands.operations", "clients.sync"}
 print([name for name in known if f"django_entra_redis.{name}" in sys.modules])
 print("redis" in sys.modules)
 """

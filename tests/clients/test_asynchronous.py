@@ -27,9 +27,9 @@ from redis.credentials import UsernamePasswordCredentialProvider
 from redis.retry import Retry
 
 from django_entra_redis.cache import EntraRedisCache
-from django_entra_redis.clients import asynchronous as aio
+from django_entra_redis.clients import retry
+from django_entra_redis.connections import event_loops, registry
 from django_entra_redis.connections import protocol as links
-from django_entra_redis.connections import registry
 from django_entra_redis.credentials import get_credential_provider
 from django_entra_redis.exceptions import (
     ConnectionPoolTimeout,
@@ -64,7 +64,7 @@ def thread() -> None:
 @pytest.fixture(autouse=True)
 def fresh(database: Database, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Begin with nothing; have loops connect at once; leave no connection."""
-    monkeypatch.setattr(aio, "FIRST", 0)
+    monkeypatch.setattr(event_loops, "FIRST_OPERATIONS", 0)
     database.admin.flushall()
     yield
     registry.reset()
@@ -319,7 +319,7 @@ def test_what_a_thread_does(
     async def main() -> None:
         await cache.aset("key", 1)
         assert await cache.aget("key") == 1
-        assert asyncio.get_running_loop() not in aio._loops
+        assert asyncio.get_running_loop() not in event_loops._loops
 
     run(main())
 
@@ -334,7 +334,7 @@ def test_what_a_channel_does(database: Database, options: dict[str, Any]) -> Non
 
     async def main() -> None:
         await cache.aset("key", 1)
-        assert asyncio.get_running_loop() in aio._loops
+        assert asyncio.get_running_loop() in event_loops._loops
         names = [client["name"] for client in database.admin.client_list()]
         assert ("me" in names) == ("client_name" in options)
 
@@ -348,7 +348,7 @@ def test_first_operations_go_through_a_thread(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A loop that is made for a call or two costs no connection."""
-    monkeypatch.setattr(aio, "FIRST", 3)
+    monkeypatch.setattr(event_loops, "FIRST_OPERATIONS", 3)
     cache = database.cache()
     cache.set("key", 1)
 
@@ -387,7 +387,7 @@ def test_many_loops(database: Database) -> None:
                 async_to_sync(work)()
     gc.collect()
     assert sockets() <= before
-    assert len(aio._loops) == 0
+    assert len(event_loops._loops) == 0
     wait_until(lambda: connected(database) <= clients)
 
 
@@ -419,12 +419,12 @@ def test_loops_that_were_closed_are_forgotten() -> None:
     loop.close()
     with override_settings(ENTRA_REDIS={}, USE_TZ=False):
         pass  # it has nothing to be told
-    assert loop in aio._loops
+    assert loop in event_loops._loops
 
     async def other() -> None:
         with pytest.raises(redis.ConnectionError):
             await cache.aget("key")
-        assert [*aio._loops] == [asyncio.get_running_loop()]
+        assert [*event_loops._loops] == [asyncio.get_running_loop()]
 
     run(other())
 
@@ -518,7 +518,7 @@ def test_fork_with_a_loop_running(database: Database) -> None:
 
     def child() -> None:
         gc.collect()
-        aio.FIRST = 5
+        event_loops.FIRST_OPERATIONS = 5
         cache.set("forked", 1)
         # In this thread a loop runs that is the parent's.
         thread = threading.Thread(target=lambda: asyncio.run(work()))
@@ -555,7 +555,7 @@ def test_threads_after_a_fork(
     database: Database, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
     """A child waits for no thread of its parent's, whatever loops that one has had."""
-    monkeypatch.setattr(aio, "FIRST", 1)
+    monkeypatch.setattr(event_loops, "FIRST_OPERATIONS", 1)
     cache = database.cache(**options)
 
     async def work() -> None:
@@ -691,7 +691,7 @@ def test_fault_at_every_byte(
     database: Database, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, operation: str
 ) -> None:
     """Wherever a reply breaks off, it is asked for again; nothing is mixed up."""
-    monkeypatch.setattr(aio, "BACKOFF", NoBackoff())
+    monkeypatch.setattr(retry, "BACKOFF", NoBackoff())
     cache = make_cache(proxy.url(database.url), identity=None)
     database.cache().set_many({key: value_of(key) for key in KEYS})
     act, right = OPERATIONS[operation], RIGHT[operation]
@@ -743,7 +743,9 @@ def test_connection_lost_before_is_no_uncertainty(
     kill = ("CLIENT", "KILL", "USER", user, "SKIPME", "yes")
 
     def is_lost() -> bool:
-        (channel,) = aio._loops[asyncio.get_running_loop()]._channels.values()
+        (channel,) = event_loops._loops[
+            asyncio.get_running_loop()
+        ]._connections.values()
         link: Any = channel._link
         return bool(link.closed)
 
@@ -851,7 +853,7 @@ def test_retry(
     outcome: Any,
 ) -> None:
     """redis-py's options decide what is repeated; by default a lost connection is."""
-    monkeypatch.setattr(aio, "BACKOFF", NoBackoff())
+    monkeypatch.setattr(retry, "BACKOFF", NoBackoff())
 
     async def main() -> None:
         host, left = answering(*answers)
@@ -877,7 +879,7 @@ def test_list_of_replies_that_stands_for_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A server that has become a replica is left; single errors are told by key."""
-    monkeypatch.setattr(aio, "BACKOFF", NoBackoff())
+    monkeypatch.setattr(retry, "BACKOFF", NoBackoff())
 
     async def main() -> None:
         host, left = answering(

@@ -20,16 +20,14 @@ from redis.exceptions import NoPermissionError, ResponseError
 from redis.utils import str_if_bytes
 
 from django_entra_redis.cache import EntraRedisCache, EntraRedisClusterCache
-from django_entra_redis.clients import asynchronous as aio
 from django_entra_redis.clients import node_pools as nodes
 from django_entra_redis.clients import parts
 from django_entra_redis.clients.cluster import AsyncClusterClient
 from django_entra_redis.clients.sync import read_many
-from django_entra_redis.commands.cluster import Visit
-from django_entra_redis.commands.operations import Request
+from django_entra_redis.commands.request import Request, Visit
 from django_entra_redis.conf.options import parse_options
-from django_entra_redis.connections import registry
-from django_entra_redis.connections.multiplexed import Channel
+from django_entra_redis.connections import event_loops, registry
+from django_entra_redis.connections.multiplexed import MultiplexedConnection
 from django_entra_redis.exceptions import (
     ClusterUnavailableError,
     ConfigurationError,
@@ -86,7 +84,7 @@ def cache(cluster: Emulator, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Have loops connect at once; leave no connection."""
-    monkeypatch.setattr(aio, "FIRST", 0)
+    monkeypatch.setattr(event_loops, "FIRST_OPERATIONS", 0)
     yield
     registry.reset()
 
@@ -223,7 +221,7 @@ def test_client_and_lock(cache: Any) -> None:
     assert client.get("a") == b"1"
     with cache.lock("lock", timeout=10), pytest.raises(redis.exceptions.LockError):
         cache.lock("lock", blocking=False).__enter__()
-    pool = cache.get_topology().pool_of("a")
+    pool = cache.get_topology().endpoint_of("a").pool
     assert pool.counts()[0] > 0
 
 
@@ -232,10 +230,10 @@ def test_where_a_request_goes(cache: Any) -> None:
     topology = cache.get_topology()
     topology.ensure()
     for address, pool in topology.primaries.items():
-        assert cache._cache.pool_for(Visit(("PING",), address)) is pool
+        assert cache._cache.endpoint_for(Visit(("PING",), address)) is pool
     for name in NAMES:
         request = Request(("GET", name), key=name, write=False)
-        assert cache._cache.pool_for(request) is topology.pool_of(name)
+        assert cache._cache.endpoint_for(request) is topology.endpoint_of(name)
 
 
 def test_sessions(cache: Any) -> None:
@@ -255,7 +253,7 @@ def test_certificates_are_verified(
     """Nodes announce an address that no certificate names; the name counts."""
     with use(cluster, monkeypatch) as cache:
         cache.set_many(VALUES)
-        for pool in cache.get_topology().primaries.values():
+        for pool in cache.get_pools():
             where = pool.connection_kwargs
             assert where["host"] == "127.0.0.2"
             assert where["ssl_check_hostname"] is True
@@ -383,7 +381,7 @@ def test_renewals_and_drops(cluster: Emulator, monkeypatch: pytest.MonkeyPatch) 
     """No request notices that tokens expire, or that connections are dropped."""
     cluster.token_lifetime = SHORT
     with use(cluster, monkeypatch) as cache, Load(cache) as load:
-        provider = cache.get_topology().nodes.entrance.connection_kwargs[
+        provider = cache.get_topology().nodes.first.pool.connection_kwargs[
             "credential_provider"
         ]
         before = cluster.stats.closed_by_expiry_in_use
@@ -508,7 +506,7 @@ def test_resharding(cluster_server: str, monkeypatch: pytest.MonkeyPatch) -> Non
         own.settle()
         load.settled()
         assert joined.address in cache.get_topology().primaries
-        provider = cache.get_topology().nodes.entrance.connection_kwargs[
+        provider = cache.get_topology().nodes.first.pool.connection_kwargs[
             "credential_provider"
         ]
         goal = provider.status().renewals + 3
@@ -667,7 +665,7 @@ def test_identity_changes(cluster: Emulator, monkeypatch: pytest.MonkeyPatch) ->
         cache.set_many(VALUES)
         with override_settings(ENTRA_REDIS={"default": {"KIND": "managed_identity"}}):
             assert cache.get_many(NAMES) == VALUES
-            pool = cache.get_topology().pool_of("key")
+            pool = cache.get_topology().endpoint_of("key").pool
             client = redis.Redis(connection_pool=pool)
             user = str_if_bytes(client.execute_command("ACL WHOAMI"))
             assert user == cluster.system_assigned.object_id
@@ -679,7 +677,7 @@ def test_pool_class(cluster: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
     with use(cluster, monkeypatch, pool_class="redis.ConnectionPool") as cache:
         assert cache.set_many(VALUES) == []
         assert cache.get_many(NAMES) == VALUES
-        pools = list(cache.get_topology().primaries.values())
+        pools = cache.get_pools()
         assert {type(pool) for pool in pools} == {redis.ConnectionPool}
     wait_until(lambda: cluster.stats.connections_open <= before)
 
@@ -917,7 +915,7 @@ def test_slot_that_nobody_serves() -> None:
         with pytest.raises(ClusterUnavailableError, match="slot 15240"):
             cache.get("key")
         with pytest.raises(ClusterUnavailableError, match="no node 127"):
-            cache.get_topology().pool_at("127.0.0.1:1")
+            cache.get_topology().endpoint_at("127.0.0.1:1")
 
     asyncio.run(script.use(work))
 
@@ -928,7 +926,7 @@ def test_a_fault_of_our_own(cache: Any, monkeypatch: pytest.MonkeyPatch) -> None
     async def fail(*args: Any) -> None:
         raise KeyError("own")
 
-    monkeypatch.setattr(Channel, "call", fail)
+    monkeypatch.setattr(MultiplexedConnection, "call", fail)
     with pytest.raises(KeyError, match="own"):
         run(lambda: cache.aget_many(NAMES))
 
@@ -1157,7 +1155,7 @@ def test_no_token_in_plain_text_after_a_change(far: Script) -> None:
 def test_nodes_far_away(location: str, options: dict[str, Any]) -> None:
     """Where nobody else can read the token, or it is allowed, or there is none."""
     made = nodes.NodePools(parse_options([location], options, clustered=True))
-    assert made.at(FAR, 6379).connection_kwargs["host"] == FAR
+    assert made.at(FAR, 6379).pool.connection_kwargs["host"] == FAR
 
 
 def test_nodes_that_are_remapped(far: Script) -> None:

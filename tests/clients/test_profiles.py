@@ -8,8 +8,8 @@ import pytest
 from redis.exceptions import ClusterCrossSlotError, ResponseError
 
 from django_entra_redis.cache import EntraRedisCache
-from django_entra_redis.clients import asynchronous as aio
 from django_entra_redis.clients.redirects import cluster_error
+from django_entra_redis.connections import event_loops
 from django_entra_redis.exceptions import WrongBackendError, WrongDatabaseError
 from emulator import Emulator
 from tests.support.caches import let_in, make_cache
@@ -33,7 +33,7 @@ def cache(
     replicated: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[EntraRedisCache]:
     """Give a cache on it, that clears by scanning."""
-    monkeypatch.setattr(aio, "FIRST", 0)
+    monkeypatch.setattr(event_loops, "FIRST_OPERATIONS", 0)
     with let_in(replicated, monkeypatch):
         made = make_cache(
             replicated.redis_url,
@@ -93,7 +93,7 @@ def test_refused_flushdb(replicated: Emulator, cache: EntraRedisCache) -> None:
 
 def _get_many(reply: bytes, monkeypatch: pytest.MonkeyPatch, *, looped: bool) -> Any:
     """Have a cache get two keys from a server that refuses MGET of several slots."""
-    monkeypatch.setattr(aio, "FIRST", 0)
+    monkeypatch.setattr(event_loops, "FIRST_OPERATIONS", 0)
     server = ScriptedServer({"MGET": b"-CROSSSLOT in any words\r\n", "GET": reply})
     cache = make_cache(server.url, identity=None)
     try:
@@ -139,7 +139,7 @@ def test_refused_database(
     looped: bool,
 ) -> None:
     """However it is worded, the answer to SELECT is about the database."""
-    monkeypatch.setattr(aio, "FIRST", 0)
+    monkeypatch.setattr(event_loops, "FIRST_OPERATIONS", 0)
     server = ScriptedServer({"SELECT": b"-%b\r\n" % words})
     with let_in(emulator, monkeypatch):
         cache = make_cache(f"{server.url}/3", identity=identity, ignore_exceptions=True)

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from django_entra_redis.commands.operations import Operations
-from django_entra_redis.commands.servers import Server
+from django_entra_redis.commands.operations import Operations, ServerFacts
 from django_entra_redis.commands.stampede import Facts, Names, Stampedes, is_due
 from django_entra_redis.serializers import PickleSerializer
 
@@ -50,7 +49,7 @@ def test_never(facts: Facts, beta: float, draw: float) -> None:
 )
 def test_facts(replies: list[Any], facts: Facts) -> None:
     """They come in one round trip; a cost that is none counts as unknown."""
-    asking = Stampedes(Operations(PickleSerializer(), Server())).facts(NAMES)
+    asking = Stampedes(Operations(PickleSerializer(), ServerFacts())).facts(NAMES)
     assert next(asking).count == 2
     with pytest.raises(StopIteration) as caught:
         asking.send(replies)

@@ -14,7 +14,10 @@ import pytest
 import redis
 
 from django_entra_redis.commands.packing import pack_all
-from django_entra_redis.connections.multiplexed import Channel, Target
+from django_entra_redis.connections.multiplexed import (
+    MultiplexedConnection as Connection,
+)
+from django_entra_redis.connections.multiplexed import Target
 from django_entra_redis.connections.protocol import BrokenLinkError
 from django_entra_redis.exceptions import TokenError, TokenRefusedError
 from django_entra_redis.identity.token import Clock, Token
@@ -48,11 +51,11 @@ def in_loop(
 
 
 @contextlib.contextmanager
-def channel_to(where: PeerHost | dict[str, Any], **target: Any) -> Iterator[Channel]:
+def channel_to(where: PeerHost | dict[str, Any], **target: Any) -> Iterator[Connection]:
     """Give a channel; close it in the end."""
     if isinstance(where, PeerHost):
         where = {"host": "127.0.0.1", "port": where.port}
-    channel = Channel(Target(where=where, **target), asyncio.get_running_loop())
+    channel = Connection(Target(where=where, **target), asyncio.get_running_loop())
     try:
         yield channel
     finally:
@@ -356,7 +359,8 @@ class Entra:
 
 
 def with_tokens(
-    test: Callable[[PeerHost, Channel, Tokens], Awaitable[None]], entra: Entra
+    test: Callable[[PeerHost, Connection, Tokens], Awaitable[None]],
+    entra: Entra,
 ) -> None:
     """Run a test with a channel that has an identity."""
 
@@ -373,7 +377,7 @@ def test_token_moves_on() -> None:
     """AUTH goes out on the same connection, in its time, and once."""
     entra = Entra()
 
-    async def test(host: PeerHost, channel: Channel, tokens: Tokens) -> None:
+    async def test(host: PeerHost, channel: Connection, tokens: Tokens) -> None:
         await channel.call(PING)
         tokens.now = 60
         tokens.renew()
@@ -396,7 +400,7 @@ def test_token_that_has_expired() -> None:
     """Its connection is left for a new one."""
     entra = Entra()
 
-    async def test(host: PeerHost, channel: Channel, tokens: Tokens) -> None:
+    async def test(host: PeerHost, channel: Connection, tokens: Tokens) -> None:
         await channel.call(PING)
         tokens.now = 101
         tokens.renew()
@@ -411,7 +415,7 @@ def test_the_same_token_that_is_good_for_longer() -> None:
     """The server has it already: its connection stays, and no AUTH goes out."""
     entra = Entra()
 
-    async def test(host: PeerHost, channel: Channel, tokens: Tokens) -> None:
+    async def test(host: PeerHost, channel: Connection, tokens: Tokens) -> None:
         await channel.call(PING)
         tokens.now = 101
         tokens.token = replace(tokens.token, received_at=70, expires_at=170)
@@ -427,7 +431,7 @@ def test_new_token_that_is_refused(words: str) -> None:
     """The connection is left; the next one tries a third token."""
     entra = Entra("sesame-2", words=words)
 
-    async def test(host: PeerHost, channel: Channel, tokens: Tokens) -> None:
+    async def test(host: PeerHost, channel: Connection, tokens: Tokens) -> None:
         await channel.call(PING)
         tokens.now = 80
         tokens.renew()
@@ -447,7 +451,7 @@ def test_connection_lost_with_an_auth_under_way() -> None:
     """The next connection begins with the new token, and goes on to the one after."""
     entra = Entra()
 
-    async def test(host: PeerHost, channel: Channel, tokens: Tokens) -> None:
+    async def test(host: PeerHost, channel: Connection, tokens: Tokens) -> None:
         await channel.call(PING)
         tokens.now = 80
         tokens.renew()
@@ -475,7 +479,7 @@ def test_refused_for_good(other: bool) -> None:
     """One other token is tried, then the truth is told, without a token in it."""
     entra = Entra("sesame-1", "sesame-2")
 
-    async def test(host: PeerHost, channel: Channel, tokens: Tokens) -> None:
+    async def test(host: PeerHost, channel: Connection, tokens: Tokens) -> None:
         if other:
             first = tokens.token
             tokens.renew()
@@ -522,7 +526,7 @@ def test_no_secret_is_shown(how: str) -> None:
                 with pytest.raises(redis.RedisError) as raised:
                     await channel.call(PING)
                 text = shown(raised.value)
-                assert "Channel" in text
+                assert "Connection" in text
                 assert "sesame" not in text
 
     in_loop(test, answers[how])
@@ -531,7 +535,7 @@ def test_no_secret_is_shown(how: str) -> None:
 def test_no_token() -> None:
     """Why there is none is told to each task."""
 
-    async def test(host: PeerHost, channel: Channel, tokens: Tokens) -> None:
+    async def test(host: PeerHost, channel: Connection, tokens: Tokens) -> None:
         tokens.token = None
         with pytest.raises(TokenError, match="no token"):
             await channel.call(PING)

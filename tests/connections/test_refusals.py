@@ -12,7 +12,7 @@ from redis.connection import Connection, DefaultParser
 from redis.exceptions import AuthenticationError, NoPermissionError, ResponseError
 
 from django_entra_redis.cache import EntraRedisClusterCache
-from django_entra_redis.clients import asynchronous as aio
+from django_entra_redis.connections import event_loops
 from django_entra_redis.connections.connection import connection_class
 from django_entra_redis.connections.refusals import _OTHER, authentication_error
 from django_entra_redis.credentials.reauthentication import SPREAD
@@ -174,7 +174,7 @@ def in_a_loop(cache: Any, *calls: tuple[str, *tuple[Any, ...]]) -> list[Any]:
 def do(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Steps:
     """Give either way to call a cache's methods."""
     # Loops connect at once.
-    monkeypatch.setattr(aio, "FIRST", 0)
+    monkeypatch.setattr(event_loops, "FIRST_OPERATIONS", 0)
     return cast(Steps, request.param)
 
 

@@ -13,7 +13,7 @@ from unittest import TestCase, TestResult
 from asgiref.sync import async_to_sync, sync_to_async
 
 from django_entra_redis.cache import EntraRedisCache
-from django_entra_redis.clients import asynchronous as aio
+from django_entra_redis.connections import event_loops
 
 Method = Callable[..., Any]
 
@@ -64,7 +64,7 @@ class LoopPerTestCache(LoopPerCallCache):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        aio.FIRST = 0
+        event_loops.FIRST_OPERATIONS = 0
 
 
 def run_in_loop(run: Method) -> Method:

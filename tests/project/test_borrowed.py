@@ -20,8 +20,10 @@ from django.core.cache.backends.redis import RedisCache
 from django.http import HttpResponse
 from django.utils.log import log_response
 from redis.asyncio.connection import Connection as AsyncConnection
+from redis.backoff import NoBackoff
 from redis.connection import SSLConnection
 from redis.event import RegisterReAuthForPooledConnections, RegisterReAuthForPubSub
+from redis.retry import Retry
 
 from .test_house import PACKAGE, modules
 
@@ -65,7 +67,7 @@ def marks_responses() -> bool:
 BORROWED = {
     "_wrap_socket_with_ssl": Borrowed(
         "redis.connection.SSLConnection",
-        frozenset({"connections.tls", "clients.asynchronous", "diagnostics.network"}),
+        frozenset({"connections.tls", "connections.endpoint", "diagnostics.network"}),
         "a way to give a connection its SSL context, or to have the one that it makes "
         "of its options: each would build its own, nine tenths of a TLS connect",
         lambda: callable(getattr(SSLConnection, "_wrap_socket_with_ssl", None)),
@@ -125,6 +127,24 @@ BORROWED = {
         frozenset({"credentials.client_callbacks"}),
         "a hook after a fork for pools that users hold: the parent's lock stays locked",
         lambda: hasattr(redis.ConnectionPool(), "_lock"),
+    ),
+    "_backoff": Borrowed(
+        "redis.retry.Retry",
+        frozenset({"clients.retry"}),
+        "a way to ask a retry policy when to try again, without handing it the call",
+        lambda: hasattr(Retry(NoBackoff(), 1), "_backoff"),
+    ),
+    "_retries": Borrowed(
+        "redis.retry.Retry",
+        frozenset({"clients.retry"}),
+        "get_retries() on every redis-py from 5.3 on",
+        lambda: hasattr(Retry(NoBackoff(), 1), "_retries"),
+    ),
+    "_supported_errors": Borrowed(
+        "redis.retry.Retry",
+        frozenset({"clients.retry"}),
+        "a way to ask a retry policy which errors it covers",
+        lambda: hasattr(Retry(NoBackoff(), 1), "_supported_errors"),
     ),
     "_cache": Borrowed(
         "Django's RedisCache",

@@ -78,7 +78,6 @@ LAZY = {
     ("cache.backend", "clients.sync"),
     ("cache.backend", "clients.cluster"),
     ("cache.get_or_set", "cache.stampede"),
-    ("cache.django_redis", "commands.keyspace"),
     ("cache.django_redis", "cache.locks"),
     ("credentials.provider", "identity.kinds"),
     ("serializers", "plain_pickles"),

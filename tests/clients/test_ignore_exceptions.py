@@ -10,9 +10,8 @@ import redis
 from redis.backoff import NoBackoff
 
 from django_entra_redis.cache import EntraRedisCache
-from django_entra_redis.clients import asynchronous as aio
-from django_entra_redis.clients import sync as clients
-from django_entra_redis.connections import registry
+from django_entra_redis.clients import retry
+from django_entra_redis.connections import event_loops, registry
 from emulator import Emulator
 from tests.support.caches import Database, let_in, make_cache, wait_until
 
@@ -32,8 +31,7 @@ def database(
 @pytest.fixture(autouse=True)
 def fresh(database: Database, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Begin with nothing, do not wait between tries, and leave no connection."""
-    monkeypatch.setattr(aio, "BACKOFF", NoBackoff())
-    monkeypatch.setattr(clients, "BACKOFF", NoBackoff())
+    monkeypatch.setattr(retry, "BACKOFF", NoBackoff())
     database.admin.flushall()
     yield
     registry.reset()
@@ -56,7 +54,7 @@ def asynchronous(cache: EntraRedisCache) -> Call:
 @pytest.fixture(params=[synchronous, asynchronous])
 def calling(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Give both ways to call a cache's operations."""
-    monkeypatch.setattr(aio, "FIRST", 0)
+    monkeypatch.setattr(event_loops, "FIRST_OPERATIONS", 0)
     return request.param
 
 

@@ -1,0 +1,99 @@
+"""Requests: commands that a client is to carry out, and where."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from .packing import pack_all
+
+
+class Request:
+    """Commands to carry out.
+
+    Parameters:
+        command: one command's words, or any number of commands packed.
+        count: 0 for one command, whose reply is wanted; else how many commands there
+            are, whose replies are wanted as a list. Error replies stand in there.
+        key: the key that decides which node of a cluster it is for.
+        write: whether it must be the server that is written to.
+        once: whether it must not be applied twice.
+    """
+
+    __slots__ = ("command", "count", "key", "once", "write")
+
+    @property
+    def name(self) -> str:
+        """The command's name; of several, packed already, what they are."""
+        return "commands" if isinstance(self.command, bytes) else str(self.command[0])
+
+    @property
+    def packed(self) -> bytes:
+        """The commands as they are sent.
+
+        Raises:
+            TypeError, ValueError: an argument can't be sent.
+        """
+        command = self.command
+        return command if isinstance(command, bytes) else pack_all([command])
+
+    def __init__(
+        self,
+        command: tuple[Any, ...] | bytes,
+        count: int = 0,
+        *,
+        key: str | bytes | None = None,
+        write: bool = True,
+        once: bool = False,
+    ) -> None:
+        self.command = command
+        self.count = count
+        self.key = key
+        self.write = write
+        self.once = once
+
+
+class Batch(Request):
+    """Commands with a key each, whose replies are wanted in the same order.
+
+    Error replies stand in there.
+    """
+
+    __slots__ = ("commands", "keys")
+
+    def __init__(
+        self,
+        commands: Sequence[bytes],
+        keys: Sequence[str | bytes],
+        *,
+        write: bool = True,
+    ) -> None:
+        super().__init__(b"", len(commands), write=write)
+        self.commands = commands
+        self.keys = keys
+
+    def part(self, places: Sequence[int]) -> bytes:
+        """Return the commands in some places as one piece."""
+        return b"".join([self.commands[place] for place in places])
+
+    def single(self, place: int) -> Request:
+        """Return the request for the command in one place."""
+        return Request(self.commands[place], key=self.keys[place], write=self.write)
+
+
+class Broadcast(Request):
+    """A command for each primary; the replies are wanted by its address."""
+
+    __slots__ = ()
+
+    def to(self, address: str) -> "Visit":
+        """Return the request for one of them."""
+        return Visit(self.command, address)
+
+
+class Visit(Request):
+    """A command for one primary, of that address."""
+
+    __slots__ = ("address",)
+
+    def __init__(self, command: tuple[Any, ...] | bytes, address: str) -> None:
+        super().__init__(command)
+        self.address = address

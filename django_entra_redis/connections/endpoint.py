@@ -1,0 +1,159 @@
+"""An endpoint: one server, as an identity and a cache's options reach it.
+
+It owns the pool that threads use and the connection of each event loop, and keeps what
+has been found out about the server.
+"""
+
+import socket
+import ssl
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+from ..commands.operations import ServerFacts
+from ..conf.options import CacheOptions
+from ..credentials.provider import EntraCredentialProvider
+from .defaults import with_defaults
+from .event_loops import close_everywhere, retire_everywhere
+from .multiplexed import Target
+from .outage import Outage
+from .pool import ConnectionPool, pool_settings
+from .registry import share
+from .tls import SharedTls
+
+#: Options of redis-py's that the connection of an event loop has no equal of: the
+#: operations of such a cache are carried out in threads.
+_SYNC_ONLY = (
+    "connection_class",
+    "health_check_interval",
+    "redis_connect_func",
+    "retry",
+    "socket_type",
+    "ssl_validate_ocsp",
+    "ssl_validate_ocsp_stapled",
+)
+
+
+class Endpoint:
+    """One server.
+
+    Parameters:
+        pool: the pool of connections to it.
+    """
+
+    def __init__(self, pool: Any) -> None:
+        self.pool = pool
+        self.facts = ServerFacts()
+        self.outage = Outage()
+
+    @property
+    def host(self) -> str:
+        """The host name or address that it is reached at."""
+        host: str = self.pool.connection_kwargs["host"]
+        return host
+
+    @cached_property
+    def multiplexes(self) -> bool:
+        """Whether the connection of an event loop can do what the pool's do."""
+        kwargs: Mapping[str, Any] = self.pool.connection_kwargs
+        provider = kwargs.get("credential_provider")
+        return (
+            isinstance(provider, EntraCredentialProvider | None)
+            and str(kwargs.get("protocol", 2)) == "2"
+            and not any(kwargs.get(option) for option in _SYNC_ONLY)
+        )
+
+    @cached_property
+    def target(self) -> Target:
+        """What the connection of an event loop connects to, and how."""
+        return _make_target(self.pool)
+
+    def disconnect(self) -> None:
+        """Close all connections; new ones are made with the settings as they are."""
+        if isinstance(self.pool, ConnectionPool):
+            self.pool.close_connections()
+        else:
+            self.pool.disconnect()
+        close_everywhere(self)
+
+    def retire(self) -> None:
+        """Close all connections to a server that is gone, once they are idle."""
+        retire_everywhere(self)
+        if isinstance(self.pool, ConnectionPool):
+            self.pool.close_connections()
+        else:
+            # redis-py's would close those in use, too, from this thread.
+            self.pool.disconnect(inuse_connections=False)
+
+
+def get_endpoint(server: str, options: CacheOptions) -> Endpoint:
+    """Return the process's endpoint for a server and a cache's options.
+
+    Parameters:
+        server: its URL.
+        options: what the cache's settings ask for.
+    """
+    options = with_defaults(server, options)
+
+    def make() -> Endpoint:
+        pool_class, kwargs = pool_settings(server, options, ConnectionPool)
+        return Endpoint(pool_class.from_url(server, **kwargs))
+
+    found: Endpoint = share("endpoint", [server], options, make)
+    return found
+
+
+def _make_target(pool: Any) -> Target:
+    """Return what a pool's connections connect to, and how."""
+    kwargs = pool.connection_kwargs
+    # Never connected. It tells what redis-py makes of the options, whose defaults and
+    # precedence differ from one of its versions to the next.
+    sample = pool.connection_class(**kwargs)
+    info = getattr(sample, "driver_info", None)
+    names = {
+        "LIB-NAME": info.formatted_name if info else getattr(sample, "lib_name", None),
+        "LIB-VER": info.lib_version if info else getattr(sample, "lib_version", None),
+    }
+    greeting: list[tuple[Any, ...]] = [
+        ("CLIENT", "SETINFO", key, name) for key, name in names.items() if name
+    ]
+    if sample.client_name:
+        greeting.append(("CLIENT", "SETNAME", sample.client_name))
+    if sample.db:
+        greeting.append(("SELECT", sample.db))
+    options = []
+    where = {"path": kwargs["path"]} if "path" in kwargs else {}
+    if not where:
+        where = {"host": sample.host, "port": sample.port}
+        if sample.socket_keepalive:
+            options.append((socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1))
+            options += [
+                (socket.IPPROTO_TCP, option, value)
+                for option, value in sample.socket_keepalive_options.items()
+            ]
+    provider = kwargs.get("credential_provider")
+    user, password = sample.username, sample.password
+    credentials = (user, password or "") if user else (password,) if password else ()
+    tls = kwargs.get("tls")
+    return Target(
+        where=where,
+        credentials=credentials,
+        greeting=greeting,
+        provide=None if provider is None else lambda: provider.renewal,
+        connect_timeout=sample.socket_connect_timeout,
+        timeout=sample.socket_timeout,
+        wait_timeout=pool.pool_timeout,
+        socket_options=options,
+        make_ssl=None if tls is None else lambda: _ssl_context(tls, sample),
+        server_hostname=tls.name_of(where["host"]) if tls else None,
+    )
+
+
+def _ssl_context(tls: SharedTls, connection: Any) -> ssl.SSLContext:
+    """Return the SSL context that a pool's connections share."""
+    context = tls.context
+    if context is None:
+        # redis-py makes it, from all its options; no connection is needed for that.
+        with socket.socket() as sock, connection._wrap_socket_with_ssl(sock) as wrapped:
+            context = wrapped.context
+    return context
