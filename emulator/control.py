@@ -217,6 +217,7 @@ class EmulatorControl:
         seconds: float | None = None,
         retry_after: float | None = None,
         endpoint: str = "all",
+        body: str | None = None,
     ) -> None:
         """Make an endpoint fail."""
         self._post(
@@ -225,6 +226,7 @@ class EmulatorControl:
             seconds=seconds,
             retry_after=retry_after,
             endpoint=endpoint,
+            body=body,
         )
 
     def recover(self) -> None:

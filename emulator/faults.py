@@ -3,12 +3,15 @@
 import json
 import re
 import threading
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from http import HTTPStatus
+from typing import Any
 
 from emulator.clock import Clock
 from emulator.web import Response
 
+Refuse = Callable[[int, str], Mapping[str, Any]]
 MODES = (
     "500",
     "429",
@@ -22,6 +25,12 @@ MODES = (
 )
 ENDPOINTS = ("token", "imds", "app_service", "discovery")
 
+# What the endpoints of managed identities say as they fail
+# (Azure/azure-sdk-for-net#28568 and #40848).
+_WORDS = {
+    410: "The requested resource is no longer available at the server",
+    500: "An unexpected error occured while fetching the AAD Token.",
+}
 _LOGIN_PAGE = b"""<!DOCTYPE html>
 <html><head><title>Sign in to the network</title></head>
 <body><form action="/login"><input name="user"></form></body></html>
@@ -35,9 +44,13 @@ class Fault:
     mode: str
     until: float | None
     retry_after: float | None
+    body: str | None = None
 
-    def response(self) -> Response:
-        """Return what the endpoint answers in place of its own answer."""
+    def response(self, refuse: Refuse | None = None) -> Response:
+        """Return what the endpoint answers in place of its own answer.
+
+        `refuse` makes the JSON of an error; without it, it is Entra's.
+        """
         if self.mode == "html":
             return Response(200, _LOGIN_PAGE, "text/html; charset=utf-8")
         if self.mode in ("refused", "reset"):
@@ -52,11 +65,21 @@ class Fault:
         headers: tuple[tuple[str, str], ...] = ()
         if self.retry_after is not None:
             headers = (("Retry-After", f"{self.retry_after:g}"),)
+        if self.body is not None:
+            kind = "text/plain; charset=utf-8"
+            return Response(int(self.mode), self.body.encode(), kind, headers=headers)
+        if refuse is not None and self.mode.isdigit():
+            status = int(self.mode)
+            content = refuse(status, _WORDS.get(status, HTTPStatus(status).phrase))
+            return replace(Response.json(status, content), headers=headers)
         if self.mode == "invalid_client":
             code, status, error = 7000215, 401, "invalid_client"
             text = "Invalid client secret provided."
         elif self.mode.startswith("AADSTS"):
             code, status, error = int(self.mode[6:]), 400, "invalid_request"
+            text = "Refused, as the emulator was told to."
+        elif self.mode.isdigit() and self.mode not in MODES:
+            code, status, error = 90033, int(self.mode), "invalid_request"
             text = "Refused, as the emulator was told to."
         elif self.mode == "429":
             code, status, error = 90055, 429, "temporarily_unavailable"
@@ -93,19 +116,22 @@ class Faults:
         seconds: float | None = None,
         retry_after: float | None = None,
         endpoint: str = "all",
+        body: str | None = None,
     ) -> None:
         """Make `endpoint` fail in `mode`, for `seconds` or until `recover()`.
 
-        Beside `MODES`, `mode` may be one of Entra's error codes, as "AADSTS53003".
+        Beside `MODES`, `mode` may be one of Entra's error codes, as "AADSTS53003", or
+        an HTTP status from 400 on, as "410", of which `body` is the text in place of
+        the endpoint's usual words.
         """
-        if mode not in MODES and not re.fullmatch(r"AADSTS\d+", mode):
+        if mode not in MODES and not re.fullmatch(r"AADSTS\d+|[45]\d\d", mode):
             raise ValueError(f"mode is one of {', '.join(MODES)}, not {mode!r}")
         if endpoint not in (*ENDPOINTS, "all"):
             raise ValueError(
                 f"endpoint is one of {', '.join(ENDPOINTS)}, all; not {endpoint!r}"
             )
         until = None if seconds is None else self._clock.monotonic() + seconds
-        fault = Fault(mode, until, retry_after)
+        fault = Fault(mode, until, retry_after, body)
         with self._lock:
             for name in ENDPOINTS if endpoint == "all" else (endpoint,):
                 self._faults[name] = fault

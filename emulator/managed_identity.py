@@ -136,7 +136,11 @@ class _Endpoint:
         fault = self._faults.active(self.name)
         if fault is not None:
             self._journal.token_request(TokenRequest(outcome=fault.mode, **details))
-            return fault.response()
+            return fault.response(
+                lambda status, text: self.refusal(
+                    IdentityError(status, "invalid_request", text, fault.mode)
+                )
+            )
         if request.path != self.path:
             return Response(404, b"")
         try:

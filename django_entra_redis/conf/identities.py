@@ -21,6 +21,7 @@ from .keys import (
     FROM_ENVIRONMENT,
     KEYS,
     KINDS,
+    NO,
     PUBLIC_CLOUD,
     REDIS_SCOPE,
     REQUIRED,
@@ -189,7 +190,8 @@ def _complete(
     problems: list[Problem],
 ) -> dict[str, Any]:
     """Return the values with their kind's defaults; add what is wrong with them."""
-    if values.get("SEND_CERTIFICATE_CHAIN") is False:
+    no_chain = values.get("SEND_CERTIFICATE_CHAIN") is False
+    if no_chain:
         del values["SEND_CERTIFICATE_CHAIN"]  # It asks for nothing.
     kind = values.get("KIND", "environment")
     if kind not in KINDS:
@@ -215,7 +217,9 @@ def _complete(
         kind, found = _resolve_environment(environ, problems)
         if "CLIENT_CERTIFICATE" not in found:
             values.pop("SEND_CERTIFICATE_CHAIN", None)
-        values |= found
+        if no_chain:
+            found.pop("SEND_CERTIFICATE_CHAIN", None)
+        values = found | values
     elif kind == "workload_identity":
         values = _from_environment(environ, REQUIRED[kind], problems) | values
     if not problems:
@@ -241,8 +245,10 @@ def _from_environment(
 ) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for key in keys:
-        value = environ.get(VARIABLES[key])
+        value: Any = environ.get(VARIABLES[key])
         if value:
+            if key == "SEND_CERTIFICATE_CHAIN":
+                value = value.strip().lower() not in NO
             _parse(f"${VARIABLES[key]}", key, value, values, problems)
     return values
 

@@ -148,9 +148,13 @@ VARIABLES: Mapping[str, str] = {
     "CLIENT_SECRET": "AZURE_CLIENT_SECRET",
     "CLIENT_CERTIFICATE": "AZURE_CLIENT_CERTIFICATE_PATH",
     "CLIENT_CERTIFICATE_PASSWORD": "AZURE_CLIENT_CERTIFICATE_PASSWORD",
+    "SEND_CERTIFICATE_CHAIN": "AZURE_CLIENT_SEND_CERTIFICATE_CHAIN",
     "TOKEN_FILE": "AZURE_FEDERATED_TOKEN_FILE",
     "AUTHORITY_HOST": "AZURE_AUTHORITY_HOST",
 }
+#: What a variable holds that asks for nothing. azure-identity takes any text for yes in
+#: Python, and for other languages "true" and "1" alone.
+NO = frozenset({"0", "false", "no", "off"})
 
 #: What the variables may ask for, in azure-identity's order (secret, certificate,
 #: federated token): the kind, the keys that it takes, and those that may be there, too.
@@ -159,7 +163,7 @@ FROM_ENVIRONMENT: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     (
         "service_principal",
         ("TENANT_ID", "CLIENT_ID", "CLIENT_CERTIFICATE"),
-        ("CLIENT_CERTIFICATE_PASSWORD",),
+        ("CLIENT_CERTIFICATE_PASSWORD", "SEND_CERTIFICATE_CHAIN"),
     ),
     ("workload_identity", ("TENANT_ID", "CLIENT_ID", "TOKEN_FILE"), ()),
 )

@@ -142,9 +142,21 @@ ADVICE: Mapping[str, Advice] = {
         _PROXY,
     ),
     "token_endpoint_failing": Advice(
-        "The identity endpoint is down or overloaded.",
+        "The identity endpoint is down or overloaded; 404 and 410 are a virtual "
+        "machine's words for 'not ready yet'.",
         "Nothing to do here: it is asked again until it answers. Azure's status page "
-        "tells of outages.",
+        "tells of outages. If 404 stays, look at $IDENTITY_ENDPOINT.",
+    ),
+    "token_ca_bundle": Advice(
+        "$REQUESTS_CA_BUNDLE, or $CURL_CA_BUNDLE, names a file of certificates that is "
+        "not there, may not be read, or holds none.",
+        "Put it right, or unset the variable: then certifi's certificates count.",
+    ),
+    "token_expiry_unreadable": Advice(
+        "What answered states the token's expiry in a form that msal does not read, as "
+        "App Service's API of 2017 does ($MSI_ENDPOINT).",
+        "Set $IDENTITY_ENDPOINT and $IDENTITY_HEADER, as App Service does itself, and "
+        "unset $MSI_ENDPOINT and $MSI_SECRET.",
     ),
     "token_bad_answer": Advice(
         "What answered is not an identity endpoint.",
@@ -197,6 +209,11 @@ ADVICE: Mapping[str, Advice] = {
         "azure.workload.identity/use, or its service account the annotation.",
         "Look at TOKEN_FILE or $AZURE_FEDERATED_TOKEN_FILE, and at the pod's labels.",
     ),
+    "token_file_unusable": Advice(
+        "The federated token's file is empty, or holds something else than a token.",
+        "It should hold the token alone, as one line of plain text (ASCII or UTF-8): "
+        "look at what writes it.",
+    ),
     "token_assertion_expired": Advice(
         "The federated token in the file has expired: nothing rotates it.",
         "Mount a projected service account token, which Kubernetes rotates.",
@@ -220,6 +237,13 @@ ADVICE: Mapping[str, Advice] = {
         "assign; on your own machine set CREDENTIAL to "
         "'azure.identity.AzureCliCredential'.",
     ),
+    "managed_identity_not_up": Advice(
+        "This platform tells of an identity endpoint ($IDENTITY_ENDPOINT), and nothing "
+        "listens there: what serves it, such as the sidecar of Container Apps or Azure "
+        "Arc's agent, is not up yet, or has ended.",
+        "It is asked again until it answers. If that takes minutes, restart the app or "
+        "the agent (systemctl restart himdsd).",
+    ),
     "managed_identity_timeout": Advice(
         "The machine's managed identity endpoint does not answer.",
         "It is asked again until it does; if that takes minutes, restart the app or "
@@ -231,13 +255,19 @@ ADVICE: Mapping[str, Advice] = {
         "az vm identity show, or az webapp identity show, lists those that are.",
     ),
     "managed_identity_ambiguous": Advice(
-        "Several user-assigned identities are assigned to this machine, and none is "
-        "named.",
+        "Several user-assigned identities, or no other, are assigned to this machine, "
+        "and none is named.",
         f"Set CLIENT_ID, or $AZURE_CLIENT_ID, to the client ID of one. {_FALLBACK}",
     ),
     "managed_identity_refused": Advice(
         "The machine's managed identity endpoint refused the request.",
         "Its own words are in the message.",
+    ),
+    "arc_key_unreadable": Advice(
+        "Azure Arc's agent hands out tokens to whoever can read its key file, and this "
+        "process can't: its user is not in the group himds.",
+        "sudo usermod --append --groups himds USER, and restart the app; on Windows it "
+        "is the group 'Hybrid agent extension applications'.",
     ),
     "credential_import": Advice(
         "The dotted path in CREDENTIAL names nothing that can be imported.",

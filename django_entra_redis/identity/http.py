@@ -11,6 +11,11 @@ from typing import Any
 import requests
 
 
+def _add_nothing(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    """Leave a request as it is."""
+    return request
+
+
 class BoundedSession(requests.Session):
     """A session whose requests end in time together, and that keeps no connection.
 
@@ -31,6 +36,8 @@ class BoundedSession(requests.Session):
     ) -> None:
         super().__init__()
         self.trust_env = trust_env
+        # Without it requests adds what ~/.netrc has for the host.
+        self.auth = _add_nothing
         self.answer: requests.Response | None = None
         self._timeout = timeout
         self._monotonic = monotonic

@@ -4,8 +4,11 @@ msal does the talking; ``CREDENTIAL`` alone goes its own way. This module is imp
 at the first request, since msal costs as much start-up time as redis-py.
 """
 
+import codecs
+import os
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +21,14 @@ from django.utils.module_loading import import_string
 from .._imports import no_fork
 from ..conf.identities import Identity
 from ..exceptions import TokenRequestError
-from .errors import explain_answer, explain_error
+from .errors import Asked, explain
 from .http import BoundedSession
 from .token import SYSTEM_CLOCK, Clock, Fetch, Token, receive_token, without_tokens
 
 Answer = Mapping[str, Any]
+
+#: The variables by which platforms tell of their identity endpoint.
+_ENDPOINTS = ("IDENTITY_ENDPOINT", "MSI_ENDPOINT")
 
 
 def make_fetch(identity: Identity, clock: Clock = SYSTEM_CLOCK) -> Fetch:
@@ -86,14 +92,9 @@ class _MsalIdentity(ABC):
         answer: Answer = {}
         try:
             answer = self.acquire()
-            failure = explain_answer(answer, managed=self.managed)
+            failure = explain(answer, self.session.answer, self.asked())
         except Exception as error:
-            failure = explain_error(
-                error,
-                self.session.answer,
-                timeout=self.identity.request_timeout,
-                managed=self.managed,
-            )
+            failure = explain(error, self.session.answer, self.asked())
         finally:
             self.session.close()
         if failure is None:
@@ -104,16 +105,23 @@ class _MsalIdentity(ABC):
             retry_after=self.session.retry_after(),
         )
 
+    def asked(self) -> Asked:
+        """Return what is known of a request that has failed."""
+        return Asked(timeout=self.identity.request_timeout)
+
     @abstractmethod
     def acquire(self) -> Answer:
         """Have msal request a token; return its answer."""
 
     def _without_secrets(self, text: str) -> str:
-        identity = self.identity
-        for secret in (identity.client_secret, identity.client_certificate_password):
-            if secret:
-                text = text.replace(secret, "***")
+        for secret in filter(None, self.secrets()):
+            text = text.replace(secret, "***")
         return without_tokens(text)
+
+    def secrets(self) -> Iterable[str | None]:
+        """Return what an endpoint might quote, and nobody is to read."""
+        identity = self.identity
+        return identity.client_secret, identity.client_certificate_password
 
 
 class _ManagedIdentity(_MsalIdentity):
@@ -129,13 +137,26 @@ class _ManagedIdentity(_MsalIdentity):
             "object_id": identity.object_id,
             "resource_id": identity.resource_id,
         }
+        self.named = any(chosen.values())
         self.client = msal.ManagedIdentityClient(
             msal.UserAssignedManagedIdentity(**chosen)
-            if any(chosen.values())
+            if self.named
             else msal.SystemAssignedManagedIdentity(),
             http_client=self.session,
             token_cache=_NoTokenCache(),
             http_cache=self.http_cache,
+        )
+
+    def secrets(self) -> Iterable[str | None]:
+        # What platforms have a process prove itself with.
+        return map(os.environ.get, ("IDENTITY_HEADER", "MSI_SECRET"))
+
+    def asked(self) -> Asked:
+        return Asked(
+            timeout=self.identity.request_timeout,
+            managed=True,
+            named=self.named,
+            variable=next(filter(os.environ.get, _ENDPOINTS), None),
         )
 
     def acquire(self) -> Answer:
@@ -183,8 +204,15 @@ class _Application(_MsalIdentity):
         )
 
     def _assertion(self) -> str:
-        assert self.identity.token_file is not None
-        return _read(self.identity.token_file, "TOKEN_FILE").decode().strip()
+        path = self.identity.token_file
+        assert path is not None
+        content = _read(path, "TOKEN_FILE").removeprefix(codecs.BOM_UTF8).strip()
+        if re.fullmatch(rb"[!-~]+", content):
+            return content.decode()
+        what = "is empty" if not content else "holds no token, but something else"
+        raise TokenRequestError(
+            f"TOKEN_FILE '{path}' {what}.", code="token_file_unusable"
+        )
 
 
 class _Credential:

@@ -196,6 +196,25 @@ def test_chain_of_the_environments_certificate() -> None:
 
 
 @pytest.mark.parametrize(
+    ("variable", "sent"),
+    [
+        *(("1", True), ("true", True), ("True", True), ("yes", True)),
+        *(("", False), ("0", False), ("False", False), (" off ", False)),
+    ],
+)
+def test_chain_that_the_environment_asks_for(variable: str, sent: bool) -> None:
+    """azure-identity's variable counts, and the settings go before it."""
+    chain = {"AZURE_CLIENT_SEND_CERTIFICATE_CHAIN": variable}
+    environ = {**POD, **CERTIFICATE, **chain}
+    assert parse({}, environ).send_certificate_chain is sent
+    for chosen in (True, False):
+        entry = {"SEND_CERTIFICATE_CHAIN": chosen}
+        assert parse(entry, environ).send_certificate_chain is chosen
+    assert parse({}, {**POD, **SECRET, **chain}).send_certificate_chain is False
+    assert parse({}, chain).kind == "managed_identity"
+
+
+@pytest.mark.parametrize(
     "entry",
     [
         APPLICATION,

@@ -1,6 +1,7 @@
 """The diagnosis: every fault made real, and told apart from all others."""
 
 import contextlib
+import json
 import re
 import socket
 import ssl
@@ -19,6 +20,7 @@ from django_entra_redis.diagnostics.advice import ADVICE
 from django_entra_redis.diagnostics.runner import Examination, Step
 from django_entra_redis.diagnostics.steps import STEPS, diagnose
 from emulator import Emulator
+from tests.support.http import serve
 from tests.support.sites import CLUSTER_BACKEND, Credential, ScriptedServer, Site
 
 #: Seconds that the end of a check may take beyond its ``--timeout``.
@@ -457,6 +459,85 @@ def several_managed_identities_and_none_named(site: Site) -> None:
 def header_of_another_app_service(site: Site) -> None:
     site.use_app_service()
     site.patch.setenv("IDENTITY_HEADER", "guessed")
+
+
+@fault("token_endpoint_failing", "token", says="HTTP 410")
+def virtual_machine_that_is_not_ready(site: Site) -> None:
+    # Azure/azure-sdk-for-net#28568
+    site.use_managed_identity()
+    site.emulator.faults.fail("410", endpoint="imds")
+
+
+@fault("token_endpoint_failing", "token", says="HTTP 500: An unexpected error")
+def app_service_that_fails(site: Site) -> None:
+    # Azure/azure-sdk-for-net#40848
+    site.use_app_service()
+    site.emulator.faults.fail("500", endpoint="app_service")
+
+
+@fault("token_endpoint_failing", "token", says="HTTP 500: pod list is empty")
+def endpoint_of_a_cluster_that_fails(site: Site) -> None:
+    # Azure/azure-sdk-for-net#19241
+    site.use_managed_identity()
+    site.emulator.faults.fail("500", endpoint="imds", body="pod list is empty")
+
+
+@fault("managed_identity_ambiguous", "token", says="Unable to load")
+def container_app_whose_identity_is_not_named(site: Site) -> None:
+    # Azure/data-api-builder#1939
+    site.use_app_service()
+    words = '{"statusCode":400,"message":"Unable to load the proper Managed Identity."}'
+    site.emulator.faults.fail("400", endpoint="app_service", body=words)
+
+
+@fault("managed_identity_unavailable", "token", says="HTTP 403: connecting to")
+def docker_desktop(site: Site) -> None:
+    # Azure/azure-sdk-for-python#31759
+    site.use_managed_identity()
+    words = "connecting to 169.254.169.254:80: dial tcp: connectex: unreachable network"
+    site.emulator.faults.fail("403", endpoint="imds", body=words)
+
+
+@fault("managed_identity_not_up", "token", says="$IDENTITY_ENDPOINT tells of")
+def sidecar_that_is_not_up_yet(site: Site) -> None:
+    site.use_app_service()
+    site.emulator.faults.fail("refused")
+
+
+@fault("arc_key_unreadable", "token", says="No such file")
+def key_of_azure_arc_that_is_not_there(site: Site) -> Iterator[None]:
+    challenge = "Basic realm=/var/opt/azcmagent/tokens/none.key"
+    with serve(401, b"", WWW_Authenticate=challenge) as (url, _):
+        site.identity = {"KIND": "managed_identity"}
+        site.patch.setenv("IDENTITY_ENDPOINT", url)
+        site.patch.setenv("IMDS_ENDPOINT", url)
+        yield
+
+
+@fault("token_expiry_unreadable", "token", says="expires_on is '11/05/2021 15:18")
+def app_service_of_2017(site: Site) -> Iterator[None]:
+    # AzureAD/microsoft-authentication-library-for-python#760, Azure/azure-cli#19480
+    answer = {
+        "access_token": site.emulator.issue_token(),
+        "expires_on": "11/05/2021 15:18:31 +00:00",
+    }
+    with serve(200, json.dumps(answer).encode()) as (url, _):
+        site.identity = {"KIND": "managed_identity"}
+        site.patch.setenv("MSI_ENDPOINT", url)
+        site.patch.setenv("MSI_SECRET", "sesame")
+        yield
+
+
+@fault("token_ca_bundle", "token", says="$REQUESTS_CA_BUNDLE names '/nowhere/ca.pem'")
+def bundle_that_is_not_there(site: Site) -> None:
+    site.patch.setenv("REQUESTS_CA_BUNDLE", "/nowhere/ca.pem")
+
+
+@fault("token_file_unusable", "token", says="is empty")
+def federated_token_file_that_is_empty(site: Site) -> None:
+    path = site.emulator.directory / "empty"
+    path.write_text("\n")
+    site.use_workload_identity(path)
 
 
 @fault("azure_identity_missing", "token")

@@ -1,7 +1,11 @@
 """What a failed token request is taken for: by Entra's codes, and by the transport."""
 
 import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+import msal
 import pytest
 import requests
 from hypothesis import given
@@ -9,7 +13,7 @@ from hypothesis import strategies as st
 
 from django_entra_redis.diagnostics.advice import ADVICE
 from django_entra_redis.exceptions import TokenRequestError
-from django_entra_redis.identity.errors import explain_answer, explain_error
+from django_entra_redis.identity.errors import Asked, explain
 
 ENTRA = {
     "AADSTS90002": "token_unknown_tenant",
@@ -38,21 +42,26 @@ ENTRA = {
 
 
 def response(
-    status: int, body: str, content_type: str = "text/html"
+    status: int, body: object = "", content_type: str = "", encoding: str = "utf-8"
 ) -> requests.Response:
-    """Return an HTTP response."""
+    """Return an HTTP response; what is no text becomes JSON."""
     answer = requests.Response()
     answer.status_code = status
-    answer._content = body.encode()
-    answer.headers["Content-Type"] = content_type
+    text = body if isinstance(body, str) else json.dumps(body, ensure_ascii=False)
+    answer._content = text.encode(encoding)
+    kind = "text/plain" if isinstance(body, str) else "application/json"
+    answer.headers["Content-Type"] = content_type or f"{kind}; charset={encoding}"
+    answer.encoding = encoding
     return answer
 
 
 def explained(
-    error: Exception, answer: requests.Response | None = None, *, managed: bool = False
+    outcome: Any, answer: requests.Response | None = None, **asked: Any
 ) -> TokenRequestError:
-    """Return what an exception is taken for."""
-    return explain_error(error, answer, timeout=10.0, managed=managed)
+    """Return the failure that msal's answer, or its exception, is taken for."""
+    failure = explain(outcome, answer, Asked(timeout=10.0, **asked))
+    assert failure is not None
+    return failure
 
 
 @pytest.mark.parametrize(("name", "code"), ENTRA.items())
@@ -62,62 +71,302 @@ def test_codes_of_entra(name: str, code: str) -> None:
         "error": "invalid_request",
         "error_description": f"{name}: Refused.\r\nTrace ID: 1\r\nTimestamp: 2",
     }
-    failure = explain_answer(answer, managed=False)
-    assert failure is not None
+    failure = explained(answer, response(400, answer))
     assert failure.code == code
     assert str(failure) == f"invalid_request: {name}: Refused."
 
 
 def test_error_without_a_number() -> None:
     """An authority that is not Entra's own has but OAuth's word."""
-    failure = explain_answer({"error": "invalid_client"}, managed=False)
-    assert failure is not None
+    answer = {"error": "invalid_client"}
+    failure = explained(answer, response(401, answer))
     assert (str(failure), failure.code) == ("invalid_client", "token_wrong_secret")
 
 
+# -- managed identities ----------------------------------------------------------------
+
+#: How endpoints put their words into JSON: a virtual machine's, App Service's,
+#: Service Fabric's.
+FORMS: dict[str, Callable[[int, str], Any]] = {
+    "imds": lambda status, words: {
+        "error": "invalid_request",
+        "error_description": words,
+    },
+    "app_service": lambda status, words: {"statusCode": status, "message": words},
+    "service_fabric": lambda status, words: {
+        "error": {"code": "SomethingElse", "message": words}
+    },
+    "string": lambda status, words: words,
+}
+
+
+@pytest.mark.parametrize("form", [*FORMS, "text"])
 @pytest.mark.parametrize(
-    ("text", "code"),
+    ("words", "code"),
     [
-        ("Multiple user assigned identities exist", "managed_identity_ambiguous"),
+        (
+            "Multiple user assigned identities exist, please specify the clientId",
+            "managed_identity_ambiguous",
+        ),
         ("Identity not found", "managed_identity_unknown"),
         ("No managed identity was found", "managed_identity_unknown"),
-        ("No user assigned or delegated identity", "managed_identity_unknown"),
+        ("No User Assigned or Delegated Identity", "managed_identity_unknown"),
+        ("No MSI found for specified ClientId", "managed_identity_unknown"),
+        ("Unable to load the proper Managed Identity.", "managed_identity_unknown"),
+        ("Unable to load requested managed identity.", "managed_identity_unknown"),
+        ("The identity is not assigned to this machine", "managed_identity_unknown"),
         ("invalid_resource", "token_wrong_scope"),
-        ("something else", "managed_identity_refused"),
     ],
 )
-def test_words_of_managed_identities(text: str, code: str) -> None:
-    """Their endpoints have no numbers; their words decide."""
-    answer = {"error": "400", "error_description": text}
-    failure = explain_answer(answer, managed=True)
-    assert failure is not None
+def test_words_of_managed_identities(form: str, words: str, code: str) -> None:
+    """Where the status leaves it open, their words decide, in whatever form."""
+    content: Any = words if form == "text" else FORMS[form](400, words)
+    answer = response(400, content)
+    if form == "string":
+        answer = response(400, json.dumps(words), "application/json")
+    failure = explained(ValueError(), answer, managed=True, named=True)
     assert failure.code == code
+    assert "HTTP 400" in str(failure)
+    assert words.rstrip(".") in str(failure)
+
+
+@pytest.mark.parametrize(
+    ("variable", "named", "code"),
+    [
+        (None, False, "managed_identity_unknown"),
+        ("IDENTITY_ENDPOINT", True, "managed_identity_unknown"),
+        ("IDENTITY_ENDPOINT", False, "managed_identity_ambiguous"),
+    ],
+)
+def test_identity_that_is_not_named(
+    variable: str | None, named: bool, code: str
+) -> None:
+    """Where a platform tells of an endpoint there is an identity: it wants a name."""
+    content = {"statusCode": 400, "message": "Unable to load the proper one."}
+    asked: dict[str, Any] = {"variable": variable, "named": named}
+    failure = explained({}, response(400, content), managed=True, **asked)
+    assert failure.code == code
+
+
+def test_other_words_of_managed_identities() -> None:
+    """What nobody knows is told as it is, and of a page of HTML its kind."""
+    content = {"error": "invalid_request", "error_description": "something else"}
+    failure = explained(content, response(400, content), managed=True)
+    assert failure.code == "managed_identity_refused"
+    assert str(failure).endswith("HTTP 400: invalid_request: something else")
+    page = response(400, "<html>no managed identity", "text/html")
+    failure = explained(ValueError(), page, managed=True)
+    assert failure.code == "token_not_json"
+    assert str(failure).endswith(
+        "HTTP 400 with something that is not JSON (text/html)."
+    )
+
+
+#: Bodies of an endpoint that fails, whatever they say.
+bodies = st.one_of(
+    st.just(""),
+    st.text(max_size=300),
+    st.text(max_size=60).map(lambda words: FORMS["imds"](0, words)),
+    st.text(max_size=60).map(lambda words: FORMS["app_service"](429, words)),
+    st.sampled_from(["Identity not found", "AADSTS7000215: no", "<html>no</html>"]),
+    st.lists(st.integers(), max_size=3),
+)
+
+
+@given(
+    status=st.sampled_from([404, 410, 429]) | st.integers(500, 599),
+    body=bodies,
+    encoding=st.sampled_from(["utf-8", "utf-16", "utf-8-sig"]),
+    answered=st.booleans(),
+)
+def test_failing_managed_identity(
+    status: int, body: Any, encoding: str, answered: bool
+) -> None:
+    """The status decides, whatever the body is: JSON, text or nothing."""
+    outcome: Any = {"error": "invalid_scope"} if answered else ValueError("no JSON")
+    answer = response(status, body, encoding=encoding)
+    failure = explained(outcome, answer, managed=True)
+    assert failure.code == "token_endpoint_failing"
+    assert f"HTTP {status}" in str(failure)
+    assert len(str(failure)) < 300
+    assert "\n" not in str(failure)
+
+
+@given(status=st.just(429) | st.integers(500, 599), body=bodies)
+def test_failing_authority(status: int, body: Any) -> None:
+    """So it does with Entra's, whose words are kept."""
+    failure = explained(ValueError("x"), response(status, body))
+    assert failure.code == "token_endpoint_failing"
+    assert f"HTTP {status}" in str(failure)
+
+
+def test_words_of_a_failing_authority() -> None:
+    """What Entra says of an outage is told."""
+    content = {
+        "error": "temporarily_unavailable",
+        "error_description": "AADSTS90033: x",
+    }
+    failure = explained(ValueError("x"), response(503, content))
+    assert str(failure).endswith("HTTP 503: temporarily_unavailable: AADSTS90033: x")
+
+
+def test_status_within_json() -> None:
+    """A status that only the JSON tells of counts."""
+    content = {"statusCode": 500, "message": "An unexpected error occurred."}
+    failure = explained({}, response(200, content), managed=True)
+    assert failure.code == "token_endpoint_failing"
+
+
+@given(body=st.sampled_from(["", "connectex: unreachable network", "<html>no"]))
+def test_docker_desktop(body: str) -> None:
+    """Its proxy answers for a virtual machine's endpoint that is not there."""
+    failure = explained(ValueError("no JSON"), response(403, body), managed=True)
+    assert failure.code == "managed_identity_unavailable"
+
+
+# -- what is no error, and no token either ---------------------------------------------
 
 
 def test_token() -> None:
     """An answer with a token is no failure."""
-    assert explain_answer({"access_token": "x"}, managed=False) is None
+    assert explain({"access_token": "x"}, None, Asked(timeout=1.0)) is None
 
 
-@pytest.mark.parametrize("answer", [None, [], "text", {}, {"access_token": ""}])
-def test_answer_that_is_none(answer: object) -> None:
+@pytest.mark.parametrize("managed", [False, True])
+@pytest.mark.parametrize("answer", [[], 1, {}, {"access_token": ""}, {"x": 1}])
+def test_answer_that_is_none(answer: Any, managed: bool) -> None:
     """Whatever has neither a token nor an error does not come from such an endpoint."""
-    failure = explain_answer(answer, managed=False)
-    assert failure is not None
+    failure = explained(answer, response(200, answer), managed=managed)
     assert failure.code == "token_bad_answer"
 
 
-@given(st.dictionaries(st.text(), st.none() | st.text() | st.integers()), st.booleans())
-def test_any_answer(answer: dict[str, object], managed: bool) -> None:
+@given(
+    st.integers(100, 599),
+    st.dictionaries(st.text(), st.none() | st.text() | st.integers()) | st.text(),
+    st.booleans(),
+)
+def test_any_answer(status: int, content: Any, managed: bool) -> None:
     """Whatever an endpoint says, there is advice about it."""
-    failure = explain_answer(answer, managed=managed)
-    assert failure is None or failure.code in ADVICE
+    answer = response(status, content)
+    for outcome in (content, ValueError("x")):
+        failure = explain(outcome, answer, Asked(timeout=1.0, managed=managed))
+        assert failure is None or failure.code in ADVICE
+
+
+@pytest.mark.parametrize("status", [200, 302, 400])
+@pytest.mark.parametrize("body", ["<html>", "\ufeff", "{"])
+def test_no_json(status: int, body: str) -> None:
+    """A login page is what a proxy answers, and not an identity endpoint."""
+    failure = explained(ValueError("x"), response(status, body, "text/html"))
+    assert failure.code == "token_not_json"
+    assert f"HTTP {status} with something that is not JSON (text/html)" in str(failure)
+
+
+@pytest.mark.parametrize("name", ["expires_on", "expires_in"])
+@pytest.mark.parametrize("value", ["09/14/2017 00:00:00 PM +00:00", "soon", [1], 1.5])
+def test_expiry_that_msal_cannot_read(name: str, value: object) -> None:
+    """The answer has a token; that msal can't read the rest is not its fault."""
+    content = {"access_token": "sesame", name: value}
+    failure = explained(ValueError("x"), response(200, content), managed=True)
+    assert failure.code == "token_expiry_unreadable"
+    assert f"{name} is '{value}'" in str(failure)
+    assert "sesame" not in str(failure)
+
+
+def test_what_msal_trips_over() -> None:
+    """It is told as what it is, not as the endpoint's answer."""
+    content = {"access_token": "sesame", "expires_on": "5"}
+    failure = explained(KeyError("token_type"), response(200, content), managed=True)
+    assert str(failure) == "The token request failed (KeyError: 'token_type')."
+    assert failure.code == "token_failed"
+    error = msal.ManagedIdentityError("Azure Arc did not confirm it.")
+    failure = explained(error, response(200, content), managed=True, named=True)
+    assert failure.code == "managed_identity_unknown"
+    error = msal.ManagedIdentityError("Unrecognizable WWW-Authenticate header.")
+    failure = explained(error, response(401), managed=True)
+    assert str(failure).endswith("HTTP 401: Unrecognizable WWW-Authenticate header.")
+    assert failure.code == "managed_identity_refused"
+
+
+# -- this machine ----------------------------------------------------------------------
 
 
 def test_own_errors() -> None:
     """What this package has found itself stays as it is."""
     error = TokenRequestError("x", code="certificate_unusable")
-    assert explained(error) is error
+    assert explained(error, response(200)) is error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        FileNotFoundError(2, "No such file or directory", "/tokens/1.key"),
+        PermissionError(13, "Permission denied", "/tokens/1.key"),
+        IsADirectoryError(21, "Is a directory", "/tokens/1.key"),
+    ],
+)
+def test_key_file_of_azure_arc(error: OSError) -> None:
+    """It is named, and what is wrong with it."""
+    failure = explained(error, response(401), managed=True)
+    assert failure.code == "arc_key_unreadable"
+    assert f"'/tokens/1.key' can't be read: {error.strerror}." in str(failure)
+
+
+def test_key_file_that_is_no_text() -> None:
+    """A key is text."""
+    error = UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
+    failure = explained(error, response(401), managed=True)
+    assert (failure.code, "holds no text" in str(failure)) == (
+        "arc_key_unreadable",
+        True,
+    )
+
+
+@pytest.mark.parametrize("variable", ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"])
+@pytest.mark.parametrize(
+    ("made", "why"),
+    [
+        ("none", "No such file or directory"),
+        ("empty", "it holds no certificate"),
+        ("binary", "it holds no certificate"),
+    ],
+)
+def test_bundle(
+    variable: str, made: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file of certificates that can't be used is named, with its variable."""
+    path = tmp_path / made
+    if made != "none":
+        path.write_bytes(b"" if made == "empty" else b"\xff\x00" * 50)
+    monkeypatch.setenv(variable, str(path))
+    for error in (OSError("no suitable bundle"), requests.exceptions.SSLError("x")):
+        failure = explained(error)
+        assert failure.code == "token_ca_bundle"
+        assert f"${variable} names '{path}'" in str(failure)
+        assert why in str(failure)
+    # Managed identities don't look at it.
+    failure = explained(requests.exceptions.SSLError("x"), managed=True)
+    assert failure.code == "token_endpoint_untrusted"
+
+
+def test_bundle_that_is_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder is as good as a file."""
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path))
+    failure = explained(requests.exceptions.SSLError("x"))
+    assert failure.code == "token_endpoint_untrusted"
+
+
+def test_other_errors_of_the_system() -> None:
+    """What is nothing of these is told as it is."""
+    for error in (
+        OSError("no space left"),
+        UnicodeEncodeError("ascii", "x", 0, 1, "y"),
+    ):
+        failure = explained(error, managed=isinstance(error, UnicodeError))
+        assert failure.code == "token_failed"
+        assert type(error).__name__ in str(failure)
 
 
 @pytest.mark.parametrize(
@@ -128,6 +377,8 @@ def test_own_errors() -> None:
         (requests.exceptions.ConnectTimeout(), "token_unreachable", "within 10 s"),
         (requests.exceptions.ReadTimeout(), "token_timeout", "REQUEST_TIMEOUT"),
         (requests.exceptions.ConnectionError("x"), "token_unreachable", "reached: x"),
+        (requests.exceptions.ContentDecodingError("x"), "token_bad_answer", "decoded"),
+        (RecursionError(), "token_patched_late", "monkey-patched"),
     ],
 )
 def test_transport(error: Exception, code: str, says: str) -> None:
@@ -137,33 +388,26 @@ def test_transport(error: Exception, code: str, says: str) -> None:
     assert says in str(failure)
 
 
-def test_transport_to_a_managed_identity() -> None:
-    """Nothing there at all means that there is none on this machine."""
+@pytest.mark.parametrize(
+    ("variable", "code"),
+    [
+        (None, "managed_identity_unavailable"),
+        ("IDENTITY_ENDPOINT", "managed_identity_not_up"),
+        ("MSI_ENDPOINT", "managed_identity_not_up"),
+    ],
+)
+def test_transport_to_a_managed_identity(variable: str | None, code: str) -> None:
+    """Nothing there: no managed identity, or a sidecar that is not up yet."""
     for error in (
         requests.exceptions.ConnectionError("x"),
         requests.exceptions.ConnectTimeout(),
     ):
-        failure = explained(error, managed=True)
-        assert failure.code == "managed_identity_unavailable"
+        failure = explained(error, managed=True, variable=variable)
+        assert failure.code == code
+        assert (variable or "") in str(failure)
 
 
-@pytest.mark.parametrize(
-    ("answer", "code", "says"),
-    [
-        (None, "token_failed", "ValueError: no"),
-        (response(200, "<html>"), "token_not_json", "HTTP 200 with something"),
-        (response(502, "<html>"), "token_not_json", "(text/html)"),
-        (response(503, "{}"), "token_endpoint_failing", "HTTP 503."),
-        (response(429, "{}"), "token_endpoint_failing", "HTTP 429."),
-        (
-            response(400, json.dumps({"error_description": "AADSTS90002: x"})),
-            "token_unknown_tenant",
-            "HTTP 400: no",
-        ),
-    ],
-)
-def test_errors_of_msal(answer: requests.Response | None, code: str, says: str) -> None:
-    """Its exceptions say little; the last response says more."""
-    failure = explained(ValueError("no"), answer)
-    assert failure.code == code
-    assert says in str(failure)
+def test_json_that_is_nested_too_deeply() -> None:
+    """It is no fault of gevent's."""
+    failure = explained(RecursionError(), response(200, "[" * 100_000))
+    assert failure.code == "token_not_json"

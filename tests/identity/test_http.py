@@ -2,12 +2,10 @@
 
 import math
 import socket
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import ClassVar
+from pathlib import Path
 
 import pytest
 import requests
@@ -15,51 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from django_entra_redis.identity.http import BoundedSession, parse_retry_after
+from tests.support.http import serve
 
 NOW = datetime(2026, 11, 23, 12, 0, 0, tzinfo=UTC)
-
-
-class Endpoint(BaseHTTPRequestHandler):
-    """Answers what a test says, and notes the headers that it was sent."""
-
-    answer: ClassVar[tuple[int, dict[str, str], bytes]] = (200, {}, b"{}")
-    headers_seen: ClassVar[list[dict[str, str]]] = []
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self) -> None:
-        """Answer."""
-        type(self).headers_seen.append(dict(self.headers.items()))
-        status, headers, body = type(self).answer
-        self.send_response(status)
-        for name, value in {**headers, "Content-Length": str(len(body))}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Keep silent."""
-
-
-@contextmanager
-def serve(
-    status: int = 200, body: bytes = b"{}", **headers: str
-) -> Iterator[tuple[str, list[dict[str, str]]]]:
-    """Give the address of an endpoint that answers so, and the headers it was sent."""
-    seen: list[dict[str, str]] = []
-    named = {name.replace("_", "-"): value for name, value in headers.items()}
-    handler = type(
-        "Handler",
-        (Endpoint,),
-        {"answer": (status, named, body), "headers_seen": seen},
-    )
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_address[1]}/", seen
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 @contextmanager
@@ -134,6 +90,25 @@ def test_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
         with begun(trust_env=True) as session:
             assert session.get(url).text == "1"
     assert (len(through), len(direct)) == (1, 1)
+
+
+@pytest.mark.parametrize("entry", ["machine 127.0.0.1", "default"])
+@pytest.mark.parametrize("trust_env", [False, True])
+def test_netrc(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, entry: str, trust_env: bool
+) -> None:
+    """A password in ~/.netrc is not the identity endpoint's to see."""
+    path = tmp_path / ".netrc"
+    path.write_text(f"{entry} login me password sesame\n")
+    path.chmod(0o600)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    with serve() as (url, seen), begun(trust_env=trust_env) as session:
+        assert requests.get(url, timeout=30.0).ok
+        session.get(url)
+        session.get(url, headers={"Authorization": "Basic key"})
+    assert "Authorization" in seen[0]
+    assert [headers.get("Authorization") for headers in seen[1:]] == [None, "Basic key"]
 
 
 @pytest.mark.parametrize(

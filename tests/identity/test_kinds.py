@@ -1,11 +1,14 @@
 """Every kind of identity, over real HTTP and HTTPS against the emulator."""
 
 import json
+import logging
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from email.message import Message
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,6 +24,7 @@ from django_entra_redis.exceptions import TokenError, TokenRequestError
 from django_entra_redis.identity.kinds import make_fetch
 from django_entra_redis.identity.token import Fetch, Token
 from emulator import Emulator, TokenRequest
+from tests.support.http import serve, serve_with
 
 PATIENCE = 30.0
 #: A limit that only hangs reach.
@@ -621,6 +625,13 @@ def way(host: Host, endpoint: str) -> Fetch:
     return host.fetch(KIND="managed_identity")
 
 
+UNREACHABLE = {
+    "token": "token_unreachable",
+    "imds": "managed_identity_unavailable",
+    "app_service": "managed_identity_not_up",
+}
+
+
 @pytest.mark.parametrize("endpoint", WAYS)
 @pytest.mark.parametrize(
     ("mode", "text", "code"),
@@ -636,9 +647,7 @@ def test_fault(host: Host, endpoint: str, mode: str, text: str, code: str) -> No
     host.emulator.faults.fail(mode, endpoint=endpoint)
     error = failure(fetch)
     assert text in str(error)
-    expected = "token_unreachable" if endpoint == "token" else None
-    expected = expected or "managed_identity_unavailable"
-    assert error.code == (f"token_{code}" if code else expected)
+    assert error.code == (f"token_{code}" if code else UNREACHABLE[endpoint])
     host.emulator.faults.recover()
     fetch()
 
@@ -753,3 +762,154 @@ def test_secret_in_an_answer(host: Host) -> None:
     fetch = host.secret(CLIENT_ID="id", CLIENT_SECRET="not found in the directory")
     error = failure(fetch)
     assert "not found in the directory" not in str(error)
+
+
+# -- Azure's dialects
+
+
+@pytest.mark.parametrize("kind", ["managed_identity", "app_service"])
+@pytest.mark.parametrize("body", [None, "", "pod list is empty", "<html>busy</html>"])
+@pytest.mark.parametrize("status", ["404", "410", "429", "500", "503"])
+def test_failing_status(host: Host, kind: str, body: str | None, status: str) -> None:
+    """The status tells of an endpoint that fails for a while, in whatever words."""
+    host.environ(kind)
+    fetch = host.fetch(KIND="managed_identity")
+    host.emulator.faults.fail(status, retry_after=3, body=body)
+    error = failure(fetch)
+    assert error.code == "token_endpoint_failing"
+    assert f"HTTP {status}" in str(error)
+    assert error.retry_after == 3.0
+    host.emulator.faults.recover()
+    fetch()
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "secret"),
+    [("IDENTITY_ENDPOINT", "IDENTITY_HEADER"), ("MSI_ENDPOINT", "MSI_SECRET")],
+)
+def test_header_that_the_endpoint_quotes(
+    host: Host, endpoint: str, secret: str
+) -> None:
+    """What a platform's endpoint is asked with is not told."""
+    words = b"no such header: sesame"
+    with serve(400, words, Content_Type="text/plain") as (url, _):
+        host.monkeypatch.setenv(endpoint, url)
+        host.monkeypatch.setenv(secret, "sesame")
+        error = failure(host.fetch(KIND="managed_identity"))
+    assert str(error).endswith("HTTP 400: no such header: ***")
+    assert error.code == "managed_identity_refused"
+
+
+@pytest.mark.parametrize("body", [None, "", "busy", "<html>busy</html>"])
+@pytest.mark.parametrize("status", ["429", "500", "502", "503"])
+def test_failing_status_of_entra(host: Host, body: str | None, status: str) -> None:
+    """Entra's, or that of something before it, too."""
+    fetch = host.secret()
+    host.emulator.faults.fail(status, body=body)
+    error = failure(fetch)
+    assert error.code == "token_endpoint_failing"
+    assert f"HTTP {status}" in str(error)
+
+
+class Arc:
+    """Azure Arc's agent: it wants a key that it has written to a file."""
+
+    def __init__(self, host: Host, directory: Path) -> None:
+        prefixes = {sys.platform: str(directory)}
+        name = "msal.managed_identity._supported_arc_platforms_and_their_prefixes"
+        host.monkeypatch.setattr(name, prefixes)
+        self.value = host.emulator.issue_token()
+        self.key = directory / "1.key"
+        self.key.write_text("open sesame")
+
+    def __call__(self, headers: Message) -> tuple[int, dict[str, str], bytes]:
+        """Answer."""
+        if headers["Authorization"] is None:
+            challenge = f"Basic realm=/var/opt/azcmagent/tokens/{self.key.name}"
+            return 401, {"WWW-Authenticate": challenge}, b""
+        if headers["Authorization"] != "Basic open sesame":
+            return 403, {}, b'{"error": "invalid_request"}'
+        answer = {"access_token": self.value, "expires_in": "600"}
+        return 200, {}, json.dumps(answer).encode()
+
+
+@pytest.fixture
+def arc(host: Host, tmp_path: Path) -> Iterator[Arc]:
+    """Give an agent."""
+    agent = Arc(host, tmp_path)
+    with serve_with(agent) as (url, _):
+        host.monkeypatch.setenv("IDENTITY_ENDPOINT", url)
+        host.monkeypatch.setenv("IMDS_ENDPOINT", url)
+        yield agent
+
+
+def test_azure_arc(host: Host, arc: Arc) -> None:
+    """Whoever can read the key gets a token."""
+    assert host.fetch(KIND="managed_identity")().value == arc.value
+
+
+def remove(key: Path) -> None:
+    """Have it not be there."""
+    key.unlink()
+
+
+def replace_by_a_folder(key: Path) -> None:
+    """Have it be no file."""
+    key.unlink()
+    key.mkdir()
+
+
+def fill_with_bytes(key: Path) -> None:
+    """Have it be no text."""
+    key.write_bytes(bytes(range(256)))
+
+
+@pytest.mark.parametrize("spoil", [remove, replace_by_a_folder, fill_with_bytes])
+def test_key_of_azure_arc(
+    host: Host,
+    arc: Arc,
+    spoil: Callable[[Path], None],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A key that can't be read is this machine's failure, and told as such."""
+    spoil(arc.key)
+    error = failure(host.fetch(KIND="managed_identity"))
+    assert error.code == "arc_key_unreadable"
+    assert "HTTP" not in str(error)
+    assert [r for r in caplog.records if r.levelno >= logging.ERROR] == []
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b" \n", b"\xff\x00\xff", "ey".encode("utf-16")]
+)
+def test_token_file_that_holds_no_token(
+    host: Host, tmp_path: Path, content: bytes
+) -> None:
+    """It is told before anybody is asked."""
+    path = tmp_path / "token"
+    path.write_bytes(content)
+    before = len(host.emulator.requests)
+    error = failure(workload(host, path))
+    assert error.code == "token_file_unusable"
+    assert str(error).startswith(f"TOKEN_FILE '{path}' ")
+    assert len(host.emulator.requests) == before
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_token_file_with_a_mark(host: Host, tmp_path: Path, mark: bytes) -> None:
+    """Windows' mark of UTF-8, and line breaks of all kinds, don't matter."""
+    path = tmp_path / "token"
+    path.write_bytes(mark + host.emulator.federated_token().encode() + b"\r\n")
+    assert_token(workload(host, path)(), host.emulator.application.object_id)
+
+
+def test_bundle_that_is_not_there(host: Host) -> None:
+    """The variable is named that names the file."""
+    fetch = host.secret()
+    host.monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/nowhere/ca.pem")
+    error = failure(fetch)
+    assert error.code == "token_ca_bundle"
+    assert "$REQUESTS_CA_BUNDLE names '/nowhere/ca.pem'" in str(error)
+    # A managed identity's endpoint has no certificate.
+    host.environ("managed_identity", REQUESTS_CA_BUNDLE="/nowhere/ca.pem")
+    host.fetch(KIND="managed_identity")()
