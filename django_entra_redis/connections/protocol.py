@@ -10,10 +10,9 @@ from typing import Any
 
 from redis.connection import DefaultParser
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import InvalidResponse
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from ..commands.resp import INCOMPLETE, make_reader
+from ..commands.resp import INCOMPLETE, PLAIN, UNREADABLE, make_reader, verify
 from ..exceptions import ConnectionPoolTimeout
 
 #: Commands that may be under way on one connection; more of them wait.
@@ -191,6 +190,8 @@ class Link(asyncio.Protocol):
             reader.feed(data)
             reply = reader.gets()
             while reply is not INCOMPLETE and sent:
+                if type(reply) not in PLAIN:
+                    verify(reply)
                 call = sent[0]
                 if call.count:
                     call.replies.append(reply)
@@ -201,8 +202,8 @@ class Link(asyncio.Protocol):
                     if not call.future.done():
                         call.future.set_result(reply)
                 reply = reader.gets()
-        except InvalidResponse as error:
-            self.abort(error)
+        except UNREADABLE as error:
+            self.abort(f"no reply has come ({str(error) or type(error).__name__})")
             return
         except BaseException:
             # A signal handler's: a reply may be lost, and another one taken for it.

@@ -1,6 +1,5 @@
 """Replies out of bytes: with hiredis and without, however the bytes are split."""
 
-import contextlib
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -13,9 +12,11 @@ from redis.exceptions import InvalidResponse
 from django_entra_redis.commands import resp
 from django_entra_redis.commands.resp import (
     INCOMPLETE,
+    MAX_LINE,
     PythonReader,
     ReplyReader,
     make_reader,
+    verify,
 )
 
 
@@ -133,6 +134,29 @@ def test_split_at_every_byte(make: Any) -> None:
         b":many\r\n",
         b"$x\r\nabc\r\n",
         b"*x\r\n",
+        # What int() takes.
+        b"$1_0\r\n0123456789\r\n",
+        b"$+1\r\na\r\n",
+        b"$ 1\r\na\r\n",
+        b"$01\r\na\r\n",
+        b"*1_0\r\n",
+        b":1_0\r\n",
+        b":-0\r\n",
+        b":\r\n",
+        b":\xd9\xa1\r\n",
+        b":9223372036854775808\r\n",
+        b":-9223372036854775809\r\n",
+        b":" + b"1" * 5000 + b"\r\n",
+        # Sizes of nothing.
+        b"$-2\r\n",
+        b"*-2\r\n",
+        b"*4294967296\r\n",
+        b"$9223372036854775808\r\n",
+        # Half an end of a line.
+        b"+O\nK\r\n",
+        b"+O\rK\r\n",
+        b"-ERR a\rb\r\n",
+        b"*1\r\n" * 1025 + b":1\r\n",
     ],
 )
 def test_what_is_no_reply(make: Any, stream: bytes) -> None:
@@ -141,12 +165,115 @@ def test_what_is_no_reply(make: Any, stream: bytes) -> None:
         replies_of(make(Failure), [stream])
 
 
-@settings(deadline=None)
-@given(stream=st.binary(max_size=60))
-def test_any_bytes(stream: bytes) -> None:
-    """Nothing but replies, or the error, comes out of anything."""
-    with contextlib.suppress(InvalidResponse):
-        replies_of(PythonReader(Failure), [stream])
+def test_end_of_a_value() -> None:
+    """What stands where a value is to end is looked at; hiredis does not look."""
+    for stream in (b"$3\r\nabcXX", b"$3\r\nabc\r\r", b"$1\r\nabc\r\n"):
+        with pytest.raises(InvalidResponse, match="does not end"):
+            replies_of(PythonReader(Failure), [stream])
+
+
+def test_arrays_may_be_deep() -> None:
+    """As deep as hiredis reads them."""
+    for make in READERS:
+        (reply,) = replies_of(make(Failure), [b"*1\r\n" * 1024 + b":1\r\n"])
+        for _ in range(1024):
+            (reply,) = reply
+        assert reply == 1
+
+
+class CountingBuffer(bytearray):
+    """Bytes that count how many of them have been searched."""
+
+    searched = 0
+
+    def find(self, sub: Any, start: Any = 0, *args: Any) -> int:
+        """Return where something is."""
+        self.searched += len(self) - start
+        return super().find(sub, start, *args)
+
+
+def test_an_endless_line() -> None:
+    """It is looked through once, and not for ever."""
+    reader = PythonReader(Failure)
+    reader._buffer = buffer = CountingBuffer()
+    for _ in range(MAX_LINE // 1024):
+        assert replies_of(reader, [b"+" * 1024]) == []
+    assert buffer.searched < 2 * MAX_LINE
+    with pytest.raises(InvalidResponse, match="a line of more than"):
+        replies_of(reader, [b"+" * 1024])
+    with pytest.raises(InvalidResponse, match="a line of more than"):
+        replies_of(PythonReader(Failure), [b"+" * (MAX_LINE + 1) + b"\r\n"])
+
+
+class Push(list[Any]):
+    """What hiredis makes of a push message."""
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [Push(), [Push()], [1, [b"", [True]]], {}, {1}, 1.5, False, "text", (1,)],
+)
+def test_replies_of_resp_3(reply: Any) -> None:
+    """They answer nothing where RESP 2 is spoken."""
+    with pytest.raises(InvalidResponse, match="of RESP 2"):
+        verify(reply)
+
+
+def test_replies_of_resp_2() -> None:
+    """All that there are, and errors among them."""
+    verify([b"", 1, None, [], Failure("ERR"), [[b"", Failure("WRONGTYPE")]]])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "MOVED",
+        "MOVED ",
+        "ASK 1",
+        "MOVED x y:z",
+        "MOVED 1 host",
+        "MOVED 1 host:",
+        "MOVED 1 host:0",
+        "MOVED 1 host:65536",
+        "MOVED 1 host:-1",
+        "MOVED 16384 host:1",
+        "MOVED -1 host:1",
+        "MOVED 1_0 host:1",
+        "MOVED 1 host:1 more",
+        "MOVED  1 host:1",
+        "ASK \u0661 host:1",
+        "RAISES",
+    ],
+)
+def test_errors_that_can_not_be_read(text: str) -> None:
+    """A redirection that leads nowhere, and what an error's class fails at."""
+
+    def make_error(text: str) -> Exception:
+        raise ValueError(text)
+
+    (reply,) = replies_of(make_reader(make_error), [f"-{text}\r\n".encode()])
+    with pytest.raises(InvalidResponse, match=f"'{text}' is no error reply"):
+        verify([reply])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "MOVED 0 host:1",
+        "ASK 16383 10.0.0.1:65535",
+        "MOVED 3999 ::1:6379",
+        "MOVED 3999 :6379",
+        "MOVED 3999 ?:6379",
+        "MOVEDON",
+        "ASKING 1",
+        "ERR MOVED",
+        "",
+    ],
+)
+def test_errors_that_can_be_read(text: str) -> None:
+    """Redirections that lead somewhere, also without a host, and all others."""
+    replies = replies_of(make_reader(Failure), [f"-{text}\r\n".encode()])
+    assert replies == [Failure(text)]
 
 
 def test_without_hiredis(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,11 +286,8 @@ def test_with_hiredis(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where it is, it is told what the two have in common."""
     monkeypatch.setattr(resp, "hiredis", SimpleNamespace(Reader=dict))
     made: Any = make_reader(Failure)
-    assert made == {
-        "protocolError": InvalidResponse,
-        "replyError": Failure,
-        "notEnoughData": INCOMPLETE,
-    }
+    assert made.pop("replyError")("ERR") == Failure("ERR")
+    assert made == {"protocolError": InvalidResponse, "notEnoughData": INCOMPLETE}
 
 
 def test_error_that_is_no_text() -> None:

@@ -485,6 +485,37 @@ def test_unasked(data: bytes, said: str) -> None:
     on_wire(test)
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        # Of RESP 3, which has not been asked for.
+        b">2\r\n+invalidate\r\n*0\r\n",
+        b"*1\r\n>1\r\n:1\r\n",
+        b"#t\r\n",
+        b"%0\r\n",
+        b"%1\r\n*0\r\n:1\r\n",
+        # Redirections that lead nowhere.
+        b"-MOVED\r\n",
+        b"-MOVED x y:z\r\n",
+        b"-ASK 1\r\n",
+        b"*1\r\n-MOVED 1 host\r\n",
+    ],
+)
+def test_what_is_no_reply(data: bytes) -> None:
+    """It answers no command, and no other one after it either."""
+
+    async def test(wire: Wire) -> None:
+        first, second = wire.link.submit(b"first"), wire.link.submit(b"second")
+        await turns()
+        wire.link.data_received(data + b"$5\r\nvalue\r\n$5\r\nother\r\n")
+        for future in (first, second):
+            with pytest.raises(BrokenLinkError, match="no reply has come"):
+                await future
+        assert wire.transport.aborted == 1
+
+    on_wire(test)
+
+
 def test_lost_while_a_large_value_is_on_its_way() -> None:
     """Then a part of it may be there."""
 
