@@ -126,6 +126,8 @@ class Faults:
         """
         if mode not in MODES and not re.fullmatch(r"AADSTS\d+|[45]\d\d", mode):
             raise ValueError(f"mode is one of {', '.join(MODES)}, not {mode!r}")
+        if body is not None and not mode.isdigit():
+            raise ValueError("a body is for a mode that is a status")
         if endpoint not in (*ENDPOINTS, "all"):
             raise ValueError(
                 f"endpoint is one of {', '.join(ENDPOINTS)}, all; not {endpoint!r}"

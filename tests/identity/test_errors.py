@@ -200,6 +200,13 @@ def test_failing_authority(status: int, body: Any) -> None:
     assert f"HTTP {status}" in str(failure)
 
 
+@pytest.mark.parametrize("word", ["temporarily_unavailable", "server_error"])
+def test_failing_authority_in_other_words(word: str) -> None:
+    """OAuth has words for it, too."""
+    failure = explained({"error": word}, response(400, {"error": word}))
+    assert failure.code == "token_endpoint_failing"
+
+
 def test_words_of_a_failing_authority() -> None:
     """What Entra says of an outage is told."""
     content = {

@@ -845,7 +845,11 @@ def arc(host: Host, tmp_path: Path) -> Iterator[Arc]:
 
 def test_azure_arc(host: Host, arc: Arc) -> None:
     """Whoever can read the key gets a token."""
-    assert host.fetch(KIND="managed_identity")().value == arc.value
+    fetch = host.fetch(KIND="managed_identity")
+    assert fetch().value == arc.value
+    arc.key.write_text("another one")
+    error = failure(fetch)
+    assert (error.code, "another" in str(error)) == ("managed_identity_refused", False)
 
 
 def remove(key: Path) -> None:
