@@ -34,6 +34,12 @@ from django_entra_redis.signals import token_renewal_failed, token_renewed
 from emulator import Emulator
 from testproject.snapshot import look_at_cache
 from tests.support.caches import make_cache, wait_until
+from tests.support.failing_clients import (
+    FAULTS,
+    failure,
+    failure_to_authenticate_anew,
+    traces_in,
+)
 from tests.support.sites import BACKEND, CLUSTER_BACKEND
 
 
@@ -303,6 +309,24 @@ def test_debug_page(
         secrets.told.append(debug_page(info.value))
         assert "EntraRedisCache" in secrets.told[-1]
         emulator.faults.recover()
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize("protocol", [2, 3])
+def test_debug_page_of_clients(fault: str, asynchronous: bool, protocol: int) -> None:
+    """Nor is it in the frames of a client of the user's own that can't connect."""
+    error = failure(fault, asynchronous=asynchronous, protocol=protocol)
+    told = debug_page(error)
+    assert "send_command" in told or "read_response" in told
+    assert traces_in(told) == []
+
+
+def test_debug_page_of_a_client_that_authenticates_anew() -> None:
+    """Nor where redis-py sends a newer token into a connection that has broken."""
+    told = debug_page(failure_to_authenticate_anew())
+    assert "re_auth" in told
+    assert traces_in(told) == []
 
 
 #: LOCATIONs whose password is not escaped, so that it ends up in any part of the URL.

@@ -33,6 +33,7 @@ from redis.event import RegisterReAuthForPooledConnections, RegisterReAuthForPub
 from redis.exceptions import AuthenticationError, ConnectionError, TimeoutError
 
 from ..identity.token import Token
+from .masking import mask_authentication
 
 logger = logging.getLogger(__name__)
 
@@ -118,6 +119,7 @@ class Subscriptions:
         """
         connection = caller.f_locals.get("self")
         if hasattr(connection, "set_re_auth_token"):
+            mask_authentication(connection)
             with self._lock:
                 self._connections[connection] = token
 

@@ -35,12 +35,25 @@ _YEAR_9999 = 253_370_764_800
 _JWT = re.compile(r"eyJ[\w-]+(\.[\w-]*)*")
 
 
+class MaskedStr(str):
+    """A string whose ``repr`` does not show it.
+
+    Debug pages and error reporters show the local variables of each frame of a
+    traceback by their ``repr``, and not all of these frames are this package's.
+    """
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "'********'"
+
+
 @dataclass(frozen=True, slots=True)
 class Token:
     """An access token for Redis.
 
     Parameters:
-        value: the token itself; hidden from ``repr``.
+        value: the token itself; hidden from ``repr``, and a :class:`MaskedStr`.
         username: Redis user name to send with it.
         claims: its JWT claims, empty for an opaque token.
         received_at: when it arrived, by the monotonic clock.
@@ -139,7 +152,7 @@ def receive_token(
             code="token_clock_off",
         )
     return Token(
-        value=value,
+        value=MaskedStr(value),
         username=username,
         claims=claims,
         received_at=now,

@@ -276,6 +276,18 @@ def test_signals(entra: Emulator, signals: list[dict[str, Any]]) -> None:
 # -- users' own clients
 
 
+def test_password_is_masked(entra: Emulator) -> None:
+    """It is a string like any other, but does not show in what holds it."""
+    provider = EntraCredentialProvider()
+    ours = provider.get_credentials(), asyncio.run(provider.get_credentials_async())
+    token = RedisToken(provider.renewal, provider.renewal.current())
+    for password in (ours[0][1], ours[1][1], token.get_value()):
+        assert isinstance(password, str)
+        assert password.count(".") == 2
+        assert repr([password]) == "['********']"
+        assert f"{password}" == str(password) == "".join(password)
+
+
 def test_token_for_redis_py(entra: Emulator) -> None:
     """redis-py's callbacks get the user name where they look for it."""
     heard: list[RedisToken] = []

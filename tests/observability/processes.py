@@ -1,0 +1,16 @@
+"""Each tool runs in a process of its own: none takes back all that it has wrapped."""
+
+import subprocess
+import sys
+
+
+def run(name: str) -> str:
+    """Return what a module of these tests prints."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", f"tests.observability.{name}"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
