@@ -1,4 +1,7 @@
-"""``include("django_entra_redis.urls")``: addresses for probes."""
+"""``include("django_entra_redis.urls")``: addresses for probes.
+
+With ``{"ping": True}`` after it in ``path()`` readiness takes ``?ping=1``.
+"""
 
 from django.urls import path
 

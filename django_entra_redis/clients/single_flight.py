@@ -5,11 +5,14 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
+from typing import Any, Generic, TypeVar
 
 from redis.exceptions import ConnectionError
 
+T = TypeVar("T")
 
-class Flight:
+
+class Flight(Generic[T]):
     """Calls a function in a thread of its own; who comes meanwhile waits for that call.
 
     Parameters:
@@ -20,7 +23,7 @@ class Flight:
 
     def __init__(
         self,
-        function: Callable[[], None],
+        function: Callable[[], T],
         *,
         pause: float,
         monotonic: Callable[[], float] = time.monotonic,
@@ -35,13 +38,13 @@ class Flight:
         # Guards the two attributes below. Reentrant for the sake of signal handlers
         # that use the cache.
         self._lock = threading.RLock()
-        self._call: Future[None] | None = None
+        self._call: Future[T] | None = None
         self._next_at = 0.0
 
     def hint(self) -> None:
         """Call the function unless it has just been called; wait for nothing."""
         if self._monotonic() >= self._next_at:
-            self._begin()
+            self.begin()
 
     def catch_up(self, timeout: float) -> None:
         """Wait for a call that ends after now, ``timeout`` seconds at most.
@@ -49,29 +52,30 @@ class Flight:
         What it raises is for others to be told.
         """
         time.sleep(self._pause_left())
-        wait([self._begin()], timeout)
+        wait([self.begin()], timeout)
 
     async def acatch_up(self, timeout: float) -> None:
         """Do as :meth:`catch_up` does, without blocking the event loop."""
         await asyncio.sleep(self._pause_left())
-        await asyncio.wait([_wrap(self._begin())], timeout=timeout)
+        await asyncio.wait([_wrap(self.begin())], timeout=timeout)
 
-    def join(self) -> None:
-        """Wait for a call to end, and raise what it raises."""
-        _settle(self._begin())
+    def join(self) -> T:
+        """Wait for a call to end; return what it returns, and raise what it raises."""
+        return _settle(self.begin())
 
-    async def ajoin(self) -> None:
+    async def ajoin(self) -> T:
         """Do as :meth:`join` does, without blocking the event loop."""
-        call = self._begin()
+        call = self.begin()
         await asyncio.wait([_wrap(call)])
-        _settle(call)
+        return _settle(call)
 
     def _pause_left(self) -> float:
         under_way = self._call is not None
         return 0.0 if under_way else max(0.0, self._next_at - self._monotonic())
 
-    def _begin(self) -> "Future[None]":
-        call: Future[None] = Future()
+    def begin(self) -> "Future[T]":
+        """Return the call that is under way, or else one that begins now."""
+        call: Future[T] = Future()
         # Then no waiter that is cancelled cancels it for the others.
         call.set_running_or_notify_cancel()
         try:
@@ -93,19 +97,21 @@ class Flight:
             raise
         return call
 
-    def _run(self, call: "Future[None]") -> None:
-        error = None
+    def _run(self, call: "Future[T]") -> None:
         try:
-            self._function()
+            result = self._function()
         except Exception as failure:
-            error = failure.with_traceback(None)
+            self._end(call, failure.with_traceback(None))
         except BaseException as failure:
             # Such as a SystemExit of a user's function: nobody else is to end of it.
             self._end(call, ConnectionError(f"The call was broken off: {failure!r}"))
             raise
-        self._end(call, error)
+        else:
+            self._end(call, result=result)
 
-    def _end(self, call: "Future[None]", error: Exception | None) -> None:
+    def _end(
+        self, call: "Future[T]", error: Exception | None = None, *, result: Any = None
+    ) -> None:
         with self._lock:
             if self._call is call:
                 self._call = None
@@ -113,12 +119,12 @@ class Flight:
             if call.done():
                 return
             if error is None:
-                call.set_result(None)
+                call.set_result(result)
             else:
                 call.set_exception(error)
 
 
-def _wrap(call: "Future[None]") -> "asyncio.Future[None]":
+def _wrap(call: "Future[T]") -> "asyncio.Future[T]":
     """Return a call for an event loop to wait for."""
     waiting = asyncio.wrap_future(call)
     # Else it is complained of that nobody has asked this one for the error.
@@ -126,7 +132,8 @@ def _wrap(call: "Future[None]") -> "asyncio.Future[None]":
     return waiting
 
 
-def _settle(call: "Future[None]") -> None:
+def _settle(call: "Future[T]") -> T:
     error = call.exception()
     if error is not None:
         raise error.with_traceback(None)
+    return call.result()

@@ -53,7 +53,7 @@ class Topology:
         self.primaries: dict[str, Endpoint] = {}
         # And of all nodes.
         self._all: dict[str, Endpoint] = {}
-        self._flight = Flight(self._look, pause=PAUSE)
+        self._flight: Flight[None] = Flight(self._look, pause=PAUSE)
         _topologies.add(self)
 
     # -- which node ------------------------------------------------------------------

@@ -5,15 +5,23 @@ principals are in it. The log and ``entra_redis_check`` have those.
 """
 
 import time
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 
 from redis.exceptions import RedisError
 
 from .._errors import ConfigurationError
+from .._fork import at_fork
 from ..cache.backend import EntraRedisCache, entra_caches
 from ..cache.in_use import identities_in_use
+from ..clients.single_flight import Flight
 from ..credentials.provider import get_credential_provider
+
+#: Seconds that a probe waits for the caches' answers: probes that nobody has configured
+#: give up after 1 s (Kubernetes) to 5 s.
+PING_TIMEOUT = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +65,21 @@ def identities_health() -> list[IdentityHealth]:
     return [_identity_health(identity) for identity in identities_in_use()]
 
 
-def caches_health() -> list[CacheHealth]:
-    """Return how the caches are that have an identity, by asking each."""
-    return [
-        cache_health(alias, cache)
+def caches_health(timeout: float = PING_TIMEOUT) -> list[CacheHealth]:
+    """Return how the caches are that have an identity, by asking all at once.
+
+    Parameters:
+        timeout: seconds after which one that has not answered counts as silent.
+    """
+    begun = time.perf_counter()
+    calls = {
+        alias: _pings.setdefault(alias, Flight(partial(_ask, alias), pause=0.0)).begin()
         for alias, cache in entra_caches().items()
         if cache.identity is not None
-    ]
+    }
+    wait(calls.values(), timeout)
+    ms = round((time.perf_counter() - begun) * 1000, 2)
+    return [_outcome(alias, call, ms) for alias, call in calls.items()]
 
 
 def cache_health(alias: str, cache: EntraRedisCache) -> CacheHealth:
@@ -103,3 +119,22 @@ def _identity_health(identity: str) -> IdentityHealth:
         renewals=status.renewals,
         failures=status.failures,
     )
+
+
+def _ask(alias: str) -> CacheHealth:
+    # A cache object of this very thread.
+    return cache_health(alias, entra_caches()[alias])
+
+
+def _outcome(alias: str, call: "Future[CacheHealth]", ms: float) -> CacheHealth:
+    error = call.exception() if call.done() else TimeoutError()
+    if error is None:
+        return call.result()
+    return CacheHealth(alias, False, ms, type(error).__name__)
+
+
+# By the cache's alias: however many probes wait, each cache is asked once at a time.
+_pings: dict[str, Flight[CacheHealth]] = {}
+
+# There, no call is under way.
+at_fork(after_in_child=_pings.clear)

@@ -2,7 +2,10 @@
 
 import json
 import logging
+import os
+import socket
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from types import ModuleType
 from typing import Any
 
@@ -11,6 +14,8 @@ from django.test import Client, override_settings
 from django.urls import include, path, reverse
 
 from django_entra_redis.credentials import get_credential_provider
+from django_entra_redis.diagnostics import health
+from django_entra_redis.diagnostics.health import caches_health
 from django_entra_redis.exceptions import TokenError
 from emulator import Emulator
 from tests.support.caches import wait_until
@@ -22,7 +27,10 @@ LOCMEM = {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}
 class Urls(ModuleType):
     """A site's addresses."""
 
-    urlpatterns = (path("health/", include("django_entra_redis.urls")),)
+    urlpatterns: tuple[Any, ...] = (
+        path("health/", include("django_entra_redis.urls"), {"ping": True}),
+        path("open/", include("django_entra_redis.urls", namespace="open")),
+    )
 
 
 @pytest.fixture
@@ -131,6 +139,96 @@ def test_ping_asks_only_caches_with_an_identity(site: Site) -> None:
     assert [cache["cache"] for cache in document["caches"]] == ["default"]
 
 
+def test_ping_by_strangers(site: Site) -> None:
+    """Where the addresses do not say so, nobody has a worker wait for a cache."""
+    with site.settings():
+        get_credential_provider().get_credentials()
+        connections = site.emulator.stats.connections_opened
+        status, document = ask("/open/ready/?ping=1")
+        assert site.emulator.stats.connections_opened == connections
+    assert status == 200
+    assert document.keys() == {"ok", "identities", "ping"}
+    assert document["ping"] == "off"
+
+
+@pytest.fixture
+def silent_caches() -> Iterator[list[socket.socket]]:
+    """Return the sockets of servers that never answer, each that of a cache."""
+    with ExitStack() as stack:
+        servers = [
+            stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+            for _ in range(3)
+        ]
+        locations = [f"redis://127.0.0.1:{s.getsockname()[1]}" for s in servers]
+        options = {"socket_timeout": 60}
+        stack.enter_context(
+            override_settings(
+                CACHES={"default": LOCMEM}
+                | {
+                    f"silent-{number}": {
+                        "BACKEND": BACKEND,
+                        "LOCATION": location,
+                        "OPTIONS": options,
+                    }
+                    for number, location in enumerate(locations)
+                },
+                ENTRA_REDIS={
+                    "default": {"CREDENTIAL": Credential("token"), "USERNAME": "me"}
+                },
+            )
+        )
+        yield servers
+
+
+def test_silent_caches(silent_caches: list[socket.socket]) -> None:
+    """They hold nobody up for longer than one would, nor once more with each probe."""
+    for _ in range(3):
+        found = caches_health(timeout=0.05)
+        assert [health.cache for health in found] == [
+            "silent-0",
+            "silent-1",
+            "silent-2",
+        ]
+        assert {health.error for health in found} == {"TimeoutError"}
+        assert not any(health.ok for health in found)
+    for server in silent_caches:
+        server.setblocking(False)
+        wait_until(lambda server=server: _accepted(server))  # type: ignore[misc]
+        assert not _accepted(server)
+
+
+def _accepted(server: socket.socket) -> bool:
+    """Return whether a connection has come in, which is closed."""
+    with suppress(BlockingIOError):
+        server.accept()[0].close()
+        return True
+    return False
+
+
+def test_silent_caches_after_a_fork(silent_caches: list[socket.socket]) -> None:
+    """A child does not wait for what the parent's threads have begun."""
+    caches_health(timeout=0.0)
+    assert health._pings
+    child = os.fork()
+    if not child:
+        os._exit(len(health._pings))
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_a_ping_that_fails_otherwise(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told by its kind, as all else."""
+
+    def fail(*args: Any) -> None:
+        raise RuntimeError("details")
+
+    monkeypatch.setattr(health, "cache_health", fail)
+    with site.settings():
+        (found,) = caches_health()
+    assert (found.ok, found.error) == (False, "RuntimeError")
+
+
 def test_broken_settings(site: Site) -> None:
     """Settings that can't be used make a process that is not ready, not an error."""
     site.identity = {"X": 1}
@@ -201,7 +299,7 @@ def test_methods(site: Site) -> None:
 # -- django-health-check -------------------------------------------------------------
 
 
-def health(**settings: Any) -> tuple[int, str]:
+def health_check(**settings: Any) -> tuple[int, str]:
     """Return what django-health-check's own view says of a cache."""
     views = pytest.importorskip("health_check.views")
     view = views.HealthCheckView.as_view(
@@ -217,9 +315,9 @@ def health(**settings: Any) -> tuple[int, str]:
 def test_health_check(site: Site) -> None:
     """It passes while the cache answers, and tells the kind of error when not."""
     with site.settings():
-        assert health()[0] == 200
+        assert health_check()[0] == 200
         site.emulator.set_access(site.emulator.application.object_id, None)
-        status, text = health(cache="default")
+        status, text = health_check(cache="default")
     assert status == 500
     assert "TokenRefusedError" in text
     assert site.emulator.application.object_id not in text
@@ -228,6 +326,6 @@ def test_health_check(site: Site) -> None:
 def test_health_check_of_another_cache(site: Site) -> None:
     """A cache of another backend is a mistake, which it tells."""
     with override_settings(CACHES={"default": LOCMEM}):
-        status, text = health()
+        status, text = health_check()
     assert status == 500
     assert "is no cache of django_entra_redis" in text
