@@ -5,7 +5,7 @@ import logging
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from types import ModuleType
 from typing import Any
 
@@ -18,7 +18,7 @@ from django_entra_redis.diagnostics import health
 from django_entra_redis.diagnostics.health import caches_health
 from django_entra_redis.exceptions import TokenError
 from emulator import Emulator
-from tests.support.caches import wait_until
+from tests.support.caches import PATIENCE, wait_until
 from tests.support.sites import BACKEND, Credential, Site
 
 LOCMEM = {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}
@@ -192,17 +192,11 @@ def test_silent_caches(silent_caches: list[socket.socket]) -> None:
         assert {health.error for health in found} == {"TimeoutError"}
         assert not any(health.ok for health in found)
     for server in silent_caches:
-        server.setblocking(False)
-        wait_until(lambda server=server: _accepted(server))  # type: ignore[misc]
-        assert not _accepted(server)
-
-
-def _accepted(server: socket.socket) -> bool:
-    """Return whether a connection has come in, which is closed."""
-    with suppress(BlockingIOError):
-        server.accept()[0].close()
-        return True
-    return False
+        server.settimeout(PATIENCE)
+        with server.accept()[0]:
+            server.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                server.accept()
 
 
 def test_silent_caches_after_a_fork(silent_caches: list[socket.socket]) -> None:
