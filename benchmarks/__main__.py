@@ -14,12 +14,15 @@ from django.conf import settings
 
 from .placement import PLACEMENTS, placed
 from .report import Report
-from .servers import EmulatorProcess, RedisServer, ServerError
+from .servers import EmulatorProcess, RedisServer, ServerError, TlsServer
 
 PARTS = (
     "operations",
+    "tls",
     "threads",
+    "tls-threads",
     "async",
+    "objects",
     "cluster",
     "identity",
     "connections",
@@ -27,11 +30,21 @@ PARTS = (
     "start-up",
     "hiredis",
 )
-BY_THE_CLOCK = ("threads", "connections", "start-up")
-PACKAGES = ("django", "redis", "hiredis", "django-redis", "msal")
+BY_THE_CLOCK = ("threads", "tls-threads", "connections", "start-up")
+PACKAGES = (
+    "django",
+    "redis",
+    "hiredis",
+    "msal",
+    "django-redis",
+    "django-vcache",
+    "django-cachex",
+    "valkey-glide-sync",
+)
 DESCRIPTION = """\
-Measure what the cache costs, in turns with Django's RedisCache, django-redis and a bare
-redis.Redis, on a redis-server that is started for it. The tables go to standard output.
+Measure what the cache costs, in turns with Django's RedisCache, django-redis,
+django-vcache and bare clients, on a redis-server that is started for it. The tables go
+to standard output.
 """
 
 
@@ -106,6 +119,7 @@ def measure(part: str, executable: str, cpus: str, report: Report) -> None:
     from .cluster import measure_cluster
     from .connections import measure_connections
     from .identity import measure_identity
+    from .objects import measure_objects
     from .operations import measure_operations, measure_threads
     from .parsers import measure_parsers
     from .startup import measure_startup
@@ -115,7 +129,10 @@ def measure(part: str, executable: str, cpus: str, report: Report) -> None:
     alone: dict[str, Callable[[RedisServer, Report], None]] = {
         "operations": measure_operations,
         "threads": measure_threads,
+        "tls": measure_operations,
+        "tls-threads": measure_threads,
         "async": measure_tasks,
+        "objects": measure_objects,
         "cluster": measure_cluster,
         "connections": measure_connections,
         "hiredis": measure_parsers,
@@ -129,7 +146,8 @@ def measure(part: str, executable: str, cpus: str, report: Report) -> None:
     # What is measured by the clock may use all that there is.
     with placed("any" if part in BY_THE_CLOCK else cpus) as servers:
         if part in alone:
-            with RedisServer(executable, servers) as server:
+            kind = TlsServer if part.startswith("tls") else RedisServer
+            with kind(executable, servers) as server:
                 alone[part](server, report)
         elif part in emulated:
             report.progress("starting the emulator")

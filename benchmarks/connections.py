@@ -15,7 +15,7 @@ from django.core.cache import caches
 from django.core.cache.backends.base import BaseCache
 from django.test import override_settings
 
-from .contenders import CACHES, DJANGO_REDIS, OURS, cache_settings
+from .contenders import DJANGO_REDIS, OURS, POOLED, cache_settings
 from .report import Report
 from .servers import RedisServer
 
@@ -123,10 +123,10 @@ def measure_connections(server: RedisServer, report: Report) -> None:
         "that were under way at once."
     )
     report.line()
-    report.table("what", *CACHES)
+    report.table("what", *POOLED)
     for what, scene in SCENES.items():
         cells = []
-        for name in CACHES:
+        for name in POOLED:
             report.progress(f"{what}: {name}")
             # Each on a server of its own, to which nobody has connections yet.
             with (
@@ -153,7 +153,7 @@ def _measure_limit(server: RedisServer, report: Report) -> None:
     )
     report.line()
     report.table("", "errors", "longest call", "connections")
-    for name in CACHES:
+    for name in POOLED:
         report.progress(f"max_connections: {name}")
         with server.another() as fresh:
             settings = cache_settings(fresh.url)

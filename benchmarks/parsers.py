@@ -55,7 +55,7 @@ class Worker:
         assert stdout is not None
 
         def sample(count: int) -> float:
-            stdin.write(f"{operation} {count}\n")
+            stdin.write(f"1 KB dict:{operation}:{count}\n")
             return float(stdout.readline())
 
         return sample

@@ -17,6 +17,7 @@ from typing import Any, Self
 import redis
 
 from emulator import EmulatorControl
+from emulator.certificates import CertificateAuthority
 
 START_TIMEOUT = 30.0
 SLOTS = 16384
@@ -108,6 +109,8 @@ class RedisServer(_Process):
         super().__init__(cpus)
         self.executable = executable
         self._options = options
+        #: The authority of its TLS certificate; it has none.
+        self.ca_file: Path | None = None
         with socket.socket() as sock:
             sock.bind(("127.0.0.1", 0))
             self.port: int = sock.getsockname()[1]
@@ -126,7 +129,7 @@ class RedisServer(_Process):
     def ready(self) -> bool:
         """Whether it serves."""
         try:
-            with redis.Redis.from_url(self.url) as client:
+            with self.client() as client:
                 client.ping()
         except redis.ConnectionError:
             return False
@@ -146,9 +149,45 @@ class RedisServer(_Process):
 
     def info(self, section: str) -> dict[str, Any]:
         """Return what Redis tells of itself."""
-        with redis.Redis.from_url(self.url) as client:
+        with self.client() as client:
             told: dict[str, Any] = client.info(section)
             return told
+
+    def client(self) -> redis.Redis:
+        """Return a client of it."""
+        return redis.Redis.from_url(self.url)
+
+
+class TlsServer(RedisServer):
+    """A redis-server that speaks TLS, its own.
+
+    ``ca_file`` has the authority that its certificate is of.
+    """
+
+    def __init__(self, executable: str, cpus: Sequence[int] = ()) -> None:
+        super().__init__(executable, cpus)
+        authority = CertificateAuthority()
+        self.ca_file = self.directory / "ca.pem"
+        self.ca_file.write_bytes(authority.pem)
+        own = self.directory / "server.pem"
+        own.write_bytes(authority.server_pem("localhost"))
+        self._options = (
+            *("--tls-port", str(self.port), "--tls-auth-clients", "no"),
+            *("--tls-cert-file", str(own), "--tls-key-file", str(own)),
+        )
+        self.url = f"rediss://localhost:{self.port}"
+
+    def command(self) -> list[str]:
+        """Return what to run."""
+        return [*super().command(), "--port", "0"]
+
+    def client(self) -> redis.Redis:
+        """Return a client of it."""
+        return redis.Redis.from_url(self.url, ssl_ca_certs=str(self.ca_file))
+
+    def another(self) -> "TlsServer":
+        """Return a further one of the same kind, to be started."""
+        return TlsServer(self.executable, self.cpus)
 
 
 class ClusterServers:

@@ -1,11 +1,20 @@
-"""Samples operations on request: a line with a name and a count each."""
+"""Does operations on request, in a process of its own.
+
+Each line is a kind of value, an operation and a count with colons between, and is
+answered with the seconds of CPU time that it took.
+"""
 
 import sys
+from pathlib import Path
 
 
 def main() -> None:
-    """Answer each line with the CPU seconds that it took."""
-    url, how = sys.argv[1:]
+    """Answer each line.
+
+    Parameters of the command line: the server's URL, ``with`` or ``without`` hiredis,
+    and where the server speaks TLS the file of its authority.
+    """
+    url, how, *tls = sys.argv[1:]
     if how == "without":
         # As if it were not installed: it decides which parser redis-py has, and how
         # commands are packed.
@@ -24,11 +33,14 @@ def main() -> None:
     from .rounds import cpu_of
 
     assert (how == "with") == HIREDIS_AVAILABLE
-    with override_settings(CACHES=cache_settings(url)):
-        known = operations(OURS, VALUES["1 KB dict"])
+    ca_file = Path(tls[0]) if tls else None
+    with override_settings(CACHES=cache_settings(url, ca_file)):
         print("ready", flush=True)
+        current, known = "", {}
         for line in sys.stdin:
-            name, count = line.rsplit(maxsplit=1)
+            kind, name, count = line.split(":")
+            if kind != current:
+                current, known = kind, operations(OURS, VALUES[kind])
             print(cpu_of(known[name])(int(count)), flush=True)
 
 
