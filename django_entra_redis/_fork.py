@@ -1,15 +1,177 @@
-"""What is done around a fork, where processes can fork."""
+"""Forks: one registry of what is held still before a fork and made anew after it.
 
+A child process inherits the memory of its parent, but only the thread that forked: the
+locks that other threads held stay locked, imports that they had begun stay half-done,
+sockets are shared.
+"""
+
+import contextlib
+import importlib
+import itertools
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from enum import IntEnum
+from types import ModuleType
+from typing import Any
+from weakref import ref
+
+#: Seconds that a fork waits for an import, and an import for another one. Bounded: what
+#: it waits for may itself be waiting for a module that the waiting thread is importing.
+IMPORT_TIMEOUT = 5.0
 
 
-def at_fork(**hooks: Callable[[], None]) -> None:
-    """Have functions called around each fork from now on.
+class Order(IntEnum):
+    """Whose turn comes first after a fork; before it, the order is the other way round.
+
+    Each may rely on those before it: connections ask for tokens, threads use all.
+    """
+
+    LOCKS = 0
+    TOKENS = 1
+    CONNECTIONS = 2
+    THREADS = 3
+
+
+# By order, then by age: the same for all threads, so that two that fork at once do not
+# wait for each other. Its single operations are atomic.
+_participants: dict[tuple[Order, int], ref[Any]] = {}
+_numbers = itertools.count()
+
+
+def register(participant: Any, order: Order) -> None:
+    """Have an object take part in each fork for as long as it lives.
 
     Parameters:
-        hooks: ``before``, ``after_in_parent`` and ``after_in_child``, as
-            :func:`os.register_at_fork` has them.
+        participant: has some of these methods: ``before_fork()`` holds it still, and
+            returns whether it does; ``after_fork_in_parent()`` is called if it did;
+            ``after_fork_in_child()`` makes it the child's own.
+        order: its turn.
     """
-    if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows has no fork
-        os.register_at_fork(**hooks)
+    key = order, next(_numbers)
+    _participants[key] = ref(participant, lambda _: _participants.pop(key, None))
+
+
+class _InChild:
+    """A function as a participant."""
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        self.after_fork_in_child = function
+
+
+_functions: list[_InChild] = []
+
+
+def in_child(function: Callable[[], None], order: Order) -> None:
+    """Have a function called in each child process.
+
+    Parameters:
+        function: what to call.
+        order: its turn.
+    """
+    _functions.append(_InChild(function))
+    register(_functions[-1], order)
+
+
+class ForkSafeLock:
+    """A reentrant lock that is free in a child process, whoever held it at the fork.
+
+    Reentrant for the sake of signal handlers that use the cache. It is taken by
+    ``with lock.current:``, which releases what it took also where the body forks.
+    """
+
+    def __init__(self) -> None:
+        self.after_fork_in_child()
+        register(self, Order.LOCKS)
+
+    def after_fork_in_child(self) -> None:
+        """Begin anew."""
+        self.current = threading.RLock()
+
+
+def _taking_part(method: str) -> list[Any]:
+    """Return the participants that have a method, in their order."""
+    alive = (participant() for _, participant in sorted(_participants.items()))
+    return [found for found in alive if hasattr(found, method)]
+
+
+class _Fork(threading.local):
+    """The hooks around a fork. Threads may fork in the same moment: each its own."""
+
+    def __init__(self) -> None:
+        self.held: list[Any] = []
+
+    def before(self) -> None:
+        for participant in reversed(_taking_part("before_fork")):
+            if participant.before_fork():
+                self.held.append(participant)
+
+    def after_in_parent(self) -> None:
+        while self.held:
+            # Not for the next fork: a signal handler may interrupt this one's hook.
+            self.held.pop().after_fork_in_parent()
+
+    def after_in_child(self) -> None:
+        self.held.clear()
+        for participant in _taking_part("after_fork_in_child"):
+            participant.after_fork_in_child()
+
+
+_fork = _Fork()
+if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows has no fork
+    os.register_at_fork(
+        before=_fork.before,
+        after_in_parent=_fork.after_in_parent,
+        after_in_child=_fork.after_in_child,
+    )
+
+
+# -- imports -------------------------------------------------------------------------
+
+
+class _Imports:
+    """Keeps forks from happening while a module is being imported.
+
+    A child process that inherits a half-done import, and the import system's lock on
+    it, can never finish it.
+    """
+
+    def __init__(self) -> None:
+        # Guards imports against a fork. Reentrant, since what is imported may fork:
+        # then the child goes on with the import.
+        self.lock = threading.RLock()
+        register(self, Order.LOCKS)
+
+    def before_fork(self) -> bool:
+        """Wait for an import under way."""
+        return self.lock.acquire(timeout=IMPORT_TIMEOUT)
+
+    def after_fork_in_parent(self) -> None:
+        """Let imports go on."""
+        self.lock.release()
+
+    def after_fork_in_child(self) -> None:
+        """Begin anew: whoever held it when the time was over does not run in here."""
+        self.lock = threading.RLock()
+
+
+_imports = _Imports()
+
+
+@contextlib.contextmanager
+def no_fork() -> Iterator[None]:
+    """Keep other threads from forking in here: imports may be under way."""
+    lock = _imports.lock  # after a fork in here it is another one
+    held = lock.acquire(timeout=IMPORT_TIMEOUT)
+    try:
+        # Also without it: imports in several threads are safe as long as none forks.
+        yield
+    finally:
+        if held:
+            lock.release()
+
+
+def import_module(name: str, package: str | None) -> ModuleType:
+    """Import a module; no fork happens meanwhile."""
+    with no_fork():
+        return importlib.import_module(name, package)

@@ -8,8 +8,7 @@ import time
 
 from django.apps import AppConfig
 
-from ._fork import at_fork
-from ._imports import import_module, no_fork
+from ._fork import Order, import_module, no_fork, register
 
 logger = logging.getLogger(__name__)
 
@@ -65,12 +64,11 @@ class _Starter:
             logger.debug("No renewal started at start-up.", exc_info=True)
         self._pending = False
 
-    def after_fork(self) -> None:
+    def after_fork_in_child(self) -> None:
         """Start in a child process what the parent had not come to."""
         if self._pending:
             self.start()
 
 
 _starter = _Starter()
-
-at_fork(after_in_child=_starter.after_fork)
+register(_starter, Order.THREADS)

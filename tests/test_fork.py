@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from django_entra_redis import _imports as imports
+from django_entra_redis import _fork as forks
 
 #: Seconds after which a hang is one.
 PATIENCE = 60.0
@@ -17,11 +17,11 @@ PATIENCE = 60.0
 COMMON = """
 import os, signal, sys, threading, warnings
 warnings.filterwarnings("ignore", category=DeprecationWarning)  # fork and threads
-from django_entra_redis import _imports as imports
+from django_entra_redis import _fork as forks
 
 def import_in_thread(name):
     thread = threading.Thread(
-        target=imports.import_module, args=(name, "scripts"), daemon=True
+        target=forks.import_module, args=(name, "scripts"), daemon=True
     )
     thread.start()
     return thread
@@ -60,10 +60,10 @@ def run(directory: Path, script: str, **modules: str) -> str:
 
 def test_modules_are_imported_by_name() -> None:
     """Relative names too, and what is missing is an ImportError."""
-    assert imports.import_module("._imports", "django_entra_redis") is imports
-    assert imports.import_module("sys", "django_entra_redis") is sys
+    assert forks.import_module("._fork", "django_entra_redis") is forks
+    assert forks.import_module("sys", "django_entra_redis") is sys
     with pytest.raises(ModuleNotFoundError):
-        imports.import_module(".nothing", "django_entra_redis")
+        forks.import_module(".nothing", "django_entra_redis")
 
 
 @needs_fork
@@ -102,17 +102,17 @@ def test_a_fork_does_not_wait_for_ever(tmp_path: Path) -> None:
         tmp_path,
         """
         import events
-        imports.PATIENCE = 0.01
+        forks.IMPORT_TIMEOUT = 0.01
         thread = import_in_thread("slow")
         events.begun.wait()
         child = os.fork()
         if not child:
-            imports.import_module("other", "scripts")
+            forks.import_module("other", "scripts")
             os._exit(outcome(os.fork() or os._exit(7)))
         print(outcome(child))
         events.go_on.set()
         thread.join()
-        imports.import_module("other", "scripts")
+        forks.import_module("other", "scripts")
         print(outcome(os.fork() or os._exit(8)))
         """,
         events="import threading; begun, go_on = threading.Event(), threading.Event()",
@@ -128,13 +128,13 @@ def test_what_is_imported_may_fork(tmp_path: Path) -> None:
     output = run(
         tmp_path,
         """
-        imports.PATIENCE = 1000
-        module = imports.import_module("forking", "scripts")
+        forks.IMPORT_TIMEOUT = 1000
+        module = forks.import_module("forking", "scripts")
         if not module.child:
-            imports.import_module("other", "scripts")
+            forks.import_module("other", "scripts")
             os._exit(5)
         print(outcome(module.child))
-        imports.import_module("other", "scripts")
+        forks.import_module("other", "scripts")
         """,
         forking="import os; child = os.fork()",
         other="",
@@ -148,11 +148,11 @@ def test_an_import_does_not_wait_for_ever(tmp_path: Path) -> None:
         tmp_path,
         """
         import events
-        imports.PATIENCE = 0.01
+        forks.IMPORT_TIMEOUT = 0.01
 
         def import_too():
             events.begun.wait()
-            with imports.no_fork():
+            with forks.no_fork():
                 events.go_on.set()
                 import user
 
@@ -165,10 +165,10 @@ def test_an_import_does_not_wait_for_ever(tmp_path: Path) -> None:
         events="import threading; begun, go_on = threading.Event(), threading.Event()",
         user="""
             import events
-            from django_entra_redis import _imports as imports
+            from django_entra_redis import _fork as forks
             events.begun.set()
             events.go_on.wait()
-            with imports.no_fork():
+            with forks.no_fork():
                 whole = True
             """,
     )
@@ -196,8 +196,8 @@ def test_threads_that_fork_in_the_same_moment(tmp_path: Path) -> None:
             thread.start()
         for thread in threads:
             thread.join()
-        with imports.no_fork():
-            imports.import_module("other", "scripts")
+        with forks.no_fork():
+            forks.import_module("other", "scripts")
         print(statuses == [3] * 40)
         """,
         other="",
@@ -212,7 +212,7 @@ def test_a_signal_handler_that_raises_before_a_fork(tmp_path: Path) -> None:
         tmp_path,
         """
         import events
-        imports.PATIENCE = 1000
+        forks.IMPORT_TIMEOUT = 1000
         reported = []
         sys.unraisablehook = lambda args: reported.append(args.exc_type.__name__)
         print(outcome(os.fork() or os._exit(3)))
@@ -222,7 +222,7 @@ def test_a_signal_handler_that_raises_before_a_fork(tmp_path: Path) -> None:
         def interrupt(*args):
             raise KeyboardInterrupt
 
-        def send(main=threading.get_ident(), hook=imports._Fork.before.__code__):
+        def send(main=threading.get_ident(), hook=forks._Imports.before_fork.__code__):
             while sys._current_frames()[main].f_code is not hook:
                 pass
             signal.pthread_kill(main, signal.SIGUSR1)

@@ -17,7 +17,7 @@ from django.core.exceptions import SynchronousOnlyOperation
 from django.utils.functional import cached_property
 
 from .._errors import ConfigurationError
-from .._imports import no_fork
+from .._fork import no_fork
 
 # For the sake of its system check, which is registered with it.
 from ..conf import app_installed as app_installed

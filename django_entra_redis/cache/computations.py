@@ -11,7 +11,7 @@ from weakref import WeakValueDictionary
 
 from asgiref.sync import SyncToAsync
 
-from .._fork import at_fork
+from .._fork import Order, in_child
 from ..commands.stampede import Facts
 
 #: Seconds after which a process asks anew what is known of a value, and of how many
@@ -111,7 +111,7 @@ class Computations:
 
 
 computations = Computations()
-at_fork(after_in_child=computations.reset)
+in_child(computations.reset, Order.LOCKS)
 
 #: Those that this thread or task is in the middle of, the outermost first.
 own: ContextVar[tuple[Computation, ...]] = ContextVar("own", default=())

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, SupportsInt
 from django.core.cache.backends.base import DEFAULT_TIMEOUT
 from django.utils.functional import cached_property
 
-from .._imports import no_fork
+from .._fork import no_fork
 from ..commands.patterns import NAME, KeyPattern, glob_escape, of_cache
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from asgiref.sync import sync_to_async
 from django.core.cache.backends.base import DEFAULT_TIMEOUT
 from django.utils.functional import cached_property
 
-from .._imports import no_fork
+from .._fork import no_fork
 
 if TYPE_CHECKING:
     from types import ModuleType

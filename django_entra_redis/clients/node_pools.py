@@ -8,14 +8,13 @@ import threading
 from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
-from weakref import WeakSet
 
 from redis import cluster
 from redis.cluster import ClusterNode
 from redis.connection import SSLConnection, parse_url
 
 from .._errors import ConfigurationError, Problem
-from .._fork import at_fork
+from .._fork import ForkSafeLock
 from ..conf.options import CacheOptions, is_loopback
 from ..connections.defaults import with_defaults
 from ..connections.endpoint import Endpoint
@@ -80,10 +79,8 @@ class NodePools:
         self._startup = [_address(server) for server in options.servers]
         self._tls = SharedTls(self._startup[0][0])
         self._endpoints: dict[Address, Endpoint] = {}
-        # Guards the dictionary. Reentrant for the sake of signal handlers that use the
-        # cache.
-        self._lock = threading.RLock()
-        _families.add(self)
+        # Guards the dictionary.
+        self._lock = ForkSafeLock()
 
     def __call__(self, *, host: str, port: int, **ignored: Any) -> Any:
         """Return a node's pool, as redis-py makes one: it drops options of ours."""
@@ -95,7 +92,7 @@ class NodePools:
         Raises:
             ConfigurationError: a token would go there in plain text.
         """
-        with self._lock:
+        with self._lock.current:
             endpoint = self._endpoints.get((host, port))
             if endpoint is None:
                 endpoint = Endpoint(self._make_pool(host, port))
@@ -120,7 +117,7 @@ class NodePools:
     def keep(self, nodes: Collection[Any]) -> None:
         """Retire the endpoints of all but these nodes and the startup nodes."""
         known = {(node.host, node.port) for node in (*nodes, *self.startup_nodes())}
-        with self._lock:
+        with self._lock.current:
             gone = self._endpoints.keys() - known - set(self._startup)
             endpoints = [self._endpoints.pop(address) for address in gone]
         for endpoint in endpoints:
@@ -130,10 +127,6 @@ class NodePools:
         """Close all connections."""
         for endpoint in list(self._endpoints.values()):
             endpoint.disconnect()
-
-    def after_fork(self) -> None:
-        """Go on in a child process."""
-        self._lock = threading.RLock()
 
     def _make_pool(self, host: str, port: int) -> Any:
         pool_class, kwargs = pool_settings(self.url, self._options, NodePool)
@@ -153,9 +146,6 @@ class NodePools:
         return pool_class(**{**_PARSER, **kwargs, **said, **where})
 
 
-_families: WeakSet[NodePools] = WeakSet()
-
-
 def _address(server: str) -> Address:
     url = parse_url(server)
     return url.get("host", "localhost"), int(url.get("port", 6379))
@@ -172,11 +162,3 @@ def _in_plain_text(host: str, port: int) -> Problem:
         "where the node is reached from here; or, where the network protects the "
         "token, set OPTIONS['allow_plaintext_token'] to True.",
     )
-
-
-def _after_fork_in_child() -> None:
-    for family in list(_families):
-        family.after_fork()
-
-
-at_fork(after_in_child=_after_fork_in_child)

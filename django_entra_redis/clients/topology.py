@@ -7,7 +7,6 @@ most once per ``PAUSE``, so that nobody waits for it whose node is where it was.
 
 from collections.abc import Callable, Iterable
 from typing import Any
-from weakref import WeakSet
 
 from redis.cluster import (
     PRIMARY,
@@ -18,7 +17,7 @@ from redis.cluster import (
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 from redis.exceptions import MovedError, RedisClusterException
 
-from .._fork import at_fork
+from .._fork import Order, register
 from ..conf.options import CacheOptions
 from ..connections.endpoint import Endpoint
 from ..connections.registry import share
@@ -54,7 +53,7 @@ class Topology:
         # And of all nodes.
         self._all: dict[str, Endpoint] = {}
         self._flight: Flight[None] = Flight(self._look, pause=PAUSE)
-        _topologies.add(self)
+        register(self, Order.CONNECTIONS)
 
     # -- which node ------------------------------------------------------------------
 
@@ -181,7 +180,7 @@ class Topology:
         """Close all connections."""
         self.nodes.disconnect()
 
-    def after_fork(self) -> None:
+    def after_fork_in_child(self) -> None:
         """Go on in a child process, in which no look is under way."""
         self._flight.reset()
         # They may have been locked at the fork, and take their locks to be collected.
@@ -259,7 +258,6 @@ class _Client(RedisCluster):
         raise failure.with_traceback(None)
 
 
-_topologies: WeakSet[Topology] = WeakSet()
 _inherited: list[object] = []
 
 
@@ -269,11 +267,3 @@ def get_topology(options: CacheOptions) -> Topology:
         "cluster", options.servers, options, lambda: Topology(options)
     )
     return found
-
-
-def _after_fork_in_child() -> None:
-    for topology in list(_topologies):
-        topology.after_fork()
-
-
-at_fork(after_in_child=_after_fork_in_child)

@@ -7,14 +7,13 @@ handshake of its own.
 
 import asyncio
 import contextlib
-import threading
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 from asgiref.sync import SyncToAsync
 
-from .._fork import at_fork
+from .._fork import ForkSafeLock, Order, in_child
 from .multiplexed import MultiplexedConnection, Target
 
 #: Operations that a loop makes through the synchronous client before it connects: a
@@ -82,14 +81,14 @@ class LoopConnections:
         try:
             yield
         finally:
-            with _lock:
+            with _lock.current:
                 _loops.pop(self._loop, None)
             for connection in (*self._connections.values(), *self._retired):
                 await connection.aclose()
 
 
 # Guards the dictionary below: loops may run in several threads.
-_lock = threading.RLock()
+_lock = ForkSafeLock()
 _loops: dict[asyncio.AbstractEventLoop, LoopConnections] = {}
 
 
@@ -98,7 +97,7 @@ def connections_of(loop: asyncio.AbstractEventLoop) -> LoopConnections:
     try:
         return _loops[loop]
     except KeyError:
-        with _lock:
+        with _lock.current:
             for other in [other for other in _loops if other.is_closed()]:
                 del _loops[other]
             return _loops.setdefault(loop, LoopConnections(loop))
@@ -117,7 +116,7 @@ def retire_everywhere(endpoint: Reachable) -> None:
 def _in_each_loop(
     do: Callable[[LoopConnections, Reachable], None], endpoint: Reachable
 ) -> None:
-    with _lock:
+    with _lock.current:
         for loop, connections in list(_loops.items()):
             with contextlib.suppress(RuntimeError):  # a loop that is closed
                 loop.call_soon_threadsafe(do, connections, endpoint)
@@ -128,8 +127,6 @@ _inherited: list[object] = []
 
 
 def _after_fork_in_child() -> None:
-    global _lock
-    _lock = threading.RLock()
     _inherited.append(dict(_loops))
     _loops.clear()
     _replace_asgiref_threads()
@@ -150,4 +147,4 @@ def _replace_asgiref_threads() -> None:
     SyncToAsync.deadlock_context.set(False)
 
 
-at_fork(after_in_child=_after_fork_in_child)
+in_child(_after_fork_in_child, Order.CONNECTIONS)

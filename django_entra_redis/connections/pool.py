@@ -13,7 +13,7 @@ from django.utils.module_loading import import_string
 from redis.connection import Connection, parse_url
 
 from .._errors import option_error
-from .._fork import at_fork
+from .._fork import Order, register
 from ..conf.options import CacheOptions
 from ..credentials.provider import EntraCredentialProvider
 from ..exceptions import ConnectionPoolTimeout
@@ -67,7 +67,7 @@ class ConnectionPool(redis.ConnectionPool):
         provider = self.connection_kwargs.get("credential_provider")
         own = isinstance(provider, EntraCredentialProvider)
         self._provider = provider if own else None
-        _pools.add(self)
+        register(self, Order.CONNECTIONS)
 
     def reset(self) -> None:
         """Forget all connections, as a child process must."""
@@ -84,6 +84,10 @@ class ConnectionPool(redis.ConnectionPool):
         # Connections that were out at a disconnect() are closed when they come back.
         self._generation = 0
         self.pid = os.getpid()
+
+    def after_fork_in_child(self) -> None:
+        """Begin with no connection, as redis-py's pools do."""
+        self.reset()
 
     def get_connection(self, *args: Any, **kwargs: Any) -> Any:
         """Check a connection out: connected, authenticated, with nothing to read.
@@ -233,9 +237,6 @@ def _wake_all(queue: deque[_Place]) -> None:
         place.wake()
 
 
-_pools: WeakSet[ConnectionPool] = WeakSet()
-
-
 def pool_settings(
     server: str, options: CacheOptions, default: type[Any]
 ) -> tuple[type[Any], dict[str, Any]]:
@@ -278,11 +279,3 @@ def _class(key: str, value: Any) -> Any:
     if isinstance(found, type):
         return found
     raise option_error(key, message, "It should be a class, or its dotted path.")
-
-
-def _after_fork_in_child() -> None:
-    for pool in list(_pools):
-        pool.reset()
-
-
-at_fork(after_in_child=_after_fork_in_child)

@@ -1,17 +1,15 @@
 """What the caches of a process share: their ways to servers, each made once."""
 
-import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 from django.core.signals import setting_changed
 
-from .._fork import at_fork
+from .._fork import ForkSafeLock
 from ..conf.options import CacheOptions
 
-# Guards the dictionary below. Reentrant for the sake of signal handlers that use the
-# cache.
-_lock = threading.RLock()
+# Guards the dictionary below.
+_lock = ForkSafeLock()
 _shared: dict[Hashable, Any] = {}
 
 
@@ -38,7 +36,7 @@ def share(
         _key(options.parser_class),
         _key(options.connection),
     )
-    with _lock:
+    with _lock.current:
         if key not in _shared:
             # The options go along: what they hold must not be collected, and its id
             # given to something else, while the key is there.
@@ -49,13 +47,13 @@ def share(
 def reset() -> None:
     """Close all connections and forget what has been shared."""
     disconnect()
-    with _lock:
+    with _lock.current:
         _shared.clear()
 
 
 def disconnect() -> None:
     """Close all connections; new ones look anew who they are."""
-    with _lock:
+    with _lock.current:
         found = [made for made, _ in _shared.values()]
     for made in found:
         made.disconnect()
@@ -82,11 +80,3 @@ def _on_setting_changed(*, setting: str, **kwargs: Any) -> None:
 
 
 setting_changed.connect(_on_setting_changed)
-
-
-def _after_fork_in_child() -> None:
-    global _lock
-    _lock = threading.RLock()
-
-
-at_fork(after_in_child=_after_fork_in_child)

@@ -13,8 +13,7 @@ from django.core.signals import setting_changed
 from redis.auth.token import TokenInterface
 from redis.credentials import StreamingCredentialProvider
 
-from .._fork import at_fork
-from .._imports import import_module
+from .._fork import ForkSafeLock, Order, import_module, in_child
 from ..conf.app_installed import tell_if_missing
 from ..conf.identities import Identity, load_identity
 from ..identity.token import Fetch, Token
@@ -25,7 +24,7 @@ from .renewal import Renewal
 
 # Guards the first dictionary below. Reentrant for the sake of signal handlers that use
 # the cache.
-_lock = threading.RLock()
+_lock = ForkSafeLock()
 _renewals: dict[str, Renewal] = {}
 _subscriptions: dict[str, tuple[Subscriptions, Subscriptions]] = {}
 
@@ -161,7 +160,7 @@ def started_identities() -> set[str]:
 
 
 def _get_renewal(alias: str) -> Renewal:
-    with _lock:
+    with _lock.current:
         # Another thread may have been here meanwhile.
         renewal = _renewals.get(alias) or _make_renewal(load_identity(alias))
         _renewals[alias] = renewal
@@ -210,7 +209,7 @@ def _get_subscriptions(alias: str) -> tuple[Subscriptions, Subscriptions]:
 
 def reset() -> None:
     """Stop all renewals and forget them; the settings are read anew at next use."""
-    with _lock:
+    with _lock.current:
         stopped = list(_renewals.values())
         _renewals.clear()
     for renewal in stopped:
@@ -226,8 +225,6 @@ setting_changed.connect(_on_setting_changed)
 
 
 def _after_fork_in_child() -> None:
-    global _lock
-    _lock = threading.RLock()
     for signal in (token_renewed, token_renewal_failed):
         # A thread of the parent's may have been sending it.
         signal.lock = threading.Lock()
@@ -236,4 +233,4 @@ def _after_fork_in_child() -> None:
             kind.after_fork()
 
 
-at_fork(after_in_child=_after_fork_in_child)
+in_child(_after_fork_in_child, Order.LOCKS)

@@ -15,9 +15,8 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
-from weakref import WeakSet
 
-from .._fork import at_fork
+from .._fork import Order, register
 from ..conf.policy import Policy
 from ..exceptions import TokenError, TokenRequestError
 from ..identity.token import SYSTEM_CLOCK, Clock, Fetch, Token
@@ -107,7 +106,7 @@ class Renewal:
         self._wanted = False
         self._warned = False
         self._reset_process()
-        _renewals.add(self)
+        register(self, Order.TOKENS)
 
     def _reset_process(self) -> None:
         """Set what belongs to one process alone, at birth and after a fork."""
@@ -506,7 +505,7 @@ class Renewal:
         """Go on: requests may begin again."""
         self._changed.release()
 
-    def after_fork(self) -> None:
+    def after_fork_in_child(self) -> None:
         """Go on in a child process: with the parent's token, without its thread."""
         running, requesting = self._thread is not None, self._attempt is not None
         self._reset_process()
@@ -526,37 +525,3 @@ class Renewal:
         self.state = state.due(due_at)
         with self._changed:
             self._start_thread()
-
-
-#: Every renewal of this process, for the hook that runs after a fork.
-_renewals: WeakSet[Renewal] = WeakSet()
-
-
-class _Forks(threading.local):
-    """The hooks around a fork. Threads may fork in the same moment: each its own."""
-
-    def __init__(self) -> None:
-        self.held: list[Renewal] = []
-
-    def before(self) -> None:
-        # In one order for all: two threads that fork do not wait for each other.
-        for renewal in sorted(_renewals, key=id):
-            if renewal.before_fork():
-                self.held.append(renewal)
-
-    def after_in_parent(self) -> None:
-        while self.held:
-            self.held.pop().after_fork_in_parent()
-
-    def after_in_child(self) -> None:
-        self.held.clear()
-        for renewal in list(_renewals):
-            renewal.after_fork()
-
-
-_forks = _Forks()
-at_fork(
-    before=_forks.before,
-    after_in_parent=_forks.after_in_parent,
-    after_in_child=_forks.after_in_child,
-)

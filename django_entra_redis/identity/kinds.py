@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key, p
 from cryptography.x509 import load_pem_x509_certificates
 from django.utils.module_loading import import_string
 
-from .._imports import no_fork
+from .._fork import no_fork
 from ..conf.identities import Identity
 from ..exceptions import TokenRequestError
 from .errors import Asked, explain

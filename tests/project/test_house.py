@@ -30,7 +30,6 @@ ROOMS = (
 VALUES = {
     "_errors",
     "_fork",
-    "_imports",
     "compressors",
     "exceptions",
     "plain_pickles",
