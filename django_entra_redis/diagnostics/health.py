@@ -13,7 +13,7 @@ from functools import partial
 from redis.exceptions import RedisError
 
 from .._errors import ConfigurationError
-from .._fork import at_fork
+from .._fork import Order, in_child
 from ..cache.backend import EntraRedisCache, entra_caches
 from ..cache.in_use import identities_in_use
 from ..clients.single_flight import Flight
@@ -137,4 +137,4 @@ def _outcome(alias: str, call: "Future[CacheHealth]", ms: float) -> CacheHealth:
 _pings: dict[str, Flight[CacheHealth]] = {}
 
 # There, no call is under way.
-at_fork(after_in_child=_pings.clear)
+in_child(_pings.clear, Order.CONNECTIONS)
