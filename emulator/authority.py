@@ -402,6 +402,16 @@ class Authority:
                 "not registered on application. [Reason - The key was not found., "
                 f"Thumbprint of key used by client: '{thumbprint}']",
             )
+        valid = certificate.certificate.not_valid_after_utc
+        if valid.timestamp() < self._clock.wall():
+            raise EntraError(
+                401,
+                "invalid_client",
+                700027,
+                "Client assertion contains an invalid signature. [Reason - The key "
+                "used is expired., Thumbprint of key used by client: "
+                f"'{certificate_thumbprint(sent)}', Found key 'End={valid:%m/%d/%Y}']",
+            )
         public_key = serialization.load_pem_public_key(
             certificate.certificate.public_key().public_bytes(
                 serialization.Encoding.PEM,

@@ -136,11 +136,17 @@ class ClientCertificate:
     pfx: bytes
 
     @classmethod
-    def generate(cls, password: str) -> "ClientCertificate":
-        """Make a new key and certificate; `password` encrypts what can be."""
+    def generate(
+        cls, password: str, shift: timedelta = timedelta()
+    ) -> "ClientCertificate":
+        """Make a new key and certificate; `password` encrypts what can be.
+
+        `shift` moves the days from which and up to which it is valid.
+        """
         key = generate_rsa_key()
         name = _name("emulated application")
-        certificate = _builder(name, name, key.public_key()).sign(key, hashes.SHA256())
+        builder = _builder(name, name, key.public_key(), shift)
+        certificate = builder.sign(key, hashes.SHA256())
         certificate_pem = certificate.public_bytes(Encoding.PEM)
         encryption = BestAvailableEncryption(password.encode())
         return cls(

@@ -15,6 +15,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -734,9 +735,15 @@ class Emulator:
         self._clock.ahead = float(ahead)
         self._write_federated_token()
 
-    def rotate_certificate(self) -> None:
-        """Give the application a new certificate; the old one is refused."""
-        certificate = ClientCertificate.generate(self.application.certificate_password)
+    def rotate_certificate(self, expired: bool = False) -> None:
+        """Give the application a new certificate; the old one is refused.
+
+        With `expired` it is out of date, and refused, too.
+        """
+        certificate = ClientCertificate.generate(
+            self.application.certificate_password,
+            timedelta(days=-365) if expired else timedelta(),
+        )
         self._write_certificate(certificate)
         self._authority.certificate = certificate
 

@@ -171,6 +171,13 @@ ADVICE: Mapping[str, Advice] = {
         "TENANT_ID is misspelt, or the tenant is in another cloud.",
         "az account show --query tenantId prints it; look at AUTHORITY_HOST too.",
     ),
+    "token_wrong_cloud": Advice(
+        "The tenant or the application is in another cloud than AUTHORITY_HOST.",
+        "Set AUTHORITY_HOST, or $AZURE_AUTHORITY_HOST, to "
+        "'login.partner.microsoftonline.cn' (China), 'login.microsoftonline.us' (US "
+        "government) or your cloud's own; az cloud show --query "
+        "endpoints.activeDirectory prints it.",
+    ),
     "token_unknown_client": Advice(
         "CLIENT_ID is misspelt, is an object ID, or the application is in another "
         "tenant, or has no service principal in this one.",
@@ -185,6 +192,13 @@ ADVICE: Mapping[str, Advice] = {
         "A Conditional Access policy for workload identities refuses this place.",
         "Look at the sign-in logs of the service principal in the Entra portal.",
     ),
+    "token_request_loop": Advice(
+        "Entra takes the application for one that asks in a loop, and refuses it for "
+        "some minutes: processes that are started again and again, or many with one "
+        "application.",
+        "It is asked again after a minute. Look for processes that restart all the "
+        "time; let those that last share a process's token.",
+    ),
     "token_wrong_secret": Advice(
         "CLIENT_SECRET is not one of the application's, often its ID in place of its "
         "value.",
@@ -195,6 +209,12 @@ ADVICE: Mapping[str, Advice] = {
         "The certificate is not one of the application's.",
         "az ad app credential reset --id CLIENT_ID --cert @cert.pem --append "
         "registers it.",
+    ),
+    "token_certificate_expired": Advice(
+        "The application's certificate has expired, or this machine's clock is wrong.",
+        "Make a new one, register it (az ad app credential reset --id CLIENT_ID --cert "
+        "@cert.pem --append), and replace the file in CLIENT_CERTIFICATE, which is "
+        "read again.",
     ),
     "certificate_unreadable": Advice(
         "The file is not there, or this process may not read it.",
@@ -224,6 +244,30 @@ ADVICE: Mapping[str, Advice] = {
         "az identity federated-credential list --identity-name NAME --resource-group "
         "GROUP, or az ad app federated-credential list --id CLIENT_ID, shows what is "
         "registered.",
+    ),
+    "token_assertion_of_entra": Advice(
+        "The federated token is one of Entra's own, of a kind that cannot stand in for "
+        "a federated credential: that takes a managed identity's token, with the "
+        "audience api://AzureADTokenExchange, and no chain of such exchanges.",
+        "Use the identity whose token it is (KIND 'managed_identity'), or a federated "
+        "token of another issuer.",
+    ),
+    "token_federation_blocked": Advice(
+        "A policy of the tenant forbids federated credentials, or asks for claims that "
+        "the federated token does not have (GitHub's enterprise claim).",
+        "Ask the tenant's administrator to allow this issuer, or use a managed "
+        "identity.",
+    ),
+    "token_resource_missing": Advice(
+        "The tenant has no service principal for Redis, which most tenants have from "
+        "their first cache on.",
+        "az ad sp create --id acca5fbb-b7e4-4009-81f1-37e38fd66d78 makes it, for which "
+        "an administrator's role is needed.",
+    ),
+    "token_resource_disabled": Advice(
+        "Somebody has disabled Redis' service principal in the tenant.",
+        "az ad sp update --id acca5fbb-b7e4-4009-81f1-37e38fd66d78 --set "
+        "accountEnabled=true",
     ),
     "token_wrong_scope": Advice(
         "SCOPE is not a resource that this tenant knows.",

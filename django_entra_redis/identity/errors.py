@@ -18,32 +18,7 @@ import msal
 import requests
 
 from ..exceptions import TokenRequestError
-
-#: Entra's error codes ("Microsoft Entra authentication and authorization error
-#: codes"), the first that an error's text names.
-_ENTRA_CODES: Mapping[str, str] = {
-    "AADSTS90002": "token_unknown_tenant",
-    "AADSTS900023": "token_unknown_tenant",
-    "AADSTS700016": "token_unknown_client",
-    "AADSTS7000229": "token_unknown_client",
-    "AADSTS7000112": "token_client_disabled",
-    "AADSTS53003": "token_blocked",
-    "AADSTS7000215": "token_wrong_secret",
-    "AADSTS7000222": "token_expired_secret",
-    "AADSTS700027": "token_certificate_not_registered",
-    "AADSTS700024": "token_assertion_expired",
-    "AADSTS70021": "token_assertion_rejected",
-    "AADSTS70025": "token_assertion_rejected",
-    "AADSTS700222": "token_assertion_rejected",
-    "AADSTS7002138": "token_assertion_rejected",
-    "AADSTS700211": "token_assertion_rejected",
-    "AADSTS700212": "token_assertion_rejected",
-    "AADSTS700213": "token_assertion_rejected",
-    "AADSTS50027": "token_assertion_rejected",
-    "AADSTS500011": "token_wrong_scope",
-    "AADSTS1002012": "token_wrong_scope",
-    "AADSTS70011": "token_wrong_scope",
-}
+from .entra_codes import code_of
 
 #: What the endpoints of managed identities say, in the order to look for it.
 _MANAGED_IDENTITY_CODES: Mapping[str, str] = {
@@ -301,11 +276,6 @@ def _code_of(text: str, *, managed: bool) -> str:
             if phrase in low:
                 return code
         return _REFUSED
-    names = re.findall(r"AADSTS\d+", text)
-    for name in names:
-        if name in _ENTRA_CODES:
-            return _ENTRA_CODES[name]
-    # A number that is not known here says something else.
-    if "invalid_client" in text and not names:
-        return "token_wrong_secret"
-    return "token_failed"
+    # A number that is not known says something else than OAuth's word.
+    without_number = "token_wrong_secret" if "invalid_client" in text else None
+    return code_of(text) or without_number or "token_failed"

@@ -9,6 +9,7 @@ import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from django.utils.module_loading import import_string
 
 from .._fork import no_fork
 from ..conf.identities import Identity
+from ..conf.keys import REDIS_SCOPE
 from ..exceptions import TokenRequestError
 from .errors import Asked, explain
 from .http import BoundedSession
@@ -65,6 +67,11 @@ class _NoTokenCache(msal.TokenCache):  # type: ignore[misc]
         return iter(())
 
 
+#: Seconds to leave Entra alone after some failures, where it does not say so itself: it
+#: refuses for some minutes what has asked too often, and longer if that goes on.
+_PAUSES: Mapping[str, float] = {"token_request_loop": 60.0}
+
+
 class _MsalIdentity(ABC):
     """What the identities behind msal have in common: bounds and explanations."""
 
@@ -101,8 +108,8 @@ class _MsalIdentity(ABC):
             return answer
         raise TokenRequestError(
             self._without_secrets(str(failure)),
-            code=failure.code,
-            retry_after=self.session.retry_after(),
+            code=self.narrowed(failure.code),
+            retry_after=self.session.retry_after() or _PAUSES.get(failure.code),
         )
 
     def asked(self) -> Asked:
@@ -112,6 +119,12 @@ class _MsalIdentity(ABC):
     @abstractmethod
     def acquire(self) -> Answer:
         """Have msal request a token; return its answer."""
+
+    def narrowed(self, code: str) -> str:
+        """Return what a failure's code means for this identity."""
+        if code == "token_wrong_scope" and self.identity.scope == REDIS_SCOPE:
+            return "token_resource_missing"
+        return code
 
     def _without_secrets(self, text: str) -> str:
         for secret in filter(None, self.secrets()):
@@ -183,6 +196,13 @@ class _Application(_MsalIdentity):
             self._client = self._build(self._certificate)
         answer: Answer = self._client.acquire_token_for_client([self.identity.scope])
         return answer
+
+    def narrowed(self, code: str) -> str:
+        if code == "token_certificate_not_registered" and _has_expired(
+            self._certificate, self.identity.client_certificate_password
+        ):
+            return "token_certificate_expired"
+        return super().narrowed(code)
 
     def _build(self, certificate: bytes) -> Any:
         identity = self.identity
@@ -299,6 +319,18 @@ def _certificate_credential(identity: Identity, content: bytes) -> dict[str, Any
             "CLIENT_CERTIFICATE_PASSWORD its password if it has one."
         )
     raise TokenRequestError(failure, code="certificate_unusable")
+
+
+def _has_expired(content: bytes, password: str | None) -> bool:
+    """Whether the certificate in a file that msal could use is out of date."""
+    if b"-----BEGIN" in content:
+        certificate = load_pem_x509_certificates(content)[0]
+    else:
+        key = password.encode() if password else None
+        found = pkcs12.load_key_and_certificates(content, key)[1]
+        assert found is not None
+        certificate = found
+    return certificate.not_valid_after_utc < datetime.now(UTC)
 
 
 def _read(path: Path, key: str) -> bytes:

@@ -376,6 +376,56 @@ def conditional_access_that_blocks(site: Site) -> None:
     site.emulator.faults.fail("AADSTS53003", endpoint="token")
 
 
+@fault("token_wrong_cloud", "token")
+def tenant_of_another_cloud(site: Site) -> None:
+    site.emulator.faults.fail("AADSTS900432", endpoint="token")
+
+
+@fault("token_request_loop", "token")
+def request_loop(site: Site) -> None:
+    site.emulator.faults.fail("AADSTS50196", endpoint="token")
+
+
+@fault("token_federation_blocked", "token")
+def policy_against_federation(site: Site) -> None:
+    site.emulator.faults.fail("AADSTS7002381", endpoint="token")
+
+
+@fault("token_assertion_of_entra", "token")
+def token_of_entra_for_an_assertion(site: Site) -> None:
+    site.emulator.faults.fail("AADSTS700231", endpoint="token")
+
+
+@fault("token_resource_missing", "token")
+def tenant_without_redis(site: Site) -> None:
+    site.emulator.faults.fail("AADSTS500011", endpoint="token")
+
+
+@fault("token_resource_disabled", "token")
+def tenant_that_has_disabled_redis(site: Site) -> None:
+    site.emulator.faults.fail("AADSTS500014", endpoint="token")
+
+
+@fault("token_certificate_expired", "token", says="The key used is expired")
+def own_certificate_that_has_expired(site: Site) -> None:
+    site.emulator.rotate_certificate(expired=True)
+    site.use_certificate(site.emulator.application.certificate_pem)
+
+
+@fault("token_certificate_expired", "token", says="as the emulator was told")
+def own_certificate_that_has_expired_in_other_words(site: Site) -> None:
+    application = site.emulator.application
+    site.emulator.rotate_certificate(expired=True)
+    site.use_certificate(application.certificate_pfx, application.certificate_password)
+    site.emulator.faults.fail("AADSTS700027", endpoint="token")
+
+
+@fault("token_certificate_expired", "token", says="The key used is expired")
+def certificate_that_expires_by_the_clock_of_entra(site: Site) -> None:
+    site.use_certificate(site.emulator.application.certificate_pem)
+    site.emulator.set_clock(40 * 86400.0)
+
+
 @fault("token_failed", "token", says="AADSTS9999999")
 def refusal_that_nobody_knows(site: Site) -> None:
     site.emulator.faults.fail("AADSTS9999999", endpoint="token")

@@ -349,6 +349,15 @@ def test_refused(host: Host, entry: dict[str, str], text: str, code: str) -> Non
     assert host.emulator.application.secret not in str(error)
 
 
+def test_request_loop(host: Host) -> None:
+    """Whoever is told of a loop asks more seldom, unless Entra says how seldom."""
+    fetch = host.secret()
+    host.emulator.faults.fail("AADSTS50196")
+    assert failure(fetch).retry_after == 60.0
+    host.emulator.faults.fail("AADSTS50196", retry_after=7)
+    assert failure(fetch).retry_after == 7.0
+
+
 def test_expired_secret(host: Host) -> None:
     """A secret that has run out."""
     secret = host.emulator.application_expired_secret

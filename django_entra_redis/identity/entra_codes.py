@@ -1,0 +1,85 @@
+"""Entra's error codes ("Microsoft Entra authentication and authorization error codes").
+
+Its words are read where one number stands for several failures, and nowhere else.
+"""
+
+import re
+from collections.abc import Mapping
+
+_CODES: Mapping[int, str] = {
+    # -- tenant, cloud and application
+    90002: "token_unknown_tenant",
+    900023: "token_unknown_tenant",
+    90038: "token_wrong_cloud",
+    900382: "token_wrong_cloud",
+    900432: "token_wrong_cloud",
+    700016: "token_unknown_client",
+    7000229: "token_unknown_client",
+    7000112: "token_client_disabled",
+    53003: "token_blocked",
+    530032: "token_blocked",
+    50196: "token_request_loop",
+    # -- secrets and certificates
+    7000215: "token_wrong_secret",
+    7000222: "token_expired_secret",
+    50012: "token_certificate_not_registered",
+    700027: "token_certificate_not_registered",
+    1000502: "token_certificate_expired",
+    # -- assertions
+    700024: "token_assertion_expired",
+    50027: "token_assertion_rejected",
+    70021: "token_assertion_rejected",
+    70025: "token_assertion_rejected",
+    700211: "token_assertion_rejected",
+    700212: "token_assertion_rejected",
+    700213: "token_assertion_rejected",
+    700222: "token_assertion_rejected",
+    7002121: "token_assertion_rejected",
+    7002138: "token_assertion_rejected",
+    700223: "token_federation_blocked",
+    700238: "token_federation_blocked",
+    7002381: "token_federation_blocked",
+    700226: "token_assertion_of_entra",
+    700227: "token_assertion_of_entra",
+    700229: "token_assertion_of_entra",
+    700231: "token_assertion_of_entra",
+    # -- the resource
+    50001: "token_wrong_scope",
+    70011: "token_wrong_scope",
+    500011: "token_wrong_scope",
+    1002012: "token_wrong_scope",
+    500014: "token_resource_disabled",
+}
+
+#: What the words of a number say, where it stands for several failures.
+_REASONS: Mapping[int, Mapping[str, str]] = {
+    700027: {"is expired": "token_certificate_expired"},
+    # The predecessor of several numbers, which Entra's older endpoints still give.
+    50012: {
+        "is expired": "token_certificate_expired",
+        "time range": "token_assertion_expired",
+        "client secret": "token_wrong_secret",
+    },
+}
+
+
+def code_of(text: str) -> str | None:
+    """Return the code of the first known number in a text.
+
+    Parameters:
+        text: what Entra has said.
+
+    Returns:
+        ``None`` if there is no number at all; one of which nothing is known is
+        ``"token_failed"``.
+    """
+    numbers = [int(number) for number in re.findall(r"AADSTS(\d+)", text)]
+    if not numbers:
+        return None
+    number = next((number for number in numbers if number in _CODES), None)
+    if number is None:
+        return "token_failed"
+    for words, code in _REASONS.get(number, {}).items():
+        if words in text:
+            return code
+    return _CODES[number]
