@@ -9,8 +9,9 @@ from ._errors import ConfigurationError, Problem
 from .cache.backend import entra_caches
 from .cautions import cache_cautions, celery_cautions, secret_cautions
 from .conf.identities import identity_problems, load_identity
-from .conf.options import database_problems
+from .conf.options import CacheOptions, database_problems, read_url
 from .serializers import serializer_problems
+from .types import EntraRedisOptions
 
 
 @register(Tags.caches)
@@ -40,6 +41,7 @@ def check_caches(**kwargs: Any) -> list[CheckMessage]:
                 fallbacks=options.compressor_fallbacks,
             )
             problems += database_problems(options, where)
+            problems += _unknown_options(options, where, clustered=cache.clustered)
             if options.identity is not None:
                 load_identity(options.identity)
         except ConfigurationError as error:
@@ -58,6 +60,30 @@ def check_cautions(**kwargs: Any) -> list[CheckMessage]:
 def check_secrets(**kwargs: Any) -> list[CheckMessage]:
     """Warn of secrets in the source of a site in production."""
     return _messages(Warning, secret_cautions())
+
+
+def _unknown_options(
+    options: CacheOptions, where: str, *, clustered: bool
+) -> list[Problem]:
+    """Return which options nobody knows.
+
+    redis-py knows more of them than are usual, and they differ with its version; to ask
+    it takes longer than a check should.
+    """
+    urls = [read_url(server) for server in options.servers]
+    schemes = {scheme for scheme, _ in urls}
+    given = {*options.connection, *(key for _, said in urls for key in said)}
+    usual = {
+        key
+        for key in EntraRedisOptions.__annotations__
+        if (clustered or key != "address_remap")
+        and (schemes == {"rediss"} or not key.startswith("ssl_"))
+    }
+    if given <= {*usual, "host"} and "unix" not in schemes:
+        return []
+    from .connections.arguments import unknown_options
+
+    return unknown_options(options, where, clustered=clustered)
 
 
 def _errors(problems: Sequence[Problem]) -> list[CheckMessage]:

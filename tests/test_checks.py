@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+import redis
 from django.core.cache import caches
 from django.core.checks import ERROR, CheckMessage, Error, Tags, run_checks
 from django.core.exceptions import ImproperlyConfigured
@@ -153,7 +154,132 @@ FAULTS: list[tuple[str, dict[str, Any], Any, str]] = [
         "CACHES['default']['OPTIONS']['CLIENT_CLASS']: it is an option of "
         "django-redis.",
     ),
+    (
+        "E028",
+        {"OPTIONS": {"ignore_exeptions": True}},
+        {"default": {}},
+        "CACHES['default']['OPTIONS']['ignore_exeptions']: there is no such option.",
+    ),
+    (
+        "E028",
+        {"LOCATION": f"{TLS}?socket_timout=3"},
+        {"default": {}},
+        "CACHES['default']['LOCATION'] (socket_timout): there is no such option.",
+    ),
 ]
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [
+        ("ignore_exeptions", "Did you mean 'ignore_exceptions'?"),
+        ("Ignore_Exceptions", "Did you mean 'ignore_exceptions'?"),
+        ("SSL_CA_CERTS", "Did you mean 'ssl_ca_certs'?"),
+        ("ssl_cacerts", "Did you mean 'ssl_ca_certs'?"),
+        ("max_connection", "Did you mean 'max_connections'?"),
+        ("KEY_PREFIX", "KEY_PREFIX belongs beside OPTIONS, not in it."),
+        ("timeout", "TIMEOUT belongs beside OPTIONS, not in it."),
+        ("address_remap", "It is for 'django_entra_redis.cache.EntraRedisCluster"),
+        ("event_dispatcher", "Remove it: redis-py's classes hand it to each other"),
+        ("nonsense", "Remove it: neither this backend nor redis-py's"),
+        (5, "Remove it: neither this backend nor redis-py's"),
+    ],
+)
+def test_options_that_nobody_knows(key: Any, hint: str) -> None:
+    """The nearest known one is named, or where it belongs."""
+    with settings_of({"OPTIONS": {key: "value"}}, {"default": {}}):
+        (error,) = checked()
+        with pytest.raises(ImproperlyConfigured, match="no such option"):
+            caches["default"].set("key", 1)
+    assert error.id == "django_entra_redis.E028"
+    assert str(error.hint).startswith(hint)
+
+
+def test_options_for_tls_alone() -> None:
+    """redis-py's plain connection does not take them, which is told."""
+    plain = {"LOCATION": "redis://localhost", "OPTIONS": {"ssl_ca_certs": "a.pem"}}
+    with settings_of(plain, {"default": {}}):
+        (error,) = checked()
+    assert (error.id, "rediss://" in str(error.hint)) == (
+        "django_entra_redis.E028",
+        True,
+    )
+    options = {"connection_class": redis.SSLConnection, "ssl_ca_certs": "a.pem"}
+    with settings_of({**plain, "OPTIONS": options}, {"default": {}}):
+        assert checked() == []
+
+
+class Generous(redis.Connection):
+    """Somebody's own connection, which may take any option."""
+
+    # redis-py's constructor has no types.
+    def __init__(self, *args: Any, colour: str = "", **kwargs: Any) -> None:
+        self.flavour = kwargs.pop("flavour", "")
+        super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]
+
+
+class Frugal(redis.Connection):
+    """Somebody's own connection, with an option more, and fewer of redis-py's."""
+
+    def __init__(self, host: str, port: int, flavour: str = "") -> None:
+        super().__init__(host, port)  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.parametrize(
+    ("options", "ids"),
+    [
+        ({"connection_class": Generous, "flavour": 1, "colour": 2}, []),
+        ({"connection_class": Frugal, "flavour": 1}, []),
+        ({"connection_class": Frugal, "flavours": 1}, ["django_entra_redis.E028"]),
+        ({"pool_class": redis.BlockingConnectionPool, "timeout": 3}, []),
+        ({"pool_class": "redis.BlockingConnectionPool", "timeout": 3}, []),
+        (
+            {"pool_class": "redis.ConnectionPool", "timeout": 3},
+            ["django_entra_redis.E028"],
+        ),
+        # Told of when it is imported.
+        ({"pool_class": "nowhere.Pool", "timeout": 3}, []),
+        ({"pool_class": 5, "timeout": 3}, []),
+    ],
+)
+def test_options_of_classes_of_ones_own(
+    options: dict[str, Any], ids: list[str]
+) -> None:
+    """What they name is known; one that takes any keyword may know all."""
+    cache = {"LOCATION": "redis://localhost", "OPTIONS": options}
+    with settings_of(cache, {"default": {}}):
+        assert [error.id for error in checked()] == ids
+
+
+def test_options_of_a_socket_file() -> None:
+    """It has no use for what TCP has."""
+    cache = {"LOCATION": "unix:///x", "OPTIONS": {"socket_keepalive": True}}
+    with settings_of(cache, {"default": {}}):
+        (error,) = checked()
+    assert error.id == "django_entra_redis.E028"
+    assert str(error.hint).startswith("It is for TCP")
+    with settings_of({"LOCATION": "unix:///x?db=1"}, {"default": {}}):
+        assert checked() == []
+
+
+def test_options_of_a_cluster() -> None:
+    """It takes some that a single server does not."""
+    options = {"address_remap": print, "require_full_coverage": True}
+    cache = {
+        "BACKEND": "django_entra_redis.cache.EntraRedisClusterCache",
+        "OPTIONS": options,
+    }
+    with settings_of(cache, {"default": {}}):
+        assert checked() == []
+
+
+def test_options_in_upper_case() -> None:
+    """The backend's own are known so, also to who asks only for the identity."""
+    options = {"IDENTITY": None, "IGNORE_EXCEPTIONS": True, "POOL_TIMEOUT": 1}
+    cache = {"LOCATION": "redis://127.0.0.1:1", "OPTIONS": options}
+    with settings_of(cache, {"default": {"X": 1}}):
+        assert checked() == []
+        assert caches["default"].get("key", "default") == "default"
 
 
 @pytest.mark.parametrize(("number", "cache", "identities", "message"), FAULTS)

@@ -329,6 +329,25 @@ def test_debug_page_of_a_client_that_authenticates_anew() -> None:
     assert traces_in(told) == []
 
 
+@pytest.mark.parametrize("backend", [BACKEND, CLUSTER_BACKEND])
+@pytest.mark.parametrize("query", ["", "?S3cret=Key@localhost"])
+def test_password_of_a_cache_with_a_misspelt_option(backend: str, query: str) -> None:
+    """The error that names the option has no frame that knows the URL."""
+    settings = {
+        "BACKEND": backend,
+        "LOCATION": f"rediss://:{'1' if query else 'S3cretKey@localhost'}{query}",
+        "OPTIONS": {"identity": None, "max_connectoins": 5},
+    }
+    with override_settings(CACHES={"default": settings}):
+        told = [repr(run_checks(tags=[Tags.caches]))]
+        with pytest.raises(ImproperlyConfigured, match="max_connectoins") as info:
+            caches["default"].get("key")
+        told.append(repr(info.value))
+    told.append(debug_page(info.value))
+    assert "there is no such option" in told[0]
+    assert "S3cret" not in "".join(told)
+
+
 #: LOCATIONs whose password is not escaped, so that it ends up in any part of the URL.
 MALFORMED = [
     "rediss://:Abc/S3cretKey=@contoso.redis.cache.windows.net:6380",

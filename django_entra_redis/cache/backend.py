@@ -1,8 +1,7 @@
 """The cache backend."""
 
-import operator
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from asgiref.sync import sync_to_async
 from django.core.cache import caches
@@ -21,7 +20,14 @@ from .._fork import no_fork
 
 # For the sake of its system check, which is registered with it.
 from ..conf import app_installed as app_installed
-from ..conf.options import CacheOptions, bare_urls, parse_options, split_location
+from ..conf.options import (
+    CacheOptions,
+    bare_urls,
+    in_lower_case,
+    parse_options,
+    split_location,
+)
+from .arguments import whole
 from .django_redis import KeyspaceMethods
 from .get_or_set import ComputingMethods
 
@@ -33,6 +39,8 @@ if TYPE_CHECKING:
     from ..clients.sync import Client
     from ..clients.topology import Topology
     from ..commands.operations import Operation, Operations
+
+    ClientKind = TypeVar("ClientKind", bound=Client)
 
 
 class EntraRedisCache(ComputingMethods, KeyspaceMethods, RedisCache):
@@ -50,7 +58,7 @@ class EntraRedisCache(ComputingMethods, KeyspaceMethods, RedisCache):
         super().__init__(server, params)
         self._servers = list(split_location(server))
         self._params = params
-        self._given = params.get("OPTIONS", {})
+        self._given = in_lower_case(params.get("OPTIONS", {}))
         # A subclass that overrides one of these gets no short cut.
         own = type(self)
         self._validates = own.validate_key is not BaseCache.validate_key
@@ -76,7 +84,10 @@ class EntraRedisCache(ComputingMethods, KeyspaceMethods, RedisCache):
         """
         try:
             return parse_options(
-                self._servers, self._given, where, clustered=self.clustered
+                self._servers,
+                self._params.get("OPTIONS", {}),
+                where,
+                clustered=self.clustered,
             )
         except ConfigurationError as error:
             problems = error.problems
@@ -121,7 +132,23 @@ class EntraRedisCache(ComputingMethods, KeyspaceMethods, RedisCache):
         with no_fork():
             from ..clients.sync import CacheClient
 
-        return CacheClient(self.options)
+        return self._connected_by(CacheClient)
+
+    def _connected_by(
+        self, kind: "Callable[[CacheOptions], ClientKind]"
+    ) -> "ClientKind":
+        """Return a client of the cache's.
+
+        Raises:
+            ConfigurationError: an option can't be used, as redis-py or a class of the
+                user's own has it.
+        """
+        try:
+            return kind(self.options)
+        except ConfigurationError as error:
+            problems = error.problems
+        # As above: the frames know URLs.
+        raise ConfigurationError(problems)
 
     @cached_property
     def _operations(self) -> "Operations":
@@ -268,11 +295,11 @@ class EntraRedisCache(ComputingMethods, KeyspaceMethods, RedisCache):
     def incr(self, key: str, delta: int = 1, version: int | None = None) -> int:
         """Add to a number; return the sum. A key that is not there is a ValueError."""
         made = self.make_and_validate_key(key, version=version)
-        return self._cache.run(self._operations.incr, made, _whole(delta))
+        return self._cache.run(self._operations.incr, made, whole(delta))
 
     def decr(self, key: str, delta: int = 1, version: int | None = None) -> int:
         """Subtract from a number; return the difference. See :meth:`incr`."""
-        return self.incr(key, -_whole(delta), version)
+        return self.incr(key, -whole(delta), version)
 
     def get_many(
         self, keys: Iterable[str], version: int | None = None
@@ -381,11 +408,11 @@ class EntraRedisCache(ComputingMethods, KeyspaceMethods, RedisCache):
     async def aincr(self, key: str, delta: int = 1, version: int | None = None) -> int:
         """See :meth:`incr`."""
         made = self.make_and_validate_key(key, version=version)
-        return await self._async_cache.run(self._operations.incr, made, _whole(delta))
+        return await self._async_cache.run(self._operations.incr, made, whole(delta))
 
     async def adecr(self, key: str, delta: int = 1, version: int | None = None) -> int:
         """See :meth:`decr`."""
-        return await self.aincr(key, -_whole(delta), version)
+        return await self.aincr(key, -whole(delta), version)
 
     async def aget_many(
         self, keys: Iterable[str], version: int | None = None
@@ -447,7 +474,7 @@ class EntraRedisClusterCache(EntraRedisCache):
         with no_fork():
             from ..clients.cluster import ClusterClient
 
-        return ClusterClient(self.options)
+        return self._connected_by(ClusterClient)
 
     def get_topology(self) -> "Topology":
         """Return what knows the cluster's nodes, and which has which key."""
@@ -478,19 +505,3 @@ def entra_caches() -> dict[str, EntraRedisCache]:
         if isinstance(cache, EntraRedisCache):
             found[alias] = cache
     return found
-
-
-def _whole(delta: Any) -> int:
-    """Return what is to be added to a number; text is read, as Redis reads it.
-
-    Raises:
-        TypeError, ValueError: it is no integer.
-    """
-    kind: type[Exception] = TypeError
-    try:
-        return int(delta) if isinstance(delta, str | bytes) else operator.index(delta)
-    except ValueError:
-        kind = ValueError
-    except TypeError:
-        pass
-    raise kind(f"delta should be an integer, not {delta!r}.")

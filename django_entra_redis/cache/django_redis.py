@@ -8,13 +8,14 @@ import copy
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, SupportsInt
+from typing import TYPE_CHECKING, Any
 
 from django.core.cache.backends.base import DEFAULT_TIMEOUT
 from django.utils.functional import cached_property
 
 from .._fork import no_fork
 from ..commands.patterns import NAME, KeyPattern, glob_escape, of_cache
+from .arguments import duration, moment
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_SECOND = timedelta(seconds=1)
 #: How many of a command's unit make up a second.
 _PER_SECOND = {"EXPIRE": 1, "EXPIREAT": 1, "PEXPIRE": 1000, "PEXPIREAT": 1000}
 #: Keys that a SCAN looks at, unless ``itersize`` says otherwise.
@@ -181,7 +181,7 @@ class KeyspaceMethods:
             if self.default_timeout is None:
                 return self._operations.touch, made, None
             timeout = timedelta(seconds=self.default_timeout)
-        amount = _duration(timeout, _PER_SECOND[command])
+        amount = duration(timeout, _PER_SECOND[command])
         return self._operations.change_expiry, command, made, amount
 
     def _expire_at_call(
@@ -189,7 +189,7 @@ class KeyspaceMethods:
     ) -> tuple[Any, ...]:
         """Return the operation that has a key live until then, and its arguments."""
         made = self.make_and_validate_key(key, version=version)
-        amount = _moment(when, _PER_SECOND[command])
+        amount = moment(when, _PER_SECOND[command])
         return self._operations.change_expiry, command, made, amount
 
     # -- which keys there are --------------------------------------------------------
@@ -373,38 +373,3 @@ class KeyspaceMethods:
             blocking=blocking,
             blocking_timeout=blocking_timeout,
         )
-
-
-def _duration(timeout: Any, per_second: int) -> int:
-    """Return a duration as Redis wants it; a number is one already.
-
-    Raises:
-        TypeError, ValueError: it is no duration.
-    """
-    if isinstance(timeout, timedelta):
-        return timeout * per_second // _SECOND
-    hint = "; persist() has the key live for ever" if timeout is None else ""
-    unit = "seconds" if per_second == 1 else "milliseconds"
-    return _number(timeout, f"timeout should be {unit} or a timedelta", hint)
-
-
-def _moment(when: Any, per_second: int) -> int:
-    """Return a moment as Redis wants it; a number is one already.
-
-    Raises:
-        TypeError, ValueError: it is no moment.
-    """
-    if isinstance(when, datetime):
-        return int(when.timestamp() * per_second)
-    unit = "seconds" if per_second == 1 else "milliseconds"
-    return _number(when, f"when should be {unit} since the epoch or a datetime")
-
-
-def _number(value: Any, should: str, hint: str = "") -> int:
-    """Return a number as an integer, as Django does with timeouts."""
-    if not isinstance(value, SupportsInt):
-        raise TypeError(f"{should}, not {type(value).__name__}{hint}.")
-    try:
-        return int(value)
-    except (OverflowError, ValueError):
-        raise ValueError(f"{should}, not {value}.") from None

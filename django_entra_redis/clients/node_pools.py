@@ -16,13 +16,12 @@ from redis.connection import SSLConnection, parse_url
 from .._errors import ConfigurationError, Problem
 from .._fork import ForkSafeLock
 from ..conf.options import CacheOptions, is_loopback
+from ..connections.arguments import CLUSTER_OPTIONS
 from ..connections.defaults import with_defaults
 from ..connections.endpoint import Endpoint
 from ..connections.pool import ConnectionPool, pool_settings
 from ..connections.tls import SharedTls
 
-#: Options of redis-py's cluster client, which no connection knows.
-CLUSTER_OPTIONS = ("address_remap", "dynamic_startup_nodes", "require_full_coverage")
 # Before redis-py 6, its parser knows redirections in its cluster client alone.
 _parser = getattr(cluster, "ClusterParser", None)
 _PARSER: dict[str, Any] = {"parser_class": _parser} if _parser else {}

@@ -20,24 +20,28 @@ _DAY = 86400.0
 _DJANGO_REDIS: Mapping[str, str] = {
     "CLIENT_CLASS": "Remove it.",
     "CLOSE_CONNECTION": "Remove it: connections outlive requests.",
-    "COMPRESSOR": "It is 'compressor' here, such as "
-    "'django_entra_redis.compressors.ZlibCompressor'.",
     "CONNECTION_FACTORY": "Remove it.",
     "CONNECTION_POOL_CLASS": "It is 'pool_class' here.",
     "CONNECTION_POOL_CLASS_KWARGS": "Write what is in it straight into OPTIONS.",
     "CONNECTION_POOL_KWARGS": "Write what is in it straight into OPTIONS.",
-    "IGNORE_EXCEPTIONS": "It is 'ignore_exceptions' here.",
     "LOG_IGNORED_EXCEPTIONS": "Remove it: an outage is logged once.",
-    "PARSER_CLASS": "It is 'parser_class' here.",
     "PASSWORD": "It is 'password' here, which only a cache without an identity has.",
     "PICKLE_VERSION": "Remove it, or set 'serializer' to one of your own.",
     "REDIS_CLIENT_CLASS": "Remove it.",
     "REDIS_CLIENT_KWARGS": "Write what is in it straight into OPTIONS.",
     "REVERSE_KEY_FUNCTION": "Remove it: keys() finds out what KEY_FUNCTION adds.",
-    "SERIALIZER": "It is 'serializer' here, such as "
-    "'django_entra_redis.serializers.JSONSerializer'.",
     "SOCKET_CONNECT_TIMEOUT": "It is 'socket_connect_timeout' here.",
     "SOCKET_TIMEOUT": "It is 'socket_timeout' here.",
+}
+#: Values of django-redis' options whose names are known here, too, and what stands for
+#: them.
+_DJANGO_REDIS_VALUES: Mapping[str, str] = {
+    "compressor": "It should be such as "
+    "'django_entra_redis.compressors.ZlibCompressor', which reads what django-redis "
+    "has written.",
+    "serializer": "It should be such as "
+    "'django_entra_redis.serializers.JSONSerializer', which reads what django-redis "
+    "has written.",
 }
 # BaseCache takes these two from OPTIONS; they are nothing to redis-py.
 _BASE_CACHE = ("MAX_ENTRIES", "CULL_FREQUENCY")
@@ -72,7 +76,7 @@ Rules = Mapping[str, tuple[Callable[[Any], bool], str]]
 _FLAG = (_is_flag, "True or False")
 #: Options of redis-py's that leave no choice, in OPTIONS or in a URL: redis-py itself
 #: does as they say only where hiredis is not installed, or not at all.
-_FIXED: Rules = {
+FIXED: Rules = {
     "encoding": (
         _is_utf8,
         "left out: keys are written in UTF-8, which is 'utf-8'",
@@ -117,7 +121,7 @@ _VALUES: Rules = {
         lambda value: isinstance(value, type | None),
         "a class, such as redis.connection.SSLConnection",
     ),
-    **_FIXED,
+    **FIXED,
 }
 
 
@@ -165,7 +169,7 @@ class CacheOptions:
 #: Those of them that are tables of their own: ``None`` is off, ``True`` the defaults.
 _TABLES: Mapping[str, Callable[..., Any]] = {"stampede": Stampede}
 #: Those of them that are not redis-py's.
-_OWN = tuple(
+OWN = tuple(
     one.name
     for one in fields(CacheOptions)
     if one.name not in ("servers", "connection")
@@ -217,13 +221,14 @@ def parse_options(
     Raises:
         ConfigurationError: with all that is wrong of the first kind found.
     """
-    problems = list(_option_problems(options, f"{where}['OPTIONS']"))
+    at = f"{where}['OPTIONS']"
+    problems = [*_doubles(options, at), *_option_problems(in_lower_case(options), at)]
     rest = {
         key: value
-        for key, value in options.items()
-        if key not in _BASE_CACHE and key not in _DJANGO_REDIS
+        for key, value in in_lower_case(options).items()
+        if key not in (*_BASE_CACHE, *_DJANGO_REDIS, *FIXED)
     }
-    own = {key: rest.pop(key) for key in _OWN if key in rest}
+    own = {key: rest.pop(key) for key in OWN if key in rest}
     for key, make in _TABLES.items():
         if key in own and not problems:
             given = own[key]
@@ -240,10 +245,32 @@ def parse_options(
     return checked
 
 
+def in_lower_case(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``OPTIONS`` with the names of this package's own in lower case.
+
+    django-environ, and others that read a cache's settings from a URL, write the names
+    of all options in upper case.
+    """
+    own = {name.upper(): name for name in OWN}
+    return {own.get(key, key): value for key, value in options.items()}
+
+
+def _doubles(options: Mapping[str, Any], at: str) -> Iterator[Problem]:
+    for key in OWN:
+        if key in options and key.upper() in options:
+            message = f"it is given twice, as {key!r} too."
+            hint = "One of them should be removed."
+            yield Problem("E023", f"{at}[{key.upper()!r}]", message, hint)
+
+
 def _option_problems(options: Mapping[str, Any], at: str) -> Iterator[Problem]:
     for key, hint in _DJANGO_REDIS.items():
         if key in options:
             message = "it is an option of django-redis."
+            yield Problem("E025", f"{at}[{key!r}]", message, hint)
+    for key, hint in _DJANGO_REDIS_VALUES.items():
+        if str(options.get(key, "")).startswith("django_redis."):
+            message = "it is one of django-redis."
             yield Problem("E025", f"{at}[{key!r}]", message, hint)
     yield from _value_problems(_VALUES, options, lambda key: f"{at}[{key!r}]")
 
@@ -277,7 +304,7 @@ def _server_problems(options: CacheOptions, where: str) -> list[Problem]:
             )
             continue
         problems += _value_problems(
-            _FIXED, connection, lambda key: f"{where}['LOCATION'] ({key})"
+            FIXED, connection, lambda key: f"{where}['LOCATION'] ({key})"
         )
         if options.identity is None:
             continue

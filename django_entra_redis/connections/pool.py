@@ -5,6 +5,7 @@ import os
 import threading
 import time
 from collections import deque
+from dataclasses import replace
 from typing import Any
 from weakref import WeakSet, finalize
 
@@ -12,11 +13,12 @@ import redis
 from django.utils.module_loading import import_string
 from redis.connection import Connection, parse_url
 
-from .._errors import option_error
+from .._errors import ConfigurationError, option_error
 from .._fork import Order, register
 from ..conf.options import CacheOptions
 from ..credentials.provider import EntraCredentialProvider
 from ..exceptions import ConnectionPoolTimeout
+from .arguments import unknown_options
 from .connection import connection_class
 from .tls import SharedTls, SharedTlsConnection
 
@@ -246,7 +248,12 @@ def pool_settings(
         server: the URL of what they lead to.
         options: what the cache's settings ask for.
         default: their class, unless the settings ask for another.
+
+    Raises:
+        ConfigurationError: the options can't be used as they are.
     """
+    if problems := unknown_options(replace(options, servers=(server,))):
+        raise ConfigurationError(problems)
     kwargs = dict(options.connection)
     said = parse_url(server).get("connection_class", Connection)
     kind = kwargs.get("connection_class") or said

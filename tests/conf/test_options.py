@@ -16,6 +16,7 @@ from redis.connection import (
 
 from django_entra_redis._errors import ConfigurationError, Problem
 from django_entra_redis.conf.options import (
+    OWN,
     CacheOptions,
     Stampede,
     is_loopback,
@@ -374,14 +375,14 @@ def test_value_that_cannot_be_used(key: str, value: object) -> None:
 
 @pytest.mark.parametrize("encoding", ["utf-8", "UTF8", "utf_8"])
 def test_values_that_change_nothing(encoding: str) -> None:
-    """What says in other words what holds anyway goes on to redis-py."""
+    """What says in other words what holds anyway is taken, and left out."""
     given = {
         "encoding": encoding,
         "encoding_errors": "strict",
         "command_packer": None,
         "cache_config": None,
     }
-    assert parse(TLS, **given).connection == given
+    assert parse(TLS, **given).connection == {}
     url = f"{TLS}?encoding={encoding}&encoding_errors=strict"
     assert parse(url).servers == (url,)
 
@@ -417,6 +418,40 @@ def test_options_of_django_redis() -> None:
         "Remove it.",
         "It is 'socket_timeout' here.",
     ]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("serializer", "django_redis.serializers.json.JSONSerializer"),
+        ("COMPRESSOR", "django_redis.compressors.zlib.ZlibCompressor"),
+    ],
+)
+def test_values_of_django_redis(key: str, value: str) -> None:
+    """Options whose names are those of django-redis have other values."""
+    problem = fault(TLS, **{key: value})
+    assert problem.id == "E025"
+    assert "'django_entra_redis." in problem.hint
+
+
+def test_own_options_in_upper_case() -> None:
+    """So django-environ has them; all of them are known so."""
+    given = {"IDENTITY": None, "IGNORE_EXCEPTIONS": True, "POOL_CLASS": "a.P"}
+    options = parse(TLS, **given)
+    assert {key: getattr(options, key.lower()) for key in given} == given
+    # Whatever they are: none goes on to redis-py.
+    defaults = CacheOptions(servers=(TLS,))
+    assert (
+        parse(TLS, **{key.upper(): getattr(defaults, key) for key in OWN}) == defaults
+    )
+
+
+def test_an_option_in_both_cases() -> None:
+    """Nobody knows which of the two is meant."""
+    for value in (True, False):
+        problem = fault(TLS, ignore_exceptions=True, IGNORE_EXCEPTIONS=value)
+        assert problem.where == "CACHES['x']['OPTIONS']['IGNORE_EXCEPTIONS']"
+        assert "'ignore_exceptions'" in problem.message
 
 
 # -- whatever a settings file holds

@@ -73,6 +73,7 @@ PUBLIC = (
 LAZY = {
     ("apps", "checks"),
     ("apps", "cache.in_use"),
+    ("checks", "connections.arguments"),
     ("cache.backend", "clients.asynchronous"),
     ("cache.backend", "clients.sync"),
     ("cache.backend", "clients.cluster"),
@@ -84,6 +85,7 @@ LAZY = {
 
 #: Modules of more lines than `LENGTH`, and why each is one noun all the same.
 LONG = {
+    "cache.backend": "each method of Django's cache API, sync and async",
     "credentials.renewal": "the threads and those who wait for them share one lock",
 }
 LENGTH = 500

@@ -1,0 +1,58 @@
+"""Arguments of the cache's methods, as Redis wants them."""
+
+import operator
+from datetime import datetime, timedelta
+from typing import Any, SupportsInt
+
+_SECOND = timedelta(seconds=1)
+
+
+def whole(delta: Any) -> int:
+    """Return what is to be added to a number; text is read, as Redis reads it.
+
+    Raises:
+        TypeError, ValueError: it is no integer.
+    """
+    kind: type[Exception] = TypeError
+    try:
+        return int(delta) if isinstance(delta, str | bytes) else operator.index(delta)
+    except ValueError:
+        kind = ValueError
+    except TypeError:
+        pass
+    raise kind(f"delta should be an integer, not {delta!r}.")
+
+
+def duration(timeout: Any, per_second: int) -> int:
+    """Return a duration as Redis wants it; a number is one already.
+
+    Raises:
+        TypeError, ValueError: it is no duration.
+    """
+    if isinstance(timeout, timedelta):
+        return timeout * per_second // _SECOND
+    hint = "; persist() has the key live for ever" if timeout is None else ""
+    unit = "seconds" if per_second == 1 else "milliseconds"
+    return _number(timeout, f"timeout should be {unit} or a timedelta", hint)
+
+
+def moment(when: Any, per_second: int) -> int:
+    """Return a moment as Redis wants it; a number is one already.
+
+    Raises:
+        TypeError, ValueError: it is no moment.
+    """
+    if isinstance(when, datetime):
+        return int(when.timestamp() * per_second)
+    unit = "seconds" if per_second == 1 else "milliseconds"
+    return _number(when, f"when should be {unit} since the epoch or a datetime")
+
+
+def _number(value: Any, should: str, hint: str = "") -> int:
+    """Return a number as an integer, as Django does with timeouts."""
+    if not isinstance(value, SupportsInt):
+        raise TypeError(f"{should}, not {type(value).__name__}{hint}.")
+    try:
+        return int(value)
+    except (OverflowError, ValueError):
+        raise ValueError(f"{should}, not {value}.") from None

@@ -1,0 +1,136 @@
+"""The options that redis-py's classes take, so that a misspelt one is told of."""
+
+import difflib
+import functools
+import inspect
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import redis
+from django.utils.module_loading import import_string
+from redis.connection import Connection, SSLConnection, parse_url
+
+from .._errors import Problem
+from ..conf.options import FIXED, OWN, CacheOptions, bare_urls, read_url
+
+#: Options of redis-py's cluster client, which no connection knows.
+CLUSTER_OPTIONS = ("address_remap", "dynamic_startup_nodes", "require_full_coverage")
+#: Settings of a cache that stand beside its OPTIONS.
+_BESIDE = ("BACKEND", "KEY_FUNCTION", "KEY_PREFIX", "LOCATION", "TIMEOUT", "VERSION")
+#: What redis-py's classes hand to each other. Here it would do nothing, or harm.
+_INTERNAL = frozenset(
+    {
+        "cache",
+        "cache_factory",
+        "event_dispatcher",
+        "himport_registry",
+        "maint_notifications_pool_handler",
+        "maintenance_notification_hash",
+        "maintenance_state",
+        "orig_host_address",
+        "orig_socket_connect_timeout",
+        "orig_socket_timeout",
+        "oss_cluster_maint_notifications_handler",
+        "parser",
+    }
+)
+
+
+def unknown_options(
+    options: CacheOptions, where: str = "CACHES[...]", *, clustered: bool = False
+) -> list[Problem]:
+    """Return what is wrong with options that neither this package nor redis-py knows.
+
+    Parameters:
+        options: what the cache's settings ask for.
+        where: what to call the cache in a message.
+        clustered: whether its keys lie on the nodes of a Redis Cluster.
+    """
+    beyond = CLUSTER_OPTIONS if clustered else ()
+    found: list[Problem] = []
+    for server in options.servers:
+        taken = _taken(server, options)
+        if taken is None:
+            continue
+        taken |= {*FIXED, *beyond}
+        message = "there is no such option."
+        for key in options.connection.keys() - taken:
+            place = f"{where}['OPTIONS'][{key!r}]"
+            found.append(Problem("E028", place, message, _hint(key, taken)))
+        for key in read_url(server)[1].keys() - taken:
+            place, hint = f"{where}['LOCATION'] ({key})", _hint(key, taken)
+            if bare_urls([server]) == ["?"]:
+                # It may be a part of a password that is not escaped.
+                place, hint = (
+                    f"{where}['LOCATION']",
+                    "Look at what comes after the '?'.",
+                )
+            found.append(Problem("E028", place, message, hint))
+    # Several servers have often the same fault; it is told once.
+    return list(dict.fromkeys(found))
+
+
+def _taken(server: str, options: CacheOptions) -> set[str] | None:
+    """Return the options that connections and pools to a server take.
+
+    That is ``None`` where a class of the user's own may take any.
+    """
+    kind = options.connection.get("connection_class")
+    kind = kind or parse_url(server).get("connection_class", Connection)
+    pool = options.pool_class or redis.ConnectionPool
+    try:
+        pool = import_string(pool) if isinstance(pool, str) else pool
+    except Exception:
+        return None  # Whatever its module raises is told where the pool is made.
+    if not isinstance(pool, type) or _takes_any(kind) or _takes_any(pool):
+        return None
+    return set(_names(kind) | _names(pool)) - _INTERNAL
+
+
+@functools.cache
+def _names(kind: type[Any]) -> frozenset[str]:
+    """Return the names of all parameters with which a class can be made."""
+    return frozenset(
+        parameter.name
+        for init in _inits(kind)
+        for parameter in _parameters(init)
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    )
+
+
+@functools.cache
+def _takes_any(kind: type[Any]) -> bool:
+    """Whether a class may take what no parameter of it, or of its parents, names."""
+    return any(
+        parameter.kind is parameter.VAR_KEYWORD
+        for init in _inits(kind)
+        if init.__module__.partition(".")[0] not in ("redis", __name__.split(".")[0])
+        for parameter in _parameters(init)
+    )
+
+
+def _inits(kind: type[Any]) -> Iterator[Any]:
+    for parent in kind.__mro__[:-1]:
+        if "__init__" in vars(parent):
+            yield inspect.unwrap(vars(parent)["__init__"])
+
+
+def _parameters(init: Any) -> Iterable[inspect.Parameter]:
+    return list(inspect.signature(init).parameters.values())[1:]
+
+
+def _hint(key: str, taken: Iterable[str]) -> str:
+    if str(key).upper() in _BESIDE:
+        return f"{str(key).upper()} belongs beside OPTIONS, not in it."
+    if key in _INTERNAL:
+        return "Remove it: redis-py's classes hand it to each other."
+    if key in _names(Connection):
+        return "It is for TCP, and a Unix socket has no use for it."
+    if key in _names(SSLConnection):
+        return "It is for TLS, and LOCATION should start with rediss:// then."
+    if key in CLUSTER_OPTIONS:
+        return "It is for 'django_entra_redis.cache.EntraRedisClusterCache' alone."
+    near = difflib.get_close_matches(str(key).lower(), {*OWN, *taken}, 1)
+    if near:
+        return f"Did you mean {near[0]!r}?"
+    return "Remove it: neither this backend nor redis-py's connections know it."
