@@ -114,6 +114,22 @@ class CertificateAuthority:
         return private + certificate.public_bytes(Encoding.PEM)
 
 
+def _issuers() -> tuple[x509.Name, rsa.RSAPrivateKey, list[x509.Certificate]]:
+    """Return who issues certificates, with which key, and the chain from its root."""
+    root, below = _name("Emulated root"), _name("Emulated intermediate")
+    key, root_key = cached_rsa_key("intermediate"), cached_rsa_key("root")
+    chain = [
+        _builder(subject, root, public)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(root_key, hashes.SHA256())
+        for subject, public in (
+            (root, root_key.public_key()),
+            (below, key.public_key()),
+        )
+    ]
+    return below, key, chain
+
+
 def generate_rsa_key() -> rsa.RSAPrivateKey:
     """Return a new RSA key of the size that Entra works with."""
     return rsa.generate_private_key(public_exponent=65537, key_size=2048)
@@ -137,17 +153,25 @@ class ClientCertificate:
 
     @classmethod
     def generate(
-        cls, password: str, shift: timedelta = timedelta()
+        cls, password: str, shift: timedelta = timedelta(), *, issued: bool = False
     ) -> "ClientCertificate":
         """Make a new key and certificate; `password` encrypts what can be.
 
-        `shift` moves the days from which and up to which it is valid.
+        `shift` moves the days from which and up to which it is valid. With `issued` it
+        is not self-signed, and its files hold the certificates of those who have issued
+        it before its own, as Key Vault writes them
+        (Azure/secrets-store-csi-driver-provider-azure#156).
         """
         key = generate_rsa_key()
         name = _name("emulated application")
-        builder = _builder(name, name, key.public_key(), shift)
-        certificate = builder.sign(key, hashes.SHA256())
-        certificate_pem = certificate.public_bytes(Encoding.PEM)
+        issuer, issuer_key, above = name, key, list[x509.Certificate]()
+        if issued:
+            issuer, issuer_key, above = _issuers()
+        builder = _builder(name, issuer, key.public_key(), shift)
+        certificate = builder.sign(issuer_key, hashes.SHA256())
+        certificate_pem = b"".join(
+            each.public_bytes(Encoding.PEM) for each in (*above, certificate)
+        )
         encryption = BestAvailableEncryption(password.encode())
         return cls(
             certificate=certificate,
@@ -157,7 +181,7 @@ class ClientCertificate:
             pem_encrypted=certificate_pem
             + key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption),
             pfx=pkcs12.serialize_key_and_certificates(
-                b"emulated application", key, certificate, None, encryption
+                b"emulated application", key, certificate, above or None, encryption
             ),
         )
 

@@ -60,7 +60,9 @@ class Controllable(Protocol):
     ) -> None: ...
     def settle(self, timeout: float = 30.0) -> None: ...
     def set_clock(self, ahead: float) -> None: ...
-    def rotate_certificate(self, expired: bool = False) -> None: ...
+    def rotate_certificate(
+        self, expired: bool = False, issued: bool = False
+    ) -> None: ...
     def federated_token(self, lifetime: float = 3600.0) -> str: ...
     def issue_token(
         self,
@@ -311,9 +313,9 @@ class EmulatorControl:
         """Have the emulator's clock be ahead of this machine's."""
         self._post("set_clock", ahead=ahead)
 
-    def rotate_certificate(self, expired: bool = False) -> None:
+    def rotate_certificate(self, expired: bool = False, issued: bool = False) -> None:
         """Give the application a new certificate."""
-        self._post("rotate_certificate", expired=expired)
+        self._post("rotate_certificate", expired=expired, issued=issued)
 
     def federated_token(self, lifetime: float = 3600.0) -> str:
         """Return a federated assertion."""

@@ -735,14 +735,16 @@ class Emulator:
         self._clock.ahead = float(ahead)
         self._write_federated_token()
 
-    def rotate_certificate(self, expired: bool = False) -> None:
+    def rotate_certificate(self, expired: bool = False, issued: bool = False) -> None:
         """Give the application a new certificate; the old one is refused.
 
-        With `expired` it is out of date, and refused, too.
+        With `expired` it is out of date, and refused, too; with `issued` its files hold
+        a chain, root first, as Key Vault writes them.
         """
         certificate = ClientCertificate.generate(
             self.application.certificate_password,
             timedelta(days=-365) if expired else timedelta(),
+            issued=issued,
         )
         self._write_certificate(certificate)
         self._authority.certificate = certificate

@@ -221,8 +221,10 @@ ADVICE: Mapping[str, Advice] = {
         "Look at CLIENT_CERTIFICATE, and at the file's owner and mode.",
     ),
     "certificate_unusable": Advice(
-        "The password is wrong, or the file holds no private key with its certificate.",
-        "Look at CLIENT_CERTIFICATE_PASSWORD, and whether the file is PEM or PFX.",
+        "The password is wrong, or the file holds no private RSA key with its own "
+        "certificate (Entra takes no elliptic ones).",
+        "Look at CLIENT_CERTIFICATE_PASSWORD, and whether the file is PEM or PFX; in "
+        "Key Vault choose the key type RSA.",
     ),
     "token_file_unreadable": Advice(
         "The federated token's file is not there: the pod lacks the label "

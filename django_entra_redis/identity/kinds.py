@@ -9,20 +9,17 @@ import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import msal
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.serialization import load_pem_private_key, pkcs12
-from cryptography.x509 import load_pem_x509_certificates
 from django.utils.module_loading import import_string
 
 from .._fork import no_fork
 from ..conf.identities import Identity
 from ..conf.keys import REDIS_SCOPE
 from ..exceptions import TokenRequestError
+from .certificates import read_certificate
 from .errors import Asked, explain
 from .http import BoundedSession
 from .token import SYSTEM_CLOCK, Clock, Fetch, Token, receive_token, without_tokens
@@ -198,10 +195,10 @@ class _Application(_MsalIdentity):
         return answer
 
     def narrowed(self, code: str) -> str:
-        if code == "token_certificate_not_registered" and _has_expired(
-            self._certificate, self.identity.client_certificate_password
-        ):
-            return "token_certificate_expired"
+        if code == "token_certificate_not_registered":
+            password = self.identity.client_certificate_password
+            if read_certificate(self._certificate, password).has_expired():
+                return "token_certificate_expired"
         return super().narrowed(code)
 
     def _build(self, certificate: bytes) -> Any:
@@ -289,48 +286,17 @@ def _certificate_credential(identity: Identity, content: bytes) -> dict[str, Any
     Raises:
         TokenRequestError: the file can't be used.
     """
-    path, password = identity.client_certificate, identity.client_certificate_password
-    chain = identity.send_certificate_chain
-    key = password.encode() if password else None
     try:
-        if b"-----BEGIN" not in content:
-            parts = pkcs12.load_key_and_certificates(content, key)
-            if None in parts[:2]:
-                raise ValueError("it holds no private key with its certificate")
-            return {
-                "private_key_pfx_path": str(path),
-                "passphrase": password,
-                "public_certificate": chain,
-            }
-        load_pem_private_key(content, key)
-        certificate = load_pem_x509_certificates(content)[0]
-        return {
-            "private_key": content.decode(),
-            "passphrase": password,
-            # As azure-identity does: with a thumbprint msal leaves the chain out.
-            "thumbprint": certificate.fingerprint(hashes.SHA1()).hex(),
-            "public_certificate": content.decode() if chain else None,
-        }
-    except (ValueError, TypeError) as error:
-        # TypeError: a password without an encrypted key, or the reverse.
+        certificate = read_certificate(content, identity.client_certificate_password)
+        return certificate.for_msal(send_chain=identity.send_certificate_chain)
+    except ValueError as error:
         failure = (
-            f"CLIENT_CERTIFICATE '{path}' can't be used: {error}. It should be a PEM "
-            "file with the private key and the certificate, or a PFX file, and "
-            "CLIENT_CERTIFICATE_PASSWORD its password if it has one."
+            f"CLIENT_CERTIFICATE '{identity.client_certificate}' can't be used: "
+            f"{error}. It should be a PEM file with the private RSA key and its "
+            "certificate, or a PFX file, and CLIENT_CERTIFICATE_PASSWORD its password "
+            "if it has one."
         )
     raise TokenRequestError(failure, code="certificate_unusable")
-
-
-def _has_expired(content: bytes, password: str | None) -> bool:
-    """Whether the certificate in a file that msal could use is out of date."""
-    if b"-----BEGIN" in content:
-        certificate = load_pem_x509_certificates(content)[0]
-    else:
-        key = password.encode() if password else None
-        found = pkcs12.load_key_and_certificates(content, key)[1]
-        assert found is not None
-        certificate = found
-    return certificate.not_valid_after_utc < datetime.now(UTC)
 
 
 def _read(path: Path, key: str) -> bytes:

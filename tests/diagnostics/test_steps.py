@@ -20,6 +20,7 @@ from django_entra_redis.diagnostics.advice import ADVICE
 from django_entra_redis.diagnostics.runner import Examination, Step
 from django_entra_redis.diagnostics.steps import STEPS, diagnose
 from emulator import Emulator
+from emulator.certificates import CertificateAuthority
 from tests.support.http import serve
 from tests.support.sites import CLUSTER_BACKEND, Credential, ScriptedServer, Site
 
@@ -439,6 +440,22 @@ def certificate_file_that_is_not_there(site: Site) -> None:
 @fault("certificate_unusable", "token")
 def wrong_password_of_the_certificate(site: Site) -> None:
     site.use_certificate(site.emulator.application.certificate_pfx, "guessed")
+
+
+@fault("certificate_unusable", "token", says="it should be an RSA key")
+def elliptic_key_of_the_certificate(site: Site) -> None:
+    path = site.emulator.directory / "elliptic.pem"
+    path.write_bytes(CertificateAuthority().server_pem("localhost"))
+    site.use_certificate(path)
+
+
+@fault("certificate_unusable", "token", says="none of its certificates")
+def key_of_another_certificate(site: Site) -> None:
+    path = site.emulator.directory / "mixed.pem"
+    pem = site.emulator.application.certificate_pem.read_bytes()
+    key = pem[pem.index(b"-----BEGIN PRIVATE KEY") :]
+    path.write_bytes(key + site.emulator.ca_file.read_bytes())
+    site.use_certificate(path)
 
 
 @fault("token_certificate_not_registered", "token")

@@ -24,6 +24,7 @@ from django_entra_redis.exceptions import TokenError, TokenRequestError
 from django_entra_redis.identity.kinds import make_fetch
 from django_entra_redis.identity.token import Fetch, Token
 from emulator import Emulator, TokenRequest
+from emulator.certificates import CertificateAuthority
 from tests.support.http import serve, serve_with
 
 PATIENCE = 30.0
@@ -239,6 +240,41 @@ def test_rotated_certificate(host: Host, form: str) -> None:
     fetch()
     host.emulator.rotate_certificate()
     assert_token(fetch(), application.object_id)
+
+
+@pytest.mark.parametrize("chain", [False, True])
+@pytest.mark.parametrize("form", ["pem", "pem_encrypted", "pfx"])
+def test_certificate_as_key_vault_writes_it(
+    host: Host, form: str, chain: bool, request: pytest.FixtureRequest
+) -> None:
+    """Root first: the key's own certificate is the one that counts."""
+    # Azure/secrets-store-csi-driver-provider-azure#156
+    request.addfinalizer(host.emulator.rotate_certificate)
+    host.emulator.rotate_certificate(issued=True)
+    application = host.emulator.application
+    entry: dict[str, Any] = {"SEND_CERTIFICATE_CHAIN": chain}
+    if form != "pem":
+        entry["CLIENT_CERTIFICATE_PASSWORD"] = application.certificate_password
+    path = getattr(application, f"certificate_{form}")
+    fetch = host.application(CLIENT_CERTIFICATE=path, **entry)
+    assert_token(fetch(), application.object_id)
+    assert (host.last.assertion, host.last.x5c) == ("certificate", chain)
+
+
+def test_elliptic_key(
+    host: Host, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Entra takes RSA keys alone: nobody is asked, and nothing is logged."""
+    path = tmp_path / "elliptic.pem"
+    path.write_bytes(CertificateAuthority().server_pem("localhost"))
+    before = len(host.emulator.requests)
+    fetch = host.application(CLIENT_CERTIFICATE=path)
+    for _ in range(2):
+        error = failure(fetch)
+        assert error.code == "certificate_unusable"
+        assert "it should be an RSA key" in str(error)
+    assert len(host.emulator.requests) == before
+    assert [r for r in caplog.records if r.levelno >= logging.WARNING] == []
 
 
 def test_certificate_that_is_not_registered(host: Host, tmp_path: Path) -> None:

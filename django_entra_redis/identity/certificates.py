@@ -1,0 +1,135 @@
+"""A client certificate: its file, the key's own certificate, and the chain above it."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+    pkcs12,
+)
+from cryptography.x509 import Certificate, load_pem_x509_certificates
+
+_PEM_KEY = re.compile(
+    rb"-----BEGIN (?P<name>[A-Z ]*PRIVATE KEY)-----.*?-----END (?P=name)-----",
+    re.DOTALL,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ClientCertificate:
+    """A private key, its certificate, and the chain from that one upwards."""
+
+    key: RSAPrivateKey = field(repr=False)
+    certificate: Certificate
+    chain: Sequence[Certificate]
+
+    def has_expired(self) -> bool:
+        """Whether it is out of date."""
+        return self.certificate.not_valid_after_utc < datetime.now(UTC)
+
+    def for_msal(self, *, send_chain: bool) -> dict[str, Any]:
+        """Return what msal takes for it.
+
+        Parameters:
+            send_chain: whether the certificates go along, the key's own first.
+        """
+        key = self.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        thumbprint = self.certificate.fingerprint(hashes.SHA1())
+        return {
+            "private_key": key.decode(),
+            # With a thumbprint msal sends no chain unless it is told to.
+            "thumbprint": thumbprint.hex(),
+            "public_certificate": _pem(self.chain) if send_chain else None,
+        }
+
+
+def read_certificate(content: bytes, password: str | None) -> ClientCertificate:
+    """Return the client certificate in a file.
+
+    Parameters:
+        content: of a PEM or PFX file.
+        password: of its private key, or of the file.
+
+    Raises:
+        ValueError: it is of no use, and why.
+    """
+    key, certificates = _load(content, password.encode() if password else None)
+    own = _public_bytes(key)
+    certificate = next((c for c in certificates if _public_bytes(c) == own), None)
+    if certificate is None:
+        raise ValueError("none of its certificates is the private key's")
+    return ClientCertificate(key, certificate, tuple(_chain(certificate, certificates)))
+
+
+def _load(
+    content: bytes, password: bytes | None
+) -> tuple[RSAPrivateKey, Sequence[Certificate]]:
+    """Return the private key and all certificates of a file."""
+    key: Any
+    try:
+        if b"-----BEGIN" not in content:
+            key, certificate, others = pkcs12.load_key_and_certificates(
+                content, password
+            )
+            certificates = [*filter(None, [certificate]), *others]
+        else:
+            # What else is in the file, such as the parameters of an elliptic curve,
+            # stands in the way of some releases of cryptography.
+            found = _PEM_KEY.search(content)
+            key = load_pem_private_key(found[0], password) if found else None
+            certificates = load_pem_x509_certificates(content)
+    except (TypeError, UnsupportedAlgorithm) as error:
+        # TypeError: a password without an encrypted key, or the reverse.
+        raise ValueError(error) from None
+    if key is None or not certificates:
+        raise ValueError("it holds no private key with its certificate")
+    if not isinstance(key, RSAPrivateKey):
+        kind = type(key).__name__.removeprefix("_").removesuffix("PrivateKey")
+        raise ValueError(
+            f"its key is of another kind ({kind}): it should be an RSA key"
+        )
+    return key, certificates
+
+
+def _chain(
+    leaf: Certificate, certificates: Sequence[Certificate]
+) -> Iterable[Certificate]:
+    """Yield a certificate, its issuer's, and so on up to the root, if they are there.
+
+    Key Vault writes them root first (Azure/secrets-store-csi-driver-provider-azure
+    #156), and PEM files of other origins in any order.
+    """
+    rest = [certificate for certificate in certificates if certificate != leaf]
+    above: Certificate | None = leaf
+    while above is not None:
+        yield above
+        below = above
+        above = next((other for other in rest if _issued(other, below)), None)
+        rest = [other for other in rest if other != above]
+
+
+def _issued(issuer: Certificate, certificate: Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except Exception:  # each of several libraries' own
+        return False
+    return True
+
+
+def _public_bytes(of: RSAPrivateKey | Certificate) -> bytes:
+    """Return the public key of a private key or certificate."""
+    return of.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+
+def _pem(certificates: Iterable[Certificate]) -> str:
+    return b"".join(c.public_bytes(Encoding.PEM) for c in certificates).decode()

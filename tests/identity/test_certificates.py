@@ -1,0 +1,185 @@
+"""Client certificates: any file that holds an RSA key and the certificate of it."""
+
+import functools
+import random
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed448, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    KeySerializationEncryption,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+    pkcs12,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from django_entra_redis.identity.certificates import read_certificate
+
+PASSWORD = "open sesame"
+ENCRYPTED = BestAvailableEncryption(PASSWORD.encode())
+
+
+@functools.cache
+def rsa_key(name: str) -> rsa.RSAPrivateKey:
+    """Return a key of that name."""
+    return rsa.generate_private_key(65537, 2048)
+
+
+def certify(subject: str, key: Any, issuer: str, issuer_key: Any) -> x509.Certificate:
+    """Return a certificate."""
+    now = datetime.now(UTC)
+    names = [
+        x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+        for name in (subject, issuer)
+    ]
+    elliptic = isinstance(issuer_key, ed25519.Ed25519PrivateKey | ed448.Ed448PrivateKey)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(names[0])
+        .issuer_name(names[1])
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .sign(issuer_key, None if elliptic else hashes.SHA256())
+    )
+
+
+@functools.cache
+def chain() -> list[x509.Certificate]:
+    """Return a certificate, those of its issuers, and a stranger's."""
+    return [
+        certify("leaf", rsa_key("leaf"), "middle", rsa_key("middle")),
+        certify("middle", rsa_key("middle"), "root", rsa_key("root")),
+        certify("root", rsa_key("root"), "root", rsa_key("root")),
+        # Of the same name as the issuer, and not the issuer.
+        certify("middle", rsa_key("other"), "root", rsa_key("root")),
+    ]
+
+
+def pem(*parts: Any, encryption: KeySerializationEncryption, form: Any) -> bytes:
+    """Return a PEM file of keys and certificates."""
+    return b"Bag Attributes: none\n".join(
+        part.public_bytes(Encoding.PEM)
+        if isinstance(part, x509.Certificate)
+        else part.private_bytes(Encoding.PEM, form, encryption)
+        for part in parts
+    )
+
+
+def certificates_of(text: str | None) -> list[x509.Certificate]:
+    """Return the certificates that msal is given."""
+    assert text is not None
+    return x509.load_pem_x509_certificates(text.encode())
+
+
+# To read a key takes its time.
+@settings(max_examples=15, deadline=None)
+@given(
+    order=st.permutations(range(5)),
+    form=st.sampled_from([PrivateFormat.PKCS8, PrivateFormat.TraditionalOpenSSL]),
+    encrypted=st.booleans(),
+)
+def test_pem_in_any_order(order: list[int], form: Any, encrypted: bool) -> None:
+    """The key's own certificate is found, and the chain sent from it upwards."""
+    parts = [rsa_key("leaf"), *chain()]
+    content = pem(
+        *(parts[number] for number in order),
+        encryption=ENCRYPTED if encrypted else NoEncryption(),
+        form=form,
+    )
+    password = PASSWORD if encrypted else None
+    read = read_certificate(content, password).for_msal(send_chain=True)
+    leaf = chain()[0]
+    assert read["thumbprint"] == leaf.fingerprint(hashes.SHA1()).hex()
+    assert certificates_of(read["public_certificate"]) == chain()[:3]
+    key = load_pem_private_key(read["private_key"].encode(), None)
+    assert isinstance(key, rsa.RSAPrivateKey)
+    assert key.private_numbers() == rsa_key("leaf").private_numbers()
+    read = read_certificate(content, password).for_msal(send_chain=False)
+    assert read["public_certificate"] is None
+
+
+@pytest.mark.parametrize("encryption", [NoEncryption(), ENCRYPTED])
+@pytest.mark.parametrize("above", [0, 1, 3])
+def test_pfx(above: int, encryption: KeySerializationEncryption) -> None:
+    """A PFX file's chain is sent, too, in whatever order it has it."""
+    leaf, *others = chain()
+    others = random.sample(others[:above], above)
+    content = pkcs12.serialize_key_and_certificates(
+        b"name", rsa_key("leaf"), leaf, others, encryption
+    )
+    password = PASSWORD if encryption is ENCRYPTED else None
+    read = read_certificate(content, password).for_msal(send_chain=True)
+    sent = certificates_of(read["public_certificate"])
+    assert sent == chain()[: 1 + min(above, 2)]
+
+
+def test_gap_in_the_chain() -> None:
+    """What leads nowhere is not sent."""
+    leaf, _, root, _ = chain()
+    content = pem(
+        *(root, rsa_key("leaf"), leaf),
+        encryption=NoEncryption(),
+        form=PrivateFormat.PKCS8,
+    )
+    read = read_certificate(content, None).for_msal(send_chain=True)
+    assert certificates_of(read["public_certificate"]) == [leaf]
+
+
+KEYS: dict[str, Any] = {
+    "P-256": functools.partial(ec.generate_private_key, ec.SECP256R1()),
+    "P-384": functools.partial(ec.generate_private_key, ec.SECP384R1()),
+    "P-521": functools.partial(ec.generate_private_key, ec.SECP521R1()),
+    "Ed25519": ed25519.Ed25519PrivateKey.generate,
+    "Ed448": ed448.Ed448PrivateKey.generate,
+    "DSA": functools.partial(dsa.generate_private_key, 2048),
+}
+
+
+@pytest.mark.parametrize("kind", KEYS)
+@pytest.mark.parametrize("form", ["pem", "pem with parameters", "pfx"])
+def test_other_kinds_of_key(kind: str, form: str) -> None:
+    """Entra takes RSA keys alone, and it is said before anybody is asked."""
+    key = KEYS[kind]()
+    certificate = certify("leaf", key, "leaf", key)
+    if form == "pfx":
+        content = pkcs12.serialize_key_and_certificates(
+            b"name", key, certificate, None, NoEncryption()
+        )
+    else:
+        content = pem(
+            *(key, certificate), encryption=NoEncryption(), form=PrivateFormat.PKCS8
+        )
+    if form == "pem with parameters":
+        # As "openssl ecparam -genkey" writes them.
+        begin, end = (f"-----{word} EC PARAMETERS-----\n" for word in ("BEGIN", "END"))
+        content = f"{begin}BggqhkjOPQMBBw==\n{end}".encode() + content
+    with pytest.raises(ValueError, match="it should be an RSA key"):
+        read_certificate(content, None)
+
+
+@pytest.mark.parametrize("form", ["pem", "pfx"])
+def test_key_of_another_certificate(form: str) -> None:
+    """A key whose certificate is not there."""
+    content = pem(
+        *(rsa_key("other one"), *chain()),
+        encryption=NoEncryption(),
+        form=PrivateFormat.PKCS8,
+    )
+    if form == "pfx":
+        content = pkcs12.serialize_key_and_certificates(
+            b"name", rsa_key("other one"), None, chain(), NoEncryption()
+        )
+    with pytest.raises(
+        ValueError, match="none of its certificates is the private key's"
+    ):
+        read_certificate(content, None)
