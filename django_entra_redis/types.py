@@ -80,6 +80,7 @@ class OwnOptions(TypedDict, total=False):
     compressor: Any
     compressor_fallbacks: Sequence[Any]
     max_value_bytes: int
+    node_domain: str | None
     serializer: Any
     pool_class: Any
     parser_class: Any

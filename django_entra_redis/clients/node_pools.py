@@ -76,7 +76,8 @@ class NodePools:
         }
         self._options = replace(options, connection=connection)
         self._startup = [_address(server) for server in options.servers]
-        self._tls = SharedTls(self._startup[0][0])
+        names = [host for host, _ in self._startup]
+        self._tls = SharedTls(names, options.node_domain)
         self._endpoints: dict[Address, Endpoint] = {}
         # Guards the dictionary.
         self._lock = ForkSafeLock()

@@ -63,6 +63,12 @@ def _is_table(value: Any, fits: Mapping[str, Callable[[Any], bool]]) -> bool:
     return value is None or isinstance(value, bool)
 
 
+def _is_domain(value: Any) -> bool:
+    return isinstance(value, str) and bool(
+        re.fullmatch(r"\w[\w-]*(\.\w[\w-]*)*", value)
+    )
+
+
 def _is_utf8(value: Any) -> bool:
     try:
         return codecs.lookup(value).name == "utf-8"
@@ -112,6 +118,10 @@ _VALUES: Rules = {
         lambda value: type(value) is int and value > 0,
         "a number of bytes, such as 536870912",
     ),
+    "node_domain": (
+        lambda value: value is None or _is_domain(value),
+        "a domain, such as 'nodes.contoso.com', or None",
+    ),
     "pool_timeout": (_is_number, "a number of seconds, such as 5"),
     "stampede": (
         lambda value: _is_table(value, {"beta": _is_number}),
@@ -145,6 +155,9 @@ class CacheOptions:
         servers: one URL or several; the first is written to.
         identity: entry of ``ENTRA_REDIS``, or ``None`` for no Entra at all.
         pool_timeout: seconds to wait for a free connection.
+        node_domain: where a cluster announces its nodes by names: the domain below
+            which a node's certificate is to be for its own name, not for that in
+            ``LOCATION``.
         stampede: ``None``: no value is computed before it expires, nor is another
             process waited for.
         connection: what goes on to redis-py.
@@ -156,6 +169,7 @@ class CacheOptions:
     ignore_exceptions: bool = False
     clear_by_scan: bool = False
     pool_timeout: float = 5.0
+    node_domain: str | None = None
     compressor: Any = None
     compressor_fallbacks: Sequence[Any] = ()
     max_value_bytes: int = MAX_VALUE_BYTES

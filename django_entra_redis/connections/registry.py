@@ -32,6 +32,7 @@ def share(
         options.identity,
         options.allow_plaintext_token,
         options.pool_timeout,
+        options.node_domain,
         _key(options.pool_class),
         _key(options.parser_class),
         _key(options.connection),

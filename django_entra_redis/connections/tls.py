@@ -1,7 +1,7 @@
 """What TLS connections to one server have in common: the SSL context, the session."""
 
-import ipaddress
 import ssl
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from redis.connection import SSLConnection
@@ -14,22 +14,30 @@ class SharedTls:
     """What the TLS connections to one server, or to all nodes of a cluster, share.
 
     Parameters:
-        hostname: the name in ``LOCATION``, for which certificates are good also where
-            a node of a cluster announces an address that they do not name; ``None``:
-            the name that is connected to.
+        names: of a cluster the hosts in ``LOCATION``. A node's certificate is to be for
+            the first of them, wherever it is and whatever it is called: who answers
+            for one node could send the token to any name that they have a certificate
+            for. None: each server's is to be for the name that is connected to.
+        domain: nodes with names below it are verified for these.
     """
 
     context: ssl.SSLContext | None = None
 
-    def __init__(self, hostname: str | None = None) -> None:
-        self.hostname = hostname
+    def __init__(self, names: Sequence[str] = (), domain: str | None = None) -> None:
+        self._names = {_normal(name): name for name in names}
+        self._domain = domain and _normal(domain)
         # By host and port, what a handshake is shortened with (RFC 8446, 2.2): one for
         # all connections, since to take each new one would cost what it saves.
         self.sessions: dict[tuple[str, int], ssl.SSLSession] = {}
 
     def name_of(self, host: str) -> str:
         """Return the name that a host's certificate is to be for."""
-        return self.hostname if self.hostname and _is_address(host) else host
+        name = _normal(host)
+        if not self._names:
+            return host
+        if self._domain and f".{name}".endswith(f".{self._domain}"):
+            return name
+        return self._names.get(name) or next(iter(self._names.values()))
 
 
 class SharedTlsConnection(SSLConnection):
@@ -83,9 +91,6 @@ class SharedTlsConnection(SSLConnection):
         return wrapped
 
 
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
+def _normal(name: str) -> str:
+    """Return a host's name as it is compared with others."""
+    return name.lower().rstrip(".")

@@ -425,7 +425,8 @@ ADVICE: Mapping[str, Advice] = {
     "cluster_node_unreachable": Advice(
         "The cluster's endpoint can be reached, but not one of its nodes.",
         "Let the network through to their ports, too: 85xx of an Azure Managed Redis, "
-        "15xxx of an Azure Cache for Redis; or set OPTIONS['address_remap'].",
+        "15xxx of an Azure Cache for Redis; or set OPTIONS['address_remap']. Nodes "
+        "with certificates for names of their own need OPTIONS['node_domain'].",
     ),
     "cluster_unavailable": Advice(
         "The cluster does not tell its nodes, or none of them serves a part of the "

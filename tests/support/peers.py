@@ -1,6 +1,7 @@
 """A server in the event loop of a test, that answers as it is told to."""
 
 import asyncio
+import ssl
 from collections.abc import Callable
 from typing import Any
 
@@ -42,20 +43,34 @@ class PeerHost:
     Parameters:
         answer: makes the answer to a command.
         welcome: what to say at once.
+        tls: the context of a server that speaks TLS.
     """
 
-    def __init__(self, answer: Answer, welcome: bytes | None = None) -> None:
+    def __init__(
+        self,
+        answer: Answer,
+        welcome: bytes | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self.answer = answer
         self.welcome = welcome
+        self.tls = tls
         self.peers: list[Peer] = []
         self.port = 0
 
     async def __aenter__(self) -> "PeerHost":
         """Begin."""
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: Peer(self), "127.0.0.1", 0)
+        self._server = await loop.create_server(
+            lambda: Peer(self), "127.0.0.1", 0, ssl=self.tls
+        )
         self.port = self._server.sockets[0].getsockname()[1]
         return self
+
+    @property
+    def commands(self) -> list[list[bytes]]:
+        """All commands that have come."""
+        return [command for peer in self.peers for command in peer.commands]
 
     async def __aexit__(self, *_: object) -> None:
         """End, and drop all connections."""
