@@ -5,14 +5,14 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from django.conf import settings
 
 from ._errors import ConfigurationError, Problem
 from .cache.backend import EntraRedisCache, entra_caches
 from .conf.identities import Identity, identity_aliases, load_identity
-from .conf.options import CacheOptions, is_loopback, read_url, transport
+from .conf.location import is_loopback, read_url, transport
+from .conf.options import CacheOptions
 from .conf.services import service_of
 
 #: The ports of the nodes of an OSS cluster, which clients are redirected to.
@@ -88,10 +88,12 @@ def secret_cautions() -> list[Problem]:
 def _server_cautions(
     where: str, server: str, options: CacheOptions
 ) -> Iterator[Problem]:
-    scheme, said = read_url(server)
+    read = read_url(server)
+    if read is None:
+        return  # That is an error, and told as one.
     # As redis-py has it: what the URL says goes before what OPTIONS say.
-    given = {**options.connection, **said}
-    scheme = transport(scheme, given)
+    given = {**options.connection, **read.said}
+    scheme, port = transport(read.scheme, given), read.port
     host = str(given.get("host") or "localhost").lower()
     location = f"{where}['LOCATION']"
     if scheme == "unix" or is_loopback(host):
@@ -104,7 +106,6 @@ def _server_cautions(
             "Use rediss://. Whoever reads a token can use it until it expires.",
         )
     service = service_of(host)
-    port = urlsplit(server).port or 6379
     if service and port != service.port and port not in _NODE_PORTS:
         yield Problem(
             "W002",

@@ -9,7 +9,8 @@ from ._errors import ConfigurationError, Problem
 from .cache.backend import entra_caches
 from .cautions import cache_cautions, celery_cautions, secret_cautions
 from .conf.identities import identity_problems, load_identity
-from .conf.options import CacheOptions, database_problems, read_url
+from .conf.location import read_url
+from .conf.options import CacheOptions, database_problems
 from .serializers import serializer_problems
 from .types import EntraRedisOptions
 
@@ -70,9 +71,9 @@ def _unknown_options(
     redis-py knows more of them than are usual, and they differ with its version; to ask
     it takes longer than a check should.
     """
-    urls = [read_url(server) for server in options.servers]
-    schemes = {scheme for scheme, _ in urls}
-    given = {*options.connection, *(key for _, said in urls for key in said)}
+    urls = [url for server in options.servers if (url := read_url(server))]
+    schemes = {url.scheme for url in urls}
+    given = {*options.connection, *(key for url in urls for key in url.said)}
     usual = {
         key
         for key in EntraRedisOptions.__annotations__

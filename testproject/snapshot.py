@@ -13,7 +13,7 @@ from django.core.exceptions import ImproperlyConfigured
 from redis.exceptions import RedisError
 
 from django_entra_redis.cache import EntraRedisCache
-from django_entra_redis.conf.options import bare_urls, split_location
+from django_entra_redis.conf.location import bare_urls, split_location
 from django_entra_redis.credentials import get_credential_provider
 from django_entra_redis.status import Status
 from testproject.history import Event, recent_events

@@ -20,13 +20,8 @@ from .._fork import no_fork
 
 # For the sake of its system check, which is registered with it.
 from ..conf import app_installed as app_installed
-from ..conf.options import (
-    CacheOptions,
-    bare_urls,
-    in_lower_case,
-    parse_options,
-    split_location,
-)
+from ..conf.location import bare_urls, split_location
+from ..conf.options import CacheOptions, in_lower_case, parse_options
 from .arguments import whole
 from .django_redis import KeyspaceMethods
 from .get_or_set import ComputingMethods

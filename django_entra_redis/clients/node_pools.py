@@ -11,11 +11,11 @@ from typing import Any
 
 from redis import cluster
 from redis.cluster import ClusterNode
-from redis.connection import SSLConnection, parse_url
 
 from .._errors import ConfigurationError, Problem
 from .._fork import ForkSafeLock
-from ..conf.options import CacheOptions, is_loopback
+from ..conf.location import read_url, transport
+from ..conf.options import CacheOptions
 from ..connections.arguments import CLUSTER_OPTIONS
 from ..connections.defaults import with_defaults
 from ..connections.endpoint import Endpoint
@@ -63,7 +63,10 @@ class NodePools:
     """
 
     def __init__(self, options: CacheOptions) -> None:
-        self.url = options.servers[0]
+        locations = [read_url(server) for server in options.servers]
+        read = [location for location in locations if location is not None]
+        self._location = read[0]
+        self.url = self._location.url
         connection = dict(with_defaults(self.url, options).connection)
         self.cluster_options: dict[str, Any] = {
             # A part of the cluster that is down leaves the rest as it is.
@@ -75,7 +78,7 @@ class NodePools:
             key: connection.pop(key) for key in CLUSTER_OPTIONS if key in connection
         }
         self._options = replace(options, connection=connection)
-        self._startup = [_address(server) for server in options.servers]
+        self._startup = [(location.host, location.port) for location in read]
         names = [host for host, _ in self._startup]
         self._tls = SharedTls(names, options.node_domain)
         self._endpoints: dict[Address, Endpoint] = {}
@@ -130,25 +133,13 @@ class NodePools:
 
     def _make_pool(self, host: str, port: int) -> Any:
         pool_class, kwargs = pool_settings(self.url, self._options, NodePool)
-        if not (
-            self._options.identity is None
-            or self._options.allow_plaintext_token
-            or issubclass(kwargs["connection_class"], SSLConnection)
-            or is_loopback(host)
-        ):
+        scheme = transport(self._location.scheme, kwargs)
+        if self._options.exposes_token(scheme, host):
             raise ConfigurationError([_in_plain_text(host, port)])
         if "tls" in kwargs:
             kwargs["tls"] = self._tls
-        # As from_url() has it: what the URL says goes before what OPTIONS say.
-        said = parse_url(self.url)
-        said.pop("connection_class", None)
-        where = {"host": host, "port": port}
-        return pool_class(**{**_PARSER, **kwargs, **said, **where})
-
-
-def _address(server: str) -> Address:
-    url = parse_url(server)
-    return url.get("host", "localhost"), int(url.get("port", 6379))
+        url = self._location.at(host, port)
+        return pool_class.from_url(url, **{**_PARSER, **kwargs})
 
 
 def _in_plain_text(host: str, port: int) -> Problem:

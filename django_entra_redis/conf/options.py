@@ -1,20 +1,16 @@
 """A cache's ``LOCATION`` and ``OPTIONS``, checked."""
 
 import codecs
-import ipaddress
-import re
-import socket
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
 
 from .._errors import ConfigurationError, Problem
 from ..compressors import MAX_VALUE_BYTES
+from .location import is_loopback, read_url, transport
 from .services import service_of
 
 _CREDENTIALS = ("username", "password", "credential_provider")
-_SCHEMES = ("redis", "rediss", "unix")
 _DAY = 86400.0
 #: Options of django-redis, and what stands for them here.
 _DJANGO_REDIS: Mapping[str, str] = {
@@ -179,6 +175,20 @@ class CacheOptions:
     stampede: Stampede | None = None
     connection: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
+    def exposes_token(self, scheme: str, host: str) -> bool:
+        """Whether a token would cross the network to a host in plain text.
+
+        Parameters:
+            scheme: of the connection that carries it, as :func:`transport` gives it.
+            host: what it leads to.
+        """
+        return (
+            self.identity is not None
+            and not self.allow_plaintext_token
+            and scheme == "redis"
+            and not is_loopback(host)
+        )
+
 
 #: Those of them that are tables of their own: ``None`` is off, ``True`` the defaults.
 _TABLES: Mapping[str, Callable[..., Any]] = {"stampede": Stampede}
@@ -188,33 +198,6 @@ OWN = tuple(
     for one in fields(CacheOptions)
     if one.name not in ("servers", "connection")
 )
-
-
-def split_location(location: Any) -> tuple[str, ...]:
-    """Return the servers of a ``LOCATION``, as Django's ``RedisCache`` splits it.
-
-    Whatever is neither text nor a list (``None``, of a variable that isn't set) is
-    left to :func:`parse_options` to find fault with.
-    """
-    if isinstance(location, str):
-        return tuple(re.split("[;,]", location))
-    return tuple(location) if isinstance(location, Iterable) else (location,)
-
-
-def bare_urls(servers: Iterable[Any]) -> list[str]:
-    """Return the servers' URLs without what may be secret in them.
-
-    Where that can't be told of one, nothing is: a password that is not escaped may be
-    in any part of a URL, and even have been taken for several.
-    """
-    found = []
-    for server in servers:
-        scheme, _ = read_url(server)
-        url = urlsplit(server if scheme else "")
-        if not scheme or "@" in url.path + url.query + url.fragment:
-            return ["?"]
-        found.append(f"{scheme}://{url.netloc.rpartition('@')[2]}{url.path}")
-    return found or ["?"]
 
 
 def parse_options(
@@ -305,8 +288,8 @@ def _server_problems(options: CacheOptions, where: str) -> list[Problem]:
     problems = []
     # An empty list names as little as an empty string does.
     for server in options.servers or ("",):
-        scheme, connection = read_url(server)
-        if scheme not in _SCHEMES:
+        location = read_url(server)
+        if location is None:
             problems.append(
                 Problem(
                     "E024",
@@ -318,12 +301,12 @@ def _server_problems(options: CacheOptions, where: str) -> list[Problem]:
             )
             continue
         problems += _value_problems(
-            FIXED, connection, lambda key: f"{where}['LOCATION'] ({key})"
+            FIXED, location.said, lambda key: f"{where}['LOCATION'] ({key})"
         )
         if options.identity is None:
             continue
         # As redis-py has it: what the URL says goes before what OPTIONS say.
-        connection = {**options.connection, **connection}
+        connection = {**options.connection, **location.said}
         stray = [key for key in _CREDENTIALS if connection.get(key) not in (None, "")]
         if stray:
             problems.append(
@@ -335,7 +318,10 @@ def _server_problems(options: CacheOptions, where: str) -> list[Problem]:
                     "and OPTIONS, or set OPTIONS['identity'] to None.",
                 )
             )
-        elif not (options.allow_plaintext_token or _protected(scheme, connection)):
+        elif options.exposes_token(
+            transport(location.scheme, connection),
+            str(connection.get("host", "localhost")),
+        ):
             problems.append(
                 Problem(
                     "E022",
@@ -351,7 +337,10 @@ def _server_problems(options: CacheOptions, where: str) -> list[Problem]:
 def _cluster_problems(options: CacheOptions, where: str) -> Iterator[Problem]:
     """Yield what a cluster can't do."""
     for server in options.servers:
-        if read_url(server)[0] == "unix":
+        location = read_url(server)
+        if location is None:
+            continue  # It is no URL, and told so.
+        if location.scheme == "unix":
             yield Problem(
                 "E026",
                 f"{where}['LOCATION']",
@@ -359,7 +348,7 @@ def _cluster_problems(options: CacheOptions, where: str) -> Iterator[Problem]:
                 "It should be such as "
                 "'rediss://contoso.westeurope.redis.azure.net:10000'.",
             )
-        if (database := _database_of(server, options)) != "0":
+        if (database := location.database(options.connection)) != "0":
             yield _no_database("E026", where, "a cluster", database)
 
 
@@ -370,8 +359,11 @@ def database_problems(options: CacheOptions, where: str) -> list[Problem]:
     """
     found = []
     for server in options.servers:
-        host = {**options.connection, **read_url(server)[1]}.get("host", "")
-        service, database = service_of(str(host)), _database_of(server, options)
+        location = read_url(server)
+        if location is None:
+            continue
+        host = {**options.connection, **location.said}.get("host", "")
+        service, database = service_of(str(host)), location.database(options.connection)
         if service is not None and service.one_database and database != "0":
             found.append(_no_database("E027", where, service.name, database))
     return list(dict.fromkeys(found))
@@ -384,80 +376,3 @@ def _no_database(number: str, where: str, what: str, database: str) -> Problem:
         f"it has database {database}, and {what} has database 0 alone.",
         "Remove it from LOCATION and OPTIONS; to tell caches apart, set KEY_PREFIX.",
     )
-
-
-def read_url(server: Any) -> tuple[str, dict[str, Any]]:
-    """Return a URL's scheme, and what it says of the connection.
-
-    redis-py's own parser, which this one follows, would bring in redis-py, for
-    which a system check is not worth waiting.
-    """
-    try:
-        if not server.startswith(tuple(f"{scheme}://" for scheme in _SCHEMES)):
-            return "", {}
-        url = urlsplit(server)
-        said: dict[str, Any] = {
-            key: values[0] for key, values in parse_qs(url.query).items()
-        }
-        given = {
-            "username": url.username,
-            "password": url.password,
-            "host": url.hostname,
-        }
-        _ = url.port  # raises where it is none
-    except (ValueError, TypeError, AttributeError):
-        return "", {}
-    # Of a password with a "/" or "#" that is not escaped; a socket may be named so.
-    if "@" in url.path + url.fragment and (url.netloc or url.scheme != "unix"):
-        return "", {}
-    said |= {key: unquote(value) for key, value in given.items() if value}
-    return url.scheme, said
-
-
-def _database_of(server: Any, options: CacheOptions) -> str:
-    """Return the number of the database that a cache uses on a server; "0" also where
-    its URL is none."""
-    scheme, said = read_url(server)
-    path = unquote(urlsplit(server).path).replace("/", "") if scheme else ""
-    # redis-py passes over a path that is no number, and a socket's is a file's.
-    if path.isdigit() and scheme != "unix":
-        said = {"db": int(path), **said}
-    return str({**options.connection, **said}.get("db") or 0)
-
-
-def _protected(scheme: str, connection: Mapping[str, Any]) -> bool:
-    """Whether nobody on the network can read what the connection carries."""
-    host = str(connection.get("host", "localhost"))
-    return transport(scheme, connection) != "redis" or is_loopback(host)
-
-
-def transport(scheme: str, connection: Mapping[str, Any]) -> str:
-    """Return the scheme that a connection really has.
-
-    A class in ``OPTIONS`` goes before the one that the URL's scheme asks for.
-    """
-    kind = connection.get("connection_class")
-    if not isinstance(kind, type):
-        return scheme
-    names = [parent.__name__ for parent in kind.__mro__]
-    if "SSLConnection" in names:
-        return "rediss"
-    return "unix" if "UnixDomainSocketConnection" in names else "redis"
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host name or address is this very machine.
-
-    The one name that may be is localhost, and it is only where it resolves to
-    loopback addresses alone: a hosts file or a DNS server may lead it elsewhere.
-    """
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        if host.lower() != "localhost":
-            return False
-    try:
-        found = socket.getaddrinfo("localhost", None, type=socket.SOCK_STREAM)
-    except OSError:
-        return False
-    return all(is_loopback(str(address[0])) for *_, address in found)

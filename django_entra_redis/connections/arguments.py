@@ -3,15 +3,16 @@
 import difflib
 import functools
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import redis
 from django.utils.module_loading import import_string
-from redis.connection import Connection, SSLConnection, parse_url
+from redis.connection import Connection, SSLConnection, UnixDomainSocketConnection
 
 from .._errors import Problem
-from ..conf.options import FIXED, OWN, CacheOptions, bare_urls, read_url
+from ..conf.location import bare_urls, read_url
+from ..conf.options import FIXED, OWN, CacheOptions
 
 #: Options of redis-py's cluster client, which no connection knows.
 CLUSTER_OPTIONS = ("address_remap", "dynamic_startup_nodes", "require_full_coverage")
@@ -36,6 +37,23 @@ _INTERNAL = frozenset(
 )
 
 
+_KINDS: Mapping[str, type[Any]] = {
+    "redis": Connection,
+    "rediss": SSLConnection,
+    "unix": UnixDomainSocketConnection,
+}
+
+
+def connection_kind(server: str) -> type[Any]:
+    """Return the class of redis-py's connections to a server.
+
+    Parameters:
+        server: its URL.
+    """
+    location = read_url(server)
+    return _KINDS[location.scheme] if location else Connection
+
+
 def unknown_options(
     options: CacheOptions, where: str = "CACHES[...]", *, clustered: bool = False
 ) -> list[Problem]:
@@ -57,7 +75,8 @@ def unknown_options(
         for key in options.connection.keys() - taken:
             place = f"{where}['OPTIONS'][{key!r}]"
             found.append(Problem("E028", place, message, _hint(key, taken)))
-        for key in read_url(server)[1].keys() - taken:
+        location = read_url(server)
+        for key in (location.said.keys() if location else set()) - taken:
             place, hint = f"{where}['LOCATION'] ({key})", _hint(key, taken)
             if bare_urls([server]) == ["?"]:
                 # It may be a part of a password that is not escaped.
@@ -75,8 +94,7 @@ def _taken(server: str, options: CacheOptions) -> set[str] | None:
 
     That is ``None`` where a class of the user's own may take any.
     """
-    kind = options.connection.get("connection_class")
-    kind = kind or parse_url(server).get("connection_class", Connection)
+    kind: Any = options.connection.get("connection_class") or connection_kind(server)
     pool = options.pool_class or redis.ConnectionPool
     try:
         pool = import_string(pool) if isinstance(pool, str) else pool

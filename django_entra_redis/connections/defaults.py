@@ -7,13 +7,11 @@ from typing import Any
 
 import django
 import redis
-from redis.connection import (
-    SSLConnection,
-    UnixDomainSocketConnection,
-    parse_url,
-)
+from redis.connection import SSLConnection, UnixDomainSocketConnection
 
+from ..conf.location import read_url
 from ..conf.options import CacheOptions
+from .arguments import connection_kind
 
 
 def _tcp_options() -> dict[int, int]:
@@ -74,13 +72,14 @@ def with_defaults(server: str, options: CacheOptions) -> CacheOptions:
     if given.keys() & {"driver_info", "lib_name", "lib_version"}:
         for key in _driver():
             del defaults[key]
-    url = parse_url(server)
-    kind = given.get("connection_class") or url.get("connection_class")
-    if kind is None or not issubclass(kind, UnixDomainSocketConnection):
+    kind = given.get("connection_class") or connection_kind(server)
+    if not issubclass(kind, UnixDomainSocketConnection):
         defaults |= _TCP_DEFAULTS
-    if kind is not None and issubclass(kind, SSLConnection):
+    if issubclass(kind, SSLConnection):
+        location = read_url(server)
+        said = location.said if location else {}
         # redis-py 5.3 does not compare the certificate's name with the host's.
-        asked = {**given, **url}.get("ssl_cert_reqs", "required")
+        asked = {**given, **said}.get("ssl_cert_reqs", "required")
         defaults["ssl_check_hostname"] = asked not in (None, "none", 0)
     for key in defaults.keys() - set(_NONE_COUNTS):
         if key in given and given[key] is None:

@@ -11,14 +11,13 @@ from weakref import WeakSet, finalize
 
 import redis
 from django.utils.module_loading import import_string
-from redis.connection import Connection, parse_url
 
 from .._errors import ConfigurationError, option_error
 from .._fork import Order, register
 from ..conf.options import CacheOptions
 from ..credentials.provider import EntraCredentialProvider
 from ..exceptions import ConnectionPoolTimeout
-from .arguments import unknown_options
+from .arguments import connection_kind, unknown_options
 from .connection import connection_class
 from .tls import SharedTls, SharedTlsConnection
 
@@ -255,8 +254,7 @@ def pool_settings(
     if problems := unknown_options(replace(options, servers=(server,))):
         raise ConfigurationError(problems)
     kwargs = dict(options.connection)
-    said = parse_url(server).get("connection_class", Connection)
-    kind = kwargs.get("connection_class") or said
+    kind: Any = kwargs.get("connection_class") or connection_kind(server)
     own = connection_class(kind, entra=options.identity is not None)
     kwargs["connection_class"] = own
     if "retry_on_error" in kwargs:

@@ -15,13 +15,12 @@ from redis.connection import (
 )
 
 from django_entra_redis._errors import ConfigurationError, Problem
+from django_entra_redis.conf.location import is_loopback, split_location
 from django_entra_redis.conf.options import (
     OWN,
     CacheOptions,
     Stampede,
-    is_loopback,
     parse_options,
-    split_location,
 )
 
 TLS = "rediss://contoso.westeurope.redis.azure.net:10000"
