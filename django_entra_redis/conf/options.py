@@ -1,6 +1,7 @@
 """A cache's ``LOCATION`` and ``OPTIONS``, checked."""
 
 import codecs
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
