@@ -16,6 +16,7 @@ import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from datetime import timedelta
+from email.utils import formatdate
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -56,7 +57,7 @@ from emulator.managed_identity import (
 from emulator.profiles import Profile, find_profile
 from emulator.server import Server, ServerError
 from emulator.sockets import Listener, reset
-from emulator.web import Answer, HttpConnection, Request, Route
+from emulator.web import Answer, HttpConnection, Request, Response, Route
 
 KINDS = (
     "service_principal",
@@ -432,11 +433,11 @@ class Emulator:
 
     async def _serve_imds(self, sock: socket.socket) -> None:
         if not await self._reset(sock, "imds"):
-            await self._serve_http(sock, self._imds.handle, None)
+            await self._serve_http(sock, self._dated(self._imds.handle), None)
 
     async def _serve_app_service(self, sock: socket.socket) -> None:
         if not await self._reset(sock, "app_service"):
-            await self._serve_http(sock, self._app_service.handle, None)
+            await self._serve_http(sock, self._dated(self._app_service.handle), None)
 
     async def _serve_control(self, sock: socket.socket) -> None:
         await self._serve_http(sock, self._control.handle, self._tls)
@@ -444,7 +445,20 @@ class Emulator:
     def _answer_authority(self, request: Request) -> Answer:
         if request.path.startswith(PREFIX):
             return self._control.handle(request)
-        return self._authority.handle(request)
+        return self._dated(self._authority.handle)(request)
+
+    def _dated(
+        self, handle: Callable[[Request], Response]
+    ) -> Callable[[Request], Response]:
+        """Have answers tell the emulator's time, as every service's do."""
+
+        def answer(request: Request) -> Response:
+            response = handle(request)
+            date = formatdate(self._clock.wall(), usegmt=True)
+            headers = (*response.headers, ("Date", date))
+            return dataclasses.replace(response, headers=headers)
+
+        return answer
 
     def _faults_changed(self) -> None:
         """Close and open ports, now and when a fault comes to its end."""

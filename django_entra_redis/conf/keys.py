@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Callable, Mapping
+from inspect import iscoroutinefunction
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,13 @@ def _credential(value: Any) -> Any:
         raise InvalidValueError(
             "It should be an object with get_token(*scopes), a callable that returns "
             "one, or the dotted path of either."
+        )
+    path = value if isinstance(value, str) else ""
+    get_token = getattr(value, "get_token", None)
+    if path.startswith("azure.identity.aio.") or iscoroutinefunction(get_token):
+        raise InvalidValueError(
+            "It should not be asynchronous: take the class of the same name from "
+            "azure.identity, not azure.identity.aio."
         )
     return value
 

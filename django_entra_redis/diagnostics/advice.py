@@ -326,10 +326,23 @@ ADVICE: Mapping[str, Advice] = {
     "credential_raised": Advice(
         "The object in CREDENTIAL gave no token.", "Its own words are in the message."
     ),
+    "credential_asynchronous": Advice(
+        "The object in CREDENTIAL is asynchronous, as those of azure.identity.aio are; "
+        "tokens are requested in a thread of their own, without an event loop.",
+        "Take the class of the same name from azure.identity: it serves asynchronous "
+        "code as well.",
+    ),
     "token_without_oid": Advice(
         "The token does not say whose it is: it is no token of Entra's for an "
         "application.",
         "Set USERNAME to the principal's object ID.",
+    ),
+    "token_expired_already": Advice(
+        "The token has expired, and this machine's clock is not to blame: the identity "
+        "endpoint's own says so, too (its Date header), or CREDENTIAL hands out an old "
+        "token.",
+        "A newer one is asked for until there is one. If that takes minutes, restart "
+        "the app or the machine, whose agent keeps tokens.",
     ),
     "token_clock_off": Advice(
         "This machine's clock is off by more than the token lasts.",

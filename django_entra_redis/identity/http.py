@@ -72,6 +72,14 @@ class BoundedSession(requests.Session):
             json.loads(answer.text)
         return answer
 
+    def answered_at(self) -> float | None:
+        """Return the server's own time as it answered, in seconds since the epoch."""
+        value = "" if self.answer is None else self.answer.headers.get("Date", "")
+        try:
+            return parsedate_to_datetime(value).timestamp()
+        except (ValueError, OverflowError):
+            return None
+
     def retry_after(self) -> float | None:
         """Return the seconds that the last answer asks to wait, if it does."""
         # A Response with an error status is false.

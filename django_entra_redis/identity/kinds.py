@@ -5,6 +5,7 @@ at the first request, since msal costs as much start-up time as redis-py.
 """
 
 import codecs
+import inspect
 import os
 import re
 from abc import ABC, abstractmethod
@@ -25,6 +26,10 @@ from .http import BoundedSession
 from .token import SYSTEM_CLOCK, Clock, Fetch, Token, receive_token, without_tokens
 
 Answer = Mapping[str, Any]
+
+#: Failures in a row after which a credential is made anew: it may hold on to something
+#: that is gone, such as a connection or a file that has been rotated.
+_PATIENCE = 3
 
 #: The variables by which platforms tell of their identity endpoint.
 _ENDPOINTS = ("IDENTITY_ENDPOINT", "MSI_ENDPOINT")
@@ -47,6 +52,7 @@ def make_fetch(identity: Identity, clock: Clock = SYSTEM_CLOCK) -> Fetch:
             expires_in=answer.get("expires_in"),
             expires_on=answer.get("expires_on"),
             username=identity.username,
+            answered_at=answer.get("answered_at"),
         )
 
     return fetch
@@ -102,7 +108,7 @@ class _MsalIdentity(ABC):
         finally:
             self.session.close()
         if failure is None:
-            return answer
+            return {**answer, "answered_at": self.session.answered_at()}
         raise TokenRequestError(
             self._without_secrets(str(failure)),
             code=self.narrowed(failure.code),
@@ -238,6 +244,7 @@ class _Credential:
     def __init__(self, identity: Identity) -> None:
         self.identity = identity
         self._credential: Any = None
+        self._failures = 0
 
     def __call__(self) -> Answer:
         """Ask it for a token.
@@ -245,11 +252,17 @@ class _Credential:
         Raises:
             TokenRequestError: it gave none, and why.
         """
+        self._failures += 1
         try:
-            if self._credential is None:
+            if self._credential is None or self._failures > _PATIENCE:
+                self._credential, self._failures = None, 0
                 self._credential = _resolve(self.identity.credential)
-            token = self._credential.get_token(self.identity.scope)
-            return {"access_token": token.token, "expires_on": token.expires_on}
+            token = _ask(self._credential, self.identity.scope)
+            answer = {"access_token": token.token, "expires_on": token.expires_on}
+            self._failures = 0
+            return answer
+        except TokenRequestError as error:
+            code, failure = error.code, str(error)
         except ImportError as error:
             code, failure = "credential_import", f"can't be imported: {error}."
             if (error.name or "").partition(".")[0] == "azure":
@@ -269,6 +282,25 @@ _KINDS: Mapping[str, Callable[[Identity], Callable[[], Answer]]] = {
     "workload_identity": _Application,
     "credential": _Credential,
 }
+
+
+def _ask(credential: Any, scope: str) -> Any:
+    """Return what a credential gives.
+
+    Raises:
+        TokenRequestError: it is asynchronous.
+    """
+    asynchronous = inspect.iscoroutinefunction(credential.get_token)
+    token = None if asynchronous else credential.get_token(scope)
+    if inspect.iscoroutine(token):
+        token.close()  # Otherwise Python warns that nobody has awaited it.
+    if not asynchronous and not inspect.isawaitable(token):
+        return token
+    raise TokenRequestError(
+        "is asynchronous: take the class of the same name from azure.identity, not "
+        "azure.identity.aio.",
+        code="credential_asynchronous",
+    )
 
 
 def _resolve(credential: Any) -> Any:

@@ -5,7 +5,7 @@ import binascii
 import json
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -103,15 +103,18 @@ def receive_token(
     expires_in: object = None,
     expires_on: object = None,
     username: str | None = None,
+    answered_at: object = None,
 ) -> Token:
     """Make a :class:`Token` of what an identity endpoint has answered.
 
     Parameters:
         value: the access token.
         expires_in: seconds of life that the endpoint stated, if it did.
-        expires_on: expiry in seconds since the epoch, if stated; else the ``exp``
-            claim counts.
+        expires_on: expiry in seconds since the epoch, if stated; the ``exp`` claim
+            counts where it is earlier, or the only one.
         username: Redis user name; ``None`` takes the token's ``oid`` claim.
+        answered_at: the endpoint's own time as it answered, in seconds since the
+            epoch, if it told.
 
     Raises:
         TokenRequestError: no token, an expired one, or one without a user name.
@@ -128,9 +131,10 @@ def receive_token(
                 "Set USERNAME in ENTRA_REDIS to the principal's object ID.",
                 code="token_without_oid",
             )
-    until = _number(expires_on)
-    if until is None:
-        until = _number(claims.get("exp"))
+    ends = [
+        end for end in map(_number, (expires_on, claims.get("exp"))) if end is not None
+    ]
+    until = min(ends, default=None)
     now, today = clock.monotonic(), clock.wall()
     stated = _number(expires_in)
     lives = [] if stated is None else [stated]
@@ -146,11 +150,8 @@ def receive_token(
         )
     life = min(lives)
     if life <= 0:
-        raise TokenRequestError(
-            f"The token handed out expired {abs(life):.0f} s ago by this machine's "
-            "clock. Set the machine's clock right.",
-            code="token_clock_off",
-        )
+        there = _number(answered_at)
+        raise _expired(today + life if until is None else until, today, there, ends)
     return Token(
         value=MaskedStr(value),
         username=username,
@@ -158,6 +159,39 @@ def receive_token(
         received_at=now,
         expires_at=now + life,
         expires_on=today + life,
+    )
+
+
+def _expired(
+    until: float, today: float, there: float | None, ends: Sequence[float]
+) -> TokenRequestError:
+    """Return what a token tells of that has expired on arrival.
+
+    Parameters:
+        until: when it expired.
+        today: this machine's time.
+        there: the identity endpoint's time, if it told.
+        ends: all that it says of its expiry, and that others say.
+    """
+    ago = f"The token handed out expired {max(0.0, today - until):.0f} s ago"
+    if there is not None and until <= there:
+        return TokenRequestError(
+            f"{ago} by the identity endpoint's own clock.", code="token_expired_already"
+        )
+    if there is not None:
+        return TokenRequestError(
+            f"{ago} by this machine's clock, which is {today - there:.0f} s ahead of "
+            "the identity endpoint's. Set the machine's clock right.",
+            code="token_clock_off",
+        )
+    if max(ends, default=until) > today:
+        return TokenRequestError(
+            f"{ago} by its 'exp' claim, whatever is said beside it.",
+            code="token_expired_already",
+        )
+    return TokenRequestError(
+        f"{ago} by this machine's clock. Set the machine's clock right.",
+        code="token_clock_off",
     )
 
 

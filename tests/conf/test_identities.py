@@ -49,6 +49,13 @@ class Credential:
         """Would return a token."""
 
 
+class AsynchronousCredential:
+    """A credential such as azure.identity.aio's."""
+
+    async def get_token(self, *scopes: str) -> None:
+        """Would return a token."""
+
+
 def parse(entry: Any, environ: dict[str, str] | None = None) -> Identity:
     """Return an identity, with nothing in the environment unless given."""
     return parse_identity("default", entry, environ or {})
@@ -391,6 +398,9 @@ def test_key_of_another_kind(entry: dict[str, Any], message: str, hint: str) -> 
         ("CLIENT_CERTIFICATE", 5, "path of a file"),
         ("TOKEN_FILE", b"/x", "path of a file"),
         ("SEND_CERTIFICATE_CHAIN", 1, "True or False"),
+        ("CREDENTIAL", "azure.identity.aio.AzureCliCredential", "not be asynchronous"),
+        ("CREDENTIAL", AsynchronousCredential(), "not be asynchronous"),
+        ("CREDENTIAL", AsynchronousCredential, "not be asynchronous"),
         ("INSTANCE_DISCOVERY", "no", "True or False"),
         ("AUTHORITY_HOST", "http://login.example", "login.microsoftonline.com"),
         ("AUTHORITY_HOST", "https://login.example/tenant", "host such as"),

@@ -628,7 +628,28 @@ def token_without_oid(site: Site) -> None:
     site.use_token(site.emulator.issue_token(oid=None))
 
 
-@fault("token_clock_off", "token")
+@fault("token_expired_already", "token", says="the identity endpoint's own clock")
+def endpoint_that_hands_out_old_tokens(site: Site) -> None:
+    site.use_app_service()
+    site.emulator.token_lifetime = -60.0
+
+
+@fault("token_expired_already", "token", says="'exp' claim")
+def credential_that_hands_out_old_tokens(site: Site) -> None:
+    site.use_token(site.emulator.issue_token(lifetime=-60.0))
+
+
+@fault("credential_asynchronous", "token", says="azure.identity.aio")
+def credential_that_is_asynchronous(site: Site) -> None:
+    site.identity = {"CREDENTIAL": lambda: AsynchronousCredential()}
+
+
+@fault("settings_invalid", "settings", says="['CREDENTIAL']")
+def credential_that_is_plainly_asynchronous(site: Site) -> None:
+    site.identity = {"CREDENTIAL": "azure.identity.aio.DefaultAzureCredential"}
+
+
+@fault("token_clock_off", "token", says="s ahead of the identity endpoint's")
 def clock_that_is_ahead_of_the_token(site: Site) -> None:
     site.use_app_service()
     site.emulator.set_clock(-86400.0)
@@ -724,6 +745,13 @@ def token_that_is_gone_when_it_is_needed(site: Site) -> None:
         return found
 
     site.patch.setitem(STEPS, "token", then_wait)
+
+
+class AsynchronousCredential:
+    """A credential such as those of azure.identity.aio."""
+
+    async def get_token(self, *scopes: str) -> None:
+        """Begin, which nobody is to do."""
 
 
 def endpoints_renewal(exam: Examination) -> Any:

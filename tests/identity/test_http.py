@@ -112,6 +112,27 @@ def test_netrc(
 
 
 @pytest.mark.parametrize(
+    ("date", "seconds"),
+    [
+        ("Mon, 23 Nov 2026 12:00:00 GMT", NOW.timestamp()),
+        ("Mon, 23 Nov 2026 13:00:00 +0100", NOW.timestamp()),
+        ("noon", None),
+        ("", None),
+        ("Mon, 23 Nov 99999 12:00:00 GMT", None),
+    ],
+)
+def test_answered_at(date: str, seconds: float | None) -> None:
+    """The server's time is what its Date header says."""
+    session = BoundedSession(1.0, trust_env=False)
+    assert session.answered_at() is None
+    session.answer = requests.Response()
+    assert session.answered_at() is None
+    session.answer.headers["Date"] = date
+    assert session.answered_at() == seconds
+    session.close()
+
+
+@pytest.mark.parametrize(
     ("status", "headers", "seconds"),
     [
         (429, {"Retry_After": "12"}, 12.0),

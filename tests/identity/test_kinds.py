@@ -1,5 +1,7 @@
 """Every kind of identity, over real HTTP and HTTPS against the emulator."""
 
+import asyncio
+import gc
 import json
 import logging
 import socket
@@ -18,7 +20,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.serialization import pkcs12
 
-from django_entra_redis.conf.identities import parse_identity
+from django_entra_redis.conf.identities import Identity, parse_identity
 from django_entra_redis.credentials.renewal import Renewal
 from django_entra_redis.exceptions import TokenError, TokenRequestError
 from django_entra_redis.identity.kinds import make_fetch
@@ -632,6 +634,85 @@ def test_broken_credential(host: Host, given: Any, text: str, code: str) -> None
     error = failure(host.fetch(CREDENTIAL=given))
     assert text in str(error)
     assert error.code == f"credential_{code}"
+
+
+class Aio:
+    """A credential such as azure.identity.aio's."""
+
+    async def get_token(self, *scopes: str) -> None:
+        """Be awaited, which nobody does."""
+
+
+class Disguised:
+    """One whose method does not look it."""
+
+    def __init__(self, awaitable: Callable[[], Any]) -> None:
+        self.get_token = lambda *scopes: awaitable()
+
+
+@pytest.mark.parametrize("given", [Aio, lambda: Aio(), f"{__name__}.Aio"])
+@pytest.mark.filterwarnings("error")
+def test_asynchronous_credential(host: Host, given: Any) -> None:
+    """It is told what to take in its place, and nothing waits to be awaited."""
+    fetch = make_fetch(Identity(alias="a", kind="credential", credential=given))
+    for _ in range(2):
+        error = failure(fetch)
+        assert error.code == "credential_asynchronous"
+        assert "from azure.identity, not azure.identity.aio." in str(error)
+    gc.collect()
+
+
+@pytest.mark.filterwarnings("error")
+def test_asynchronous_credential_in_disguise(host: Host) -> None:
+    """What it returns tells."""
+    error = failure(host.fetch(CREDENTIAL=Disguised(Aio().get_token)))
+    assert error.code == "credential_asynchronous"
+    loop = asyncio.new_event_loop()
+    future: Any = loop.create_future()
+    error = failure(host.fetch(CREDENTIAL=Disguised(lambda: future)))
+    assert error.code == "credential_asynchronous"
+    loop.close()
+    gc.collect()
+
+
+class Failing(Credential):
+    """A credential that some day goes wrong for good."""
+
+    broken: ClassVar[bool] = False
+
+    def get_token(self, *scopes: str) -> AccessToken:
+        """Return a token, unless this one was made before it all broke."""
+        if self.broken:
+            raise ValueError("stuck")
+        return super().get_token(*scopes)
+
+
+@pytest.mark.parametrize("given", [Failing, lambda: Failing(), f"{__name__}.Failing"])
+def test_credential_that_fails_again_and_again(host: Host, given: Any) -> None:
+    """After some failures it is made anew: the old one may be stuck."""
+    host.monkeypatch.setattr(Credential, "value", host.emulator.issue_token())
+    host.monkeypatch.setattr(Failing, "made", 0)
+    fetch = host.fetch(CREDENTIAL=given)
+    fetch()
+    host.monkeypatch.setattr(Failing, "broken", True)
+    for _ in range(3):
+        assert failure(fetch).code == "credential_raised"
+    assert Failing.made == 1
+    failure(fetch)
+    assert Failing.made == 2
+    host.monkeypatch.setattr(Failing, "broken", False)
+    for _ in range(5):
+        fetch()
+    assert Failing.made == 2
+
+
+def test_credential_that_says_too_much(host: Host) -> None:
+    """What a JWT says of its expiry counts, where it is less."""
+    host.monkeypatch.setattr(
+        Credential, "value", host.emulator.issue_token(lifetime=60)
+    )
+    token = host.fetch(CREDENTIAL=a_credential)()
+    assert 50.0 < token.life < 70.0
 
 
 def test_azure_identity_missing(host: Host) -> None:

@@ -63,7 +63,9 @@ def test_life_is_the_stated_one(hands: Hands) -> None:
         (60, TODAY + 50, None, 50),
         (60, TODAY + 70, None, 60),
         (60, None, TODAY + 40, 40),
-        (None, TODAY + 50, TODAY + 40, 50),
+        # A JWT says itself when it expires, whatever is said beside it.
+        (None, TODAY + 50, TODAY + 40, 40),
+        (None, TODAY + 30, TODAY + 40, 30),
         # Not a time: the next best is taken.
         (None, "soon", TODAY + 40, 40),
         ("soon", None, TODAY + 40, 40),
@@ -78,7 +80,7 @@ def test_life_is_the_stated_one(hands: Hands) -> None:
 def test_whichever_comes_first(
     hands: Hands, expires_in: object, expires_on: object, exp: object, life: float
 ) -> None:
-    """The earliest of the stated expiries counts; the claim where none is stated."""
+    """The earliest of the stated expiries counts, the claim among them."""
     token = receive_token(
         make_jwt({"oid": OID, "exp": exp}),
         clock=hands.clock,
@@ -188,6 +190,38 @@ def test_expired_on_arrival(
             expires_in=expires_in,
             expires_on=expires_on,
         )
+
+
+@pytest.mark.parametrize(
+    ("expires_on", "exp", "there", "code", "says"),
+    [
+        # The endpoint's clock says so, too.
+        (TODAY - 7, None, TODAY, "token_expired_already", "endpoint's own clock"),
+        (None, TODAY - 7, TODAY - 7, "token_expired_already", "endpoint's own clock"),
+        (None, TODAY - 7, TODAY + 60, "token_expired_already", "endpoint's own clock"),
+        # It does not: this machine's is ahead.
+        (TODAY - 7, None, TODAY - 600, "token_clock_off", "which is 600 s ahead"),
+        (None, TODAY - 7, TODAY - 8, "token_clock_off", "which is 8 s ahead"),
+        # Nobody tells the time.
+        (TODAY - 7, TODAY - 7, None, "token_clock_off", "this machine's clock"),
+        (TODAY - 7, None, "noon", "token_clock_off", "this machine's clock"),
+        # Two expiries, of which one is not past: no clock can make that so.
+        (TODAY + 50, TODAY - 7, None, "token_expired_already", "'exp' claim"),
+    ],
+)
+def test_whose_clock_it_is(
+    hands: Hands, expires_on: Any, exp: Any, there: Any, code: str, says: str
+) -> None:
+    """The endpoint's time tells a clock that is off from a token that is old."""
+    with pytest.raises(TokenRequestError, match="expired 7 s ago") as caught:
+        receive_token(
+            make_jwt({"oid": OID, "exp": exp}),
+            clock=hands.clock,
+            expires_on=expires_on,
+            answered_at=there,
+        )
+    assert caught.value.code == code
+    assert says in str(caught.value)
 
 
 def test_value_is_not_shown(hands: Hands) -> None:
