@@ -15,8 +15,10 @@ from typing import Any, TypeGuard
 import pytest
 import redis
 import redis.asyncio
+from asgiref.sync import SyncToAsync
 from django.contrib.sessions.backends.base import SessionBase
 from django.core.cache.backends.redis import RedisCache
+from django.dispatch import Signal
 from django.http import HttpResponse
 from django.utils.log import log_response
 from redis.asyncio.connection import Connection as AsyncConnection
@@ -297,3 +299,98 @@ def test_it_is_still_there(name: str) -> None:
         f"{entry.owner} has no {name} any more. {users} used it for want of "
         f"{entry.missing}."
     )
+
+
+#: Public attributes of other packages' objects that are overwritten: by the module that
+#: does, why, and whether they are still there.
+OVERWRITTEN: dict[tuple[str, str], tuple[str, Callable[[], bool]]] = {
+    ("SyncToAsync.single_thread_executor", "connections.event_loops"): (
+        "asgiref has no hook for forks: its executors' threads end with the parent",
+        lambda: all(
+            hasattr(SyncToAsync, name)
+            for name in (
+                "single_thread_executor",
+                "context_to_thread_executor",
+                "deadlock_context",
+            )
+        ),
+    ),
+    ("signal.lock", "credentials.provider"): (
+        "Django's signals have no hook for forks: a parent's thread may be sending one",
+        lambda: hasattr(Signal(), "lock"),
+    ),
+    ("connection.send_command", "credentials.masking"): (
+        "redis-py has no hook for what is sent when a connection authenticates",
+        lambda: hasattr(redis.Connection(), "send_command"),
+    ),
+    ("connection.retry", "connections.pool"): (
+        "redis-py's own pools do the same in set_retry()",
+        lambda: hasattr(redis.Connection(), "retry"),
+    ),
+    ("response._has_been_logged", "diagnostics.views"): (
+        "Django would log each 503 of a probe",
+        marks_responses,
+    ),
+}
+#: What is Python's own, and set by everybody.
+PYTHONS = {"__cause__", "__context__", "daemon"}
+
+
+def attributes_set(tree: ast.AST) -> Iterator[str]:
+    """Yield the attributes that a module sets on objects other than its own."""
+    annotated = {
+        node.target.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+    }
+    slots = {
+        element.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__slots__"
+        for element in ast.walk(node.value)
+        if isinstance(element, ast.Constant)
+    }
+    own = annotated | slots | set(attributes_of_self(tree))
+    for node in ast.walk(tree):
+        if (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.ctx, ast.Store)
+            and not is_own(node)
+            and node.attr not in own | PYTHONS
+        ):
+            yield ast.unparse(node)
+
+
+def attributes_of_self(tree: ast.AST) -> Iterator[str]:
+    """Yield the attributes that the classes of a module set on themselves."""
+    for node in ast.walk(tree):
+        if is_own(node) and isinstance(node.ctx, ast.Store):
+            yield node.attr
+
+
+#: Attributes that a module sets on objects of another module of this package.
+KNOWN = {
+    ("exam.identity", "diagnostics.steps"),
+    ("exam.servers", "diagnostics.steps"),
+    ("exam.token", "diagnostics.steps"),
+    # Marks of the pool's, on connections of classes that this package makes.
+    ("connection.pool_lent", "connections.pool"),
+    ("connection.pool_generation", "connections.pool"),
+}
+
+
+def test_what_is_overwritten_is_listed() -> None:
+    """Whatever is set on somebody else's object has its reason."""
+    found = {
+        (name, module)
+        for module, tree in modules().items()
+        for name in attributes_set(tree)
+    }
+    assert found == OVERWRITTEN.keys() | KNOWN
+
+
+@pytest.mark.parametrize("name", OVERWRITTEN)
+def test_what_is_overwritten_is_there(name: tuple[str, str]) -> None:
+    """A release that takes it away is noticed."""
+    reason, there = OVERWRITTEN[name]
+    assert there(), reason
