@@ -57,7 +57,7 @@ FAULTS: list[tuple[str, dict[str, Any], Any, str]] = [
         "E003",
         {},
         {"default": {"KIND": "x"}},
-        "ENTRA_REDIS['default']['KIND']: 'x' is no kind.",
+        "ENTRA_REDIS['default']['KIND']: 'x' is not a known KIND.",
     ),
     (
         "E004",

@@ -14,8 +14,7 @@ from redis.cluster import RedisCluster
 from redis.connection import ConnectionPool, SSLConnection
 
 from django_entra_redis import signals, types
-from django_entra_redis.conf.identities import identity_problems
-from django_entra_redis.conf.keys import KEYS, KINDS
+from django_entra_redis.conf.identities import KEYS, KINDS, identity_problems
 from django_entra_redis.conf.options import CacheOptions, parse_options
 from django_entra_redis.connections.defaults import with_defaults
 from django_entra_redis.credentials import provider as credentials
@@ -32,7 +31,7 @@ def test_identity_keys() -> None:
     """The keys are those that the settings' reader knows, and so are the kinds."""
     assert types.IdentitySettings.__annotations__.keys() == KEYS.keys()
     kinds, _ = get_args(types.IdentitySettings.__annotations__["KIND"])
-    assert set(get_args(kinds)) == KINDS.keys()
+    assert set(get_args(kinds)) == set(KINDS)
 
 
 def test_own_options() -> None:

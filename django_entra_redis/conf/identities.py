@@ -7,7 +7,7 @@ list it. Nothing here is remembered, so that ``override_settings`` works.
 import difflib
 import os
 from collections.abc import Mapping, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +15,30 @@ from django.conf import settings
 
 from .._errors import ConfigurationError, Problem
 from .keys import (
-    CERTIFICATE,
-    COMMON,
-    EXCLUSIVE,
-    FROM_ENVIRONMENT,
-    KEYS,
-    KINDS,
-    NO,
+    DAY,
     PUBLIC_CLOUD,
     REDIS_SCOPE,
-    REQUIRED,
-    VARIABLES,
     InvalidValueError,
+    Key,
+    declare,
+    parse_credential,
+    parse_flag,
+    parse_host,
+    parse_number,
+    parse_path,
+    parse_scope,
+    parse_tenant,
+    parse_text,
 )
 from .policy import Policy
 
 _DEFAULT = Policy()
+
+
+#: What ``KIND`` may be.
+KINDS = ("environment", "managed_identity", "service_principal", "workload_identity")
+#: The kinds that are an application of a tenant's.
+_APPLICATIONS = ("service_principal", "workload_identity")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,23 +52,110 @@ class Identity:
 
     alias: str
     kind: str
-    tenant_id: str | None = None
-    client_id: str | None = None
-    client_secret: str | None = field(default=None, repr=False)
-    client_certificate: Path | None = None
-    client_certificate_password: str | None = field(default=None, repr=False)
-    send_certificate_chain: bool = False
-    object_id: str | None = None
-    resource_id: str | None = None
-    token_file: Path | None = None
-    credential: Any = field(default=None, repr=False)
-    authority_host: str = PUBLIC_CLOUD
-    instance_discovery: bool = True
-    scope: str = REDIS_SCOPE
-    username: str | None = None
-    refresh_ratio: float = _DEFAULT.ratio
-    refresh_margin: float = _DEFAULT.margin
-    request_timeout: float = _DEFAULT.timeout
+    tenant_id: str | None = field(
+        default=None,
+        metadata=declare(
+            parse_tenant,
+            kinds=_APPLICATIONS,
+            required=_APPLICATIONS,
+            variable="AZURE_TENANT_ID",
+        ),
+    )
+    client_id: str | None = field(
+        default=None,
+        metadata=declare(
+            parse_text,
+            kinds=("managed_identity", *_APPLICATIONS),
+            required=_APPLICATIONS,
+            exclusive=("managed_identity",),
+            variable="AZURE_CLIENT_ID",
+        ),
+    )
+    client_secret: str | None = field(
+        default=None,
+        repr=False,
+        metadata=declare(
+            parse_text,
+            kinds=("service_principal",),
+            exclusive=("service_principal",),
+            variable="AZURE_CLIENT_SECRET",
+        ),
+    )
+    client_certificate: Path | None = field(
+        default=None,
+        metadata=declare(
+            parse_path,
+            kinds=("service_principal",),
+            exclusive=("service_principal",),
+            variable="AZURE_CLIENT_CERTIFICATE_PATH",
+        ),
+    )
+    client_certificate_password: str | None = field(
+        default=None,
+        repr=False,
+        metadata=declare(
+            parse_text,
+            kinds=("service_principal",),
+            variable="AZURE_CLIENT_CERTIFICATE_PASSWORD",
+        ),
+    )
+    send_certificate_chain: bool = field(
+        default=False,
+        metadata=declare(
+            parse_flag,
+            kinds=("environment", "service_principal"),
+            variable="AZURE_CLIENT_SEND_CERTIFICATE_CHAIN",
+        ),
+    )
+    object_id: str | None = field(
+        default=None,
+        metadata=declare(
+            parse_text, kinds=("managed_identity",), exclusive=("managed_identity",)
+        ),
+    )
+    resource_id: str | None = field(
+        default=None,
+        metadata=declare(
+            parse_text, kinds=("managed_identity",), exclusive=("managed_identity",)
+        ),
+    )
+    token_file: Path | None = field(
+        default=None,
+        metadata=declare(
+            parse_path,
+            kinds=("workload_identity",),
+            required=("workload_identity",),
+            variable="AZURE_FEDERATED_TOKEN_FILE",
+        ),
+    )
+    credential: Any = field(
+        default=None,
+        repr=False,
+        metadata=declare(parse_credential, kinds=("credential",)),
+    )
+    authority_host: str = field(
+        default=PUBLIC_CLOUD,
+        metadata=declare(parse_host, variable="AZURE_AUTHORITY_HOST"),
+    )
+    instance_discovery: bool = field(default=True, metadata=declare(parse_flag))
+    scope: str = field(default=REDIS_SCOPE, metadata=declare(parse_scope))
+    username: str | None = field(default=None, metadata=declare(parse_text))
+    refresh_ratio: float = field(
+        default=_DEFAULT.ratio,
+        metadata=declare(
+            parse_number(0, 0.99, "a number above 0 and up to 0.99, such as 0.7")
+        ),
+    )
+    refresh_margin: float = field(
+        default=_DEFAULT.margin,
+        metadata=declare(parse_number(-1e-09, DAY, "a number of seconds, such as 180")),
+    )
+    request_timeout: float = field(
+        default=_DEFAULT.timeout,
+        metadata=declare(
+            parse_number(0, DAY, "a number of seconds above 0, such as 10")
+        ),
+    )
 
     @property
     def policy(self) -> Policy:
@@ -70,6 +165,46 @@ class Identity:
             margin=self.refresh_margin,
             timeout=self.request_timeout,
         )
+
+
+#: Every key of an entry, by its name.
+KEYS: Mapping[str, Key] = {
+    "KIND": Key(parse_text),
+    **{
+        one.name.upper(): one.metadata["key"]
+        for one in fields(Identity)
+        if "key" in one.metadata
+    },
+}
+_VARIABLES: Mapping[str, str] = {
+    name: known.variable for name, known in KEYS.items() if known.variable
+}
+#: The keys that mean nothing without CLIENT_CERTIFICATE.
+_OF_CERTIFICATE = frozenset({"CLIENT_CERTIFICATE_PASSWORD", "SEND_CERTIFICATE_CHAIN"})
+#: What a variable holds that asks for nothing. azure-identity takes any text for yes in
+#: Python, and for other languages "true" and "1" alone.
+_NO = frozenset({"0", "false", "no", "off"})
+
+#: What the variables may ask for, in azure-identity's order (secret, certificate,
+#: federated token): the kind, the keys that it takes, and those that may be there, too.
+_FROM_ENVIRONMENT: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
+    ("service_principal", ("TENANT_ID", "CLIENT_ID", "CLIENT_SECRET"), ()),
+    (
+        "service_principal",
+        ("TENANT_ID", "CLIENT_ID", "CLIENT_CERTIFICATE"),
+        ("CLIENT_CERTIFICATE_PASSWORD", "SEND_CERTIFICATE_CHAIN"),
+    ),
+    ("workload_identity", ("TENANT_ID", "CLIENT_ID", "TOKEN_FILE"), ()),
+)
+
+
+def keys_of(kind: str) -> frozenset[str]:
+    """Return the keys that a kind knows besides those common to all."""
+    return frozenset(name for name, known in KEYS.items() if kind in known.kinds)
+
+
+def _required_by(kind: str) -> tuple[str, ...]:
+    return tuple(name for name, known in KEYS.items() if kind in known.required)
 
 
 def identity_aliases(*, default: bool = True) -> list[str]:
@@ -163,8 +298,8 @@ def parse_identity(
     if problems:
         raise ConfigurationError(problems)
     kind = values.pop("KIND")
-    fields = {key.lower(): value for key, value in values.items()}
-    return Identity(alias=alias, kind=kind, **fields)
+    given = {key.lower(): value for key, value in values.items()}
+    return Identity(alias=alias, kind=kind, **given)
 
 
 def _parse(
@@ -172,7 +307,7 @@ def _parse(
 ) -> None:
     """Add a key's value to the values, or to the problems."""
     try:
-        values[key] = KEYS[key](value)
+        values[key] = KEYS[key].parse(value)
     except InvalidValueError as error:
         problems.append(Problem("E007", where, "its value can't be used.", str(error)))
 
@@ -196,17 +331,17 @@ def _complete(
     kind = values.get("KIND", "environment")
     if kind not in KINDS:
         hint = f"It should be one of {', '.join(map(repr, KINDS))}."
-        message = f"{kind!r} is no kind."
+        message = f"{kind!r} is not a known KIND."
         problems.append(Problem("E003", f"{where}['KIND']", message, hint))
         return values
-    own = KINDS[kind]
+    own = keys_of(kind)
     if "CREDENTIAL" in values:
         if "KIND" in values:
             message = "it has both CREDENTIAL and KIND."
             hint = "CREDENTIAL stands in place of KIND: remove one of them."
             problems.append(Problem("E005", where, message, hint))
-        kind, own = "credential", frozenset({"CREDENTIAL"})
-    given = values.keys() - COMMON
+        kind, own = "credential", keys_of("credential")
+    given = {name for name in values if KEYS[name].kinds}
     if given - own:
         problems.append(_unused_keys(where, given, given - own, kind))
     if problems:
@@ -221,7 +356,7 @@ def _complete(
             found.pop("SEND_CERTIFICATE_CHAIN", None)
         values = found | values
     elif kind == "workload_identity":
-        values = _from_environment(environ, REQUIRED[kind], problems) | values
+        values = _from_environment(environ, _required_by(kind), problems) | values
     if not problems:
         _check_parts(where, kind, values, problems)
     return {**values, "KIND": kind}
@@ -233,7 +368,7 @@ def _unused_keys(where: str, given: Set[str], unused: Set[str], kind: str) -> Pr
     if kind == "credential":
         hint = f"Remove {it}, or CREDENTIAL."
         return Problem("E006", where, f"{what} with CREDENTIAL.", hint)
-    fitting = [repr(name) for name, keys in KINDS.items() if given <= keys]
+    fitting = [repr(name) for name in KINDS if given <= keys_of(name)]
     hint = f"Remove {it}."
     if fitting:
         hint = f"Set KIND to {' or '.join(fitting)}, or remove {it}."
@@ -245,11 +380,11 @@ def _from_environment(
 ) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for key in keys:
-        value: Any = environ.get(VARIABLES[key])
+        value: Any = environ.get(_VARIABLES[key])
         if value:
             if key == "SEND_CERTIFICATE_CHAIN":
-                value = value.strip().lower() not in NO
-            _parse(f"${VARIABLES[key]}", key, value, values, problems)
+                value = value.strip().lower() not in _NO
+            _parse(f"${_VARIABLES[key]}", key, value, values, problems)
     return values
 
 
@@ -260,8 +395,8 @@ def _resolve_environment(
 
     A managed identity where nothing else is complete.
     """
-    given = {key for key, name in VARIABLES.items() if environ.get(name)}
-    for kind, needed, optional in FROM_ENVIRONMENT:
+    given = {key for key, name in _VARIABLES.items() if environ.get(name)}
+    for kind, needed, optional in _FROM_ENVIRONMENT:
         if given.issuperset(needed):
             return kind, _from_environment(environ, needed + optional, problems)
     return "managed_identity", _from_environment(environ, ("CLIENT_ID",), problems)
@@ -271,7 +406,7 @@ def _check_parts(
     where: str, kind: str, values: Mapping[str, Any], problems: list[Problem]
 ) -> None:
     """Add what the parts of an identity lack or have too much."""
-    exclusive = EXCLUSIVE.get(kind, ())
+    exclusive = [name for name, known in KEYS.items() if kind in known.exclusive]
     if kind == "service_principal":
         if not values.keys() & set(exclusive):
             message = "CLIENT_SECRET is missing."
@@ -280,7 +415,7 @@ def _check_parts(
             )
             problems.append(Problem("E004", where, message, hint))
         elif "CLIENT_CERTIFICATE" not in values and (
-            stray := CERTIFICATE & values.keys()
+            stray := _OF_CERTIFICATE & values.keys()
         ):
             problems.append(
                 Problem(
@@ -290,12 +425,12 @@ def _check_parts(
                     "Remove it, or set CLIENT_CERTIFICATE.",
                 )
             )
-    for key in REQUIRED.get(kind, ()):
+    for key in _required_by(kind):
         if key not in values:
             hint = f"Set {key}."
             if kind == "workload_identity":
                 hint = (
-                    f"Set {key}, or ${VARIABLES[key]}, which AKS sets in pods with "
+                    f"Set {key}, or ${_VARIABLES[key]}, which AKS sets in pods with "
                     "the label azure.workload.identity/use."
                 )
             problems.append(Problem("E004", where, f"{key} is missing.", hint))

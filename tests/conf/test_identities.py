@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 
 from django_entra_redis._errors import ConfigurationError, Problem
 from django_entra_redis.conf.identities import (
+    KEYS,
+    KINDS,
     Identity,
     identity_aliases,
     identity_problems,
     load_identity,
     parse_identity,
 )
-from django_entra_redis.conf.keys import KEYS, KINDS
 from django_entra_redis.conf.policy import Policy
 from django_entra_redis.exceptions import EntraRedisError
 

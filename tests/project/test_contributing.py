@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from django_entra_redis.conf.keys import KINDS
+from django_entra_redis.conf.identities import KINDS
 from django_entra_redis.identity import kinds as identities
 from emulator import KINDS as EMULATED
 from tests.support.commands import (
@@ -109,7 +109,7 @@ def test_files_are_there() -> None:
 
 def test_kinds_of_identity_agree() -> None:
     """What the settings know, the requests and the emulator know, too."""
-    kinds = KINDS.keys() - {"environment"}
+    kinds = set(KINDS) - {"environment"}
     assert identities._KINDS.keys() == kinds | {"credential"}
     assert kinds <= set(EMULATED)
 

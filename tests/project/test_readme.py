@@ -26,8 +26,7 @@ from django.dispatch import Signal
 from django.test import override_settings
 from django.urls import include, path
 
-from django_entra_redis.conf.identities import Identity
-from django_entra_redis.conf.keys import KEYS, KINDS
+from django_entra_redis.conf.identities import KEYS, KINDS, Identity
 from django_entra_redis.conf.options import CacheOptions, parse_options
 from django_entra_redis.connections.defaults import with_defaults
 from django_entra_redis.connections.pool import MAX_CONNECTIONS
@@ -316,7 +315,7 @@ def test_kinds_of_identity() -> None:
     """The table names each."""
     (row,) = re.findall(r"^\| `KIND` .*$", README, re.MULTILINE)
     kinds = set(re.findall(r'`"(\w+)"`', row))
-    assert kinds == KINDS.keys()
+    assert kinds == set(KINDS)
 
 
 def test_cache_options() -> None:
