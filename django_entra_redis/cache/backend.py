@@ -25,6 +25,7 @@ from ..conf.options import CacheOptions, in_lower_case, parse_options
 from .arguments import whole
 from .django_redis import KeyspaceMethods
 from .get_or_set import ComputingMethods
+from .replaced import ReplacedMethods
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     ClientKind = TypeVar("ClientKind", bound=Client)
 
 
-class EntraRedisCache(ComputingMethods, KeyspaceMethods, RedisCache):
+class EntraRedisCache(ReplacedMethods, ComputingMethods, KeyspaceMethods, RedisCache):
     """Django's Redis cache, let in with a Microsoft Entra ID token.
 
     Parameters:

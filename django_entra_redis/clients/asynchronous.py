@@ -4,6 +4,7 @@ What it shares with the synchronous client of the same cache, it asks that one f
 """
 
 import asyncio
+import functools
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ from ..commands.request import Request
 from ..connections.endpoint import Endpoint
 from ..connections.event_loops import LoopConnections, connections_of
 from ..connections.protocol import BrokenLinkError, SilentLinkError
+from .observation import ASYNC_SEAM
 from .redirects import concerns_all
 from .sync import Client, empty_answer, uncertain
 
@@ -28,6 +30,9 @@ class AsyncCacheClient:
     Parameters:
         client: the synchronous client of the same cache.
     """
+
+    #: Where tools observe the requests of such a client.
+    seam = ASYNC_SEAM
 
     def __init__(self, client: Client) -> None:
         self.client = client
@@ -48,14 +53,17 @@ class AsyncCacheClient:
         connections = (
             connections_of(asyncio.get_running_loop()) if self._native else None
         )
-        if connections is None or not (connections.open or await connections.count()):
+        if connections and not (connections.open or await connections.count()):
+            connections = None
+        execute: Callable[[Request], Awaitable[Any]]
+        if not self.seam.idle():
+            execute = functools.partial(self.observe, connections)
+        elif connections is None:
             return await sync_to_async(client.run)(operation, *args)
+        else:
+            execute = functools.partial(self.execute, connections)
         try:
-            result = await adrive(
-                operation(*args),
-                lambda request: self.execute(connections, request),
-                client.explain,
-            )
+            result = await adrive(operation(*args), execute, client.explain)
         except client.ignored as error:
             client.outage.begin(error)
         else:
@@ -65,10 +73,33 @@ class AsyncCacheClient:
         answer: T = empty_answer(operation, *args)
         return answer
 
-    async def execute(self, connections: LoopConnections, request: Request) -> Any:
+    def execute(self, connections: LoopConnections, request: Request) -> Awaitable[Any]:
         """Carry out a request, repeatedly if need be and if that is safe."""
         endpoint = self.client.endpoint_for(request)
-        return await self.persist(lambda: self.call(connections, endpoint, request))
+        return self.execute_at(connections, endpoint, request)
+
+    def execute_at(
+        self, connections: LoopConnections, endpoint: Endpoint, request: Request
+    ) -> Awaitable[Any]:
+        """Do as :meth:`execute` does, with an endpoint of ``endpoint_seen()``."""
+        return self.persist(lambda: self.call(connections, endpoint, request))
+
+    async def observe(
+        self, connections: LoopConnections | None, request: Request
+    ) -> Any:
+        """Do as :meth:`execute` does, through what tools have made of redis-py.
+
+        Parameters:
+            connections: the loop's; ``None`` to carry it out in a thread.
+        """
+        client, endpoint = self.client, self.client.endpoint_seen(request)
+
+        def carry_out() -> Awaitable[Any]:
+            if connections is None:
+                return sync_to_async(client.execute_at)(endpoint, request)
+            return self.execute_at(connections, endpoint, request)
+
+        return await self.seam.call(endpoint.pool, request, carry_out)
 
     async def call(
         self, connections: LoopConnections, endpoint: Endpoint, request: Request

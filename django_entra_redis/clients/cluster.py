@@ -5,7 +5,7 @@ knows of, and go where nodes redirect them ("Redis cluster specification").
 """
 
 import asyncio
-from collections.abc import Generator, Sequence
+from collections.abc import Awaitable, Generator, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -36,6 +36,7 @@ from ..exceptions import (
     EntraRedisError,
 )
 from .asynchronous import AsyncCacheClient
+from .cluster_observation import ASYNC_CLUSTER_SEAM, CLUSTER_SEAM
 from .parts import Part
 from .redirects import cluster_error
 from .sync import Client, carry_out
@@ -61,6 +62,8 @@ class ClusterClient(Client):
     Parameters:
         options: what the cache's settings ask for.
     """
+
+    seam = CLUSTER_SEAM
 
     def __init__(self, options: CacheOptions) -> None:
         self.topology = get_topology(options)
@@ -99,6 +102,15 @@ class ClusterClient(Client):
         return self.persist(
             lambda: drive(self.route(request), _hop), self.topology.catch_up
         )
+
+    def execute_at(self, endpoint: Endpoint, request: Request) -> Any:
+        """Do as :meth:`execute` does, which finds the nodes."""
+        return self.execute(request)
+
+    def endpoint_seen(self, request: Request) -> Endpoint:
+        """Return the server in ``LOCATION``: the nodes are found later, and may be
+        many."""
+        return self.endpoints[0]
 
     def _visit(self, visits: Visits) -> Any:
         if visits is None:
@@ -207,6 +219,8 @@ class AsyncClusterClient(AsyncCacheClient):
         client: the synchronous client of the same cache.
     """
 
+    seam = ASYNC_CLUSTER_SEAM
+
     def __init__(self, client: ClusterClient) -> None:
         super().__init__(client)
         self.cluster = client
@@ -241,6 +255,12 @@ class AsyncClusterClient(AsyncCacheClient):
         return await self.persist(
             lambda: adrive(cluster.route(request), hop), topology.acatch_up
         )
+
+    def execute_at(
+        self, connections: LoopConnections, endpoint: Endpoint, request: Request
+    ) -> Awaitable[Any]:
+        """Do as :meth:`execute` does, which finds the nodes."""
+        return self.execute(connections, request)
 
     async def _scatter(self, connections: LoopConnections, batch: Batch) -> list[Any]:
         """Carry out commands on all their nodes at once; return the replies."""

@@ -31,6 +31,7 @@ from ..connections.endpoint import Endpoint, get_endpoint
 from ..connections.outage import OUTAGE_ERRORS
 from ..exceptions import UncertainResultError, WrongBackendError
 from ..serializers import make_serializer
+from .observation import SEAM, Seam
 from .redirects import concerns_all, redirection
 from .retry import make_policy
 
@@ -46,6 +47,9 @@ class Client(ABC):
         operations: the operations that it carries out.
         retried: errors that are worth another try, besides a broken connection.
     """
+
+    #: Where tools observe the requests of such a client.
+    seam: Seam
 
     def __init__(
         self,
@@ -91,8 +95,14 @@ class Client(ABC):
             TokenError, TokenRefusedError, ConnectionPoolTimeout: no connection.
             redis.RedisError: what redis-py raises.
         """
+        execute, seam = self.execute, self.seam
+        if (
+            seam.client.execute_command is not seam.own_command
+            or seam.pipeline.execute is not seam.own_execute
+        ) and not seam.idle():
+            execute = self.observe
         try:
-            result = drive(operation(*args), self.execute, self.explain)
+            result = drive(operation(*args), execute, self.explain)
         except self.ignored as error:
             self.outage.begin(error)
         else:
@@ -105,6 +115,21 @@ class Client(ABC):
     @abstractmethod
     def execute(self, request: Request) -> Any:
         """Carry out a request, repeatedly if need be and if that is safe."""
+
+    @abstractmethod
+    def execute_at(self, endpoint: Endpoint, request: Request) -> Any:
+        """Do as :meth:`execute` does, with an endpoint of :meth:`endpoint_seen`."""
+
+    @abstractmethod
+    def endpoint_seen(self, request: Request) -> Endpoint:
+        """Return the server that tools are told a request goes to."""
+
+    def observe(self, request: Request) -> Any:
+        """Do as :meth:`execute` does, through what tools have made of redis-py."""
+        endpoint = self.endpoint_seen(request)
+        return self.seam.call(
+            endpoint.pool, request, lambda: self.execute_at(endpoint, request)
+        )
 
     @abstractmethod
     def explain(self, error: RedisError) -> RedisError:
@@ -139,6 +164,8 @@ class CacheClient(Client):
     Parameters:
         options: what the cache's settings ask for.
     """
+
+    seam = SEAM
 
     def __init__(self, options: CacheOptions) -> None:
         endpoints = [get_endpoint(server, options) for server in options.servers]
@@ -175,6 +202,14 @@ class CacheClient(Client):
         """Carry out a request, repeatedly if need be and if that is safe."""
         pool = self.endpoint_for(request).pool
         return self.persist(lambda: carry_out(pool, request))
+
+    def execute_at(self, endpoint: Endpoint, request: Request) -> Any:
+        """Do as :meth:`execute` does, on a given server."""
+        return self.persist(lambda: carry_out(endpoint.pool, request))
+
+    def endpoint_seen(self, request: Request) -> Endpoint:
+        """Return the server that tools are told a request goes to."""
+        return self.endpoint_for(request)
 
     def explain(self, error: RedisError) -> RedisError:
         """Return what to raise for an error of the server's."""

@@ -6,6 +6,7 @@ says what has to be done without it; a use that is not listed fails, too.
 
 import ast
 import asyncio
+import functools
 import importlib
 import sys
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from django.core.cache.backends.redis import RedisCache
 from django.dispatch import Signal
 from django.http import HttpResponse
 from django.utils.log import log_response
+from redis.asyncio.cluster import ClusterPipeline as AsyncClusterPipeline
 from redis.asyncio.connection import Connection as AsyncConnection
 from redis.backoff import NoBackoff
 from redis.connection import SSLConnection
@@ -178,6 +180,34 @@ BORROWED = {
         "what tells a provider which connection it is asked for: redis-py does not",
         lambda: hasattr(sys, "_getframe"),
     ),
+    "_internal_execute_command": Borrowed(
+        "redis.RedisCluster",
+        frozenset({"clients.cluster_observation"}),
+        "a way to have execute_command(), as tools have wrapped it, carry out what has "
+        "been routed already",
+        lambda: hasattr(redis.RedisCluster, "_internal_execute_command"),
+    ),
+    **{
+        name: Borrowed(
+            "redis.asyncio.RedisCluster",
+            frozenset({"clients.cluster_observation"}),
+            "the same for an event loop",
+            functools.partial(hasattr, redis.asyncio.RedisCluster, name),
+        )
+        for name in ("_determine_nodes", "_determine_slot", "_execute_command")
+    },
+    "_execute": Borrowed(
+        "redis.asyncio's ClusterPipeline, up to redis-py 5",
+        frozenset({"clients.cluster_observation"}),
+        "the same for several commands",
+        lambda: REDIS > 5 or hasattr(AsyncClusterPipeline, "_execute"),
+    ),
+    "_initialize": Borrowed(
+        "redis.asyncio.RedisCluster's objects",
+        frozenset({"clients.cluster_observation"}),
+        "a way to tell a client of a cluster that it knows the nodes",
+        lambda: hasattr(redis.asyncio.RedisCluster("localhost"), "_initialize"),
+    ),
 }
 
 
@@ -277,8 +307,9 @@ def test_all_uses_are_listed() -> None:
     for module in trees.keys() - {"health_check"}:
         found |= {(name, module) for name in overridden(module)}
     listed = {(name, user) for name, entry in BORROWED.items() for user in entry.users}
-    # Older versions of redis-py do not have all of them to override.
+    # Not each version of redis-py has all of them to override.
     newer = {
+        ("_execute", "clients.cluster_observation"),
         ("_get_free_connections", "connections.pool"),
         ("_get_in_use_connections", "connections.pool"),
     }
@@ -326,6 +357,14 @@ OVERWRITTEN: dict[tuple[str, str], tuple[str, Callable[[], bool]]] = {
     ("connection.retry", "connections.pool"): (
         "redis-py's own pools do the same in set_retry()",
         lambda: hasattr(redis.Connection(), "retry"),
+    ),
+    ("client.connection_pool", "clients.observation"): (
+        "redis-py's clients can't be made for one request without making all of them",
+        lambda: hasattr(redis.Redis(), "connection_pool"),
+    ),
+    ("pipeline.command_stack", "clients.observation"): (
+        "redis-py's own way to queue a command packs and counts what is sent already",
+        lambda: hasattr(redis.Redis().pipeline(), "command_stack"),
     ),
     ("response._has_been_logged", "diagnostics.views"): (
         "Django would log each 503 of a probe",

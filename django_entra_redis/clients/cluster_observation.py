@@ -1,0 +1,146 @@
+"""The seam for tools that observe redis-py's cluster clients; see :mod:`.observation`.
+
+These clients find nodes themselves, so that here it takes subclasses in which the
+finding of nodes is left out: it has happened, or will, in what carries a request out.
+"""
+
+from types import SimpleNamespace
+from typing import Any
+
+from redis import cluster
+from redis.asyncio import cluster as asyncio_cluster
+
+from .observation import AsyncPool, CarryOut, Command, Pool, Seam
+
+# Without their types, according to which nothing may be left out of a subclass.
+_RedisCluster: Any = cluster.RedisCluster
+_AsyncRedisCluster: Any = asyncio_cluster.RedisCluster
+_ClusterPipeline: Any = cluster.ClusterPipeline
+_AsyncClusterPipeline: Any = asyncio_cluster.ClusterPipeline
+
+
+class _Call:
+    """What a client for one request has, whatever its kind.
+
+    Parameters:
+        pool: the pool to the cluster's endpoint.
+        carry_out: carries the request out.
+    """
+
+    def __init__(self, pool: Pool, carry_out: CarryOut) -> None:
+        self.connection_pool = pool
+        self.carry_out = carry_out
+
+    def __del__(self) -> None:
+        """Do nothing: there is nothing to close."""
+
+    def get_default_node(self) -> Any:
+        """Return the cluster's endpoint, as the node that redis-py asks first."""
+        options = self.connection_pool.connection_kwargs
+        host, port = options.get("host"), options.get("port")
+        return SimpleNamespace(
+            host=host, port=port, name=f"{host}:{port}", connection_kwargs=options
+        )
+
+
+class _Client(_Call, _RedisCluster):
+    def _internal_execute_command(self, *args: Any, **kwargs: Any) -> Any:
+        return self.carry_out()
+
+
+class _AsyncClient(_Call, _AsyncRedisCluster):
+    # For redis-py up to its version 5, and for those after it.
+    cluster_error_retry_attempts = 0
+    retry: Any = SimpleNamespace(get_retries=int)
+    command_flags: Any = {}  # noqa: RUF012 - redis-py's, which are asked for commands
+    result_callbacks: Any = {}  # noqa: RUF012 - likewise
+    _initialize = False
+
+    def __init__(self, pool: Pool, carry_out: CarryOut) -> None:
+        _Call.__init__(self, pool, carry_out)
+        self._policy_resolver: Any = SimpleNamespace(resolve=_nothing)
+        self._policies_callback_mapping: Any = _Identities()
+
+    async def _determine_slot(self, *args: Any, **kwargs: Any) -> Any:
+        return None
+
+    async def _determine_nodes(self, *args: Any, **kwargs: Any) -> Any:
+        return [self.get_default_node()]
+
+    async def _execute_command(self, *args: Any, **kwargs: Any) -> Any:
+        return await self.carry_out()
+
+
+class _PatientClient(_AsyncClient):
+    # Redis-py up to its version 5 carries a pipeline out as often as this says.
+    cluster_error_retry_attempts = 1
+
+
+async def _nothing(*args: Any) -> None:
+    """Return nothing, in an event loop."""
+
+
+class _Identities(dict[Any, Any]):
+    """Has for every policy a function that leaves a reply as it is."""
+
+    def __missing__(self, key: Any) -> Any:
+        return lambda reply: reply
+
+
+class _Pipeline(_Call, _ClusterPipeline):
+    def __init__(
+        self, pool: Pool, carry_out: CarryOut, commands: list[Command]
+    ) -> None:
+        _Call.__init__(self, pool, carry_out)
+        queued: Any = cluster.PipelineCommand
+        self.command_stack = [
+            queued(command, {}, place) for place, command in enumerate(commands)
+        ]
+        self._execution_strategy: Any = SimpleNamespace(
+            command_queue=self.command_stack, execute=self.send_cluster_commands
+        )
+
+    def send_cluster_commands(self, *args: Any, **kwargs: Any) -> Any:
+        return self.carry_out()
+
+    def reset(self) -> None:
+        """Do nothing: the pipeline is for one request."""
+
+
+class _AsyncPipeline(_Call, _AsyncClusterPipeline):
+    def __init__(
+        self, pool: Pool, carry_out: CarryOut, commands: list[Command]
+    ) -> None:
+        _Call.__init__(self, pool, carry_out)
+        self.command_stack = self._command_stack = [
+            asyncio_cluster.PipelineCommand(place, *command)
+            for place, command in enumerate(commands)
+        ]
+        self._client = self.cluster_client = _PatientClient(pool, carry_out)
+        self._execution_strategy: Any = SimpleNamespace(
+            command_queue=self._command_stack, execute=self._execute
+        )
+
+    async def _execute(self, *args: Any, **kwargs: Any) -> Any:
+        return await self.carry_out()
+
+    async def reset(self) -> None:
+        """Do nothing: the pipeline is for one request."""
+
+
+CLUSTER_SEAM = Seam(
+    cluster.RedisCluster,
+    cluster.ClusterPipeline,
+    lambda pool, carry_out: _Client(Pool(pool, carry_out), carry_out),
+    lambda pool, carry_out, commands: _Pipeline(
+        Pool(pool, carry_out), carry_out, commands
+    ),
+)
+ASYNC_CLUSTER_SEAM = Seam(
+    asyncio_cluster.RedisCluster,
+    asyncio_cluster.ClusterPipeline,
+    lambda pool, carry_out: _AsyncClient(AsyncPool(pool, carry_out), carry_out),
+    lambda pool, carry_out, commands: _AsyncPipeline(
+        AsyncPool(pool, carry_out), carry_out, commands
+    ),
+)

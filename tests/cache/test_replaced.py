@@ -1,0 +1,117 @@
+"""Methods that tools replace on a cache object: asynchronous calls go through them."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from asgiref.sync import sync_to_async
+
+from tests.support.caches import Database
+
+
+@pytest.fixture(scope="module", autouse=True)
+def thread() -> None:
+    """Have the one thread begin that all synchronous code of Django goes through."""
+    asyncio.run(sync_to_async(int)())
+
+
+@pytest.fixture(scope="module")
+def database(
+    tmp_path_factory: pytest.TempPathFactory, redis_server: str
+) -> Iterator[Database]:
+    """Run a Redis."""
+    made = Database(tmp_path_factory.mktemp("redis"), redis_server)
+    yield made
+    made.stop()
+
+
+#: Each method with a twin: what it is called with, and what it answers in this order.
+CALLS: list[tuple[str, tuple[Any, ...], Any]] = [
+    ("set", ("a", 1), None),
+    ("add", ("a", 2), False),
+    ("get", ("a",), 1),
+    ("incr", ("a",), 2),
+    ("decr", ("a",), 1),
+    ("touch", ("a", None), True),
+    ("has_key", ("a",), True),
+    ("ttl", ("a",), None),
+    ("get_or_set", ("a", 5), 1),
+    ("set_many", ({"b": 2},), []),
+    ("get_many", (["a", "b"],), {"a": 1, "b": 2}),
+    ("keys", ("a*",), ["a"]),
+    ("incr_version", ("b",), 2),
+    ("delete_many", (["b"],), None),
+    ("delete_pattern", ("x*",), 0),
+    ("delete", ("a",), True),
+    ("clear", (), True),
+]
+
+
+def watch(cache: Any, name: str, seen: list[str]) -> None:
+    """Replace a method, as tools do it."""
+    method: Callable[..., Any] = getattr(cache, name)
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        seen.append(name)
+        return method(*args, **kwargs)
+
+    setattr(cache, name, watched)
+
+
+def test_twins_go_through_them(database: Database) -> None:
+    """Each asynchronous call is seen under its synchronous name and answers as ever."""
+    cache: Any = database.cache()
+    seen: list[str] = []
+    for name, _, _ in CALLS:
+        watch(cache, name, seen)
+
+    async def main() -> None:
+        for name, args, expected in CALLS:
+            assert await getattr(cache, f"a{name}")(*args) == expected
+            assert seen[0] == name
+            seen.clear()
+
+    asyncio.run(main())
+
+
+def test_others_stay_as_they_are(database: Database) -> None:
+    """What is not replaced, or no longer, or on another object, takes no thread."""
+    cache: Any = database.cache()
+    seen: list[str] = []
+    watch(cache, "get", seen)
+    cache.note = print
+
+    async def main() -> None:
+        await cache.aset("a", 1)
+        assert await database.cache().aget("a") == 1
+        assert seen == []
+        assert await cache.aget("a") == 1
+        assert seen == ["get"]
+        del cache.get
+        del cache.note
+        assert await cache.aget("a") == 1
+        assert seen == ["get"]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_coroutine_functions(database: Database, by_name: bool) -> None:
+    """What computes a value may be one, though the call goes through a thread."""
+    cache: Any = database.cache()
+    seen: list[str] = []
+    watch(cache, "get_or_set", seen)
+
+    async def compute() -> int:
+        return 7
+
+    async def main() -> None:
+        cache.delete("computed")
+        given: dict[str, Any] = {"default": compute} if by_name else {}
+        args = () if by_name else (compute,)
+        assert await cache.aget_or_set("computed", *args, **given) == 7
+        assert await cache.aget_or_set("computed", 8) == 7
+        assert seen == ["get_or_set"] * 2
+
+    asyncio.run(main())
