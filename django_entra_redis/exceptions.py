@@ -4,7 +4,12 @@ Configuration errors are Django's ``ImproperlyConfigured``; errors at run time a
 redis-py's, so that ``except`` clauses written for a Redis cache go on working.
 """
 
-from redis.exceptions import AuthenticationError, ConnectionError, ResponseError
+from redis.exceptions import (
+    AuthenticationError,
+    ConnectionError,
+    NoPermissionError,
+    ResponseError,
+)
 
 from ._errors import (
     ConfigurationError,
@@ -18,6 +23,8 @@ __all__ = [
     "ConfigurationError",
     "ConnectionPoolTimeout",
     "EntraRedisError",
+    "GreetingNotPermittedError",
+    "GreetingRefusedError",
     "MissingExtraError",
     "TokenError",
     "TokenRefusedError",
@@ -79,6 +86,14 @@ class WrongBackendError(EntraRedisError, ResponseError):
 
 class WrongDatabaseError(EntraRedisError, ResponseError):
     """The server does not have the database that ``LOCATION`` or ``OPTIONS`` name."""
+
+
+class GreetingRefusedError(EntraRedisError, ResponseError):
+    """Redis refused a command that ``OPTIONS`` ask for as a connection begins."""
+
+
+class GreetingNotPermittedError(GreetingRefusedError, NoPermissionError):
+    """The principal's access policy does not allow it."""
 
 
 class UncertainResultError(EntraRedisError, ConnectionError):

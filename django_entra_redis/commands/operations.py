@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from redis.exceptions import ClusterCrossSlotError, ResponseError
+from redis.exceptions import ClusterCrossSlotError, NoPermissionError, ResponseError
 
 from ..serializers import Serializer
 from .packing import pack_all, pack_get, pack_set
@@ -26,6 +26,8 @@ Operation = Generator[Request, Any, T]
 
 #: What Redis answers to TTL of a key that has no expiry.
 _NO_EXPIRY = -1
+#: How an error reply to FLUSHDB begins that is about the server.
+_STATE = re.compile(r"(?!FLUSH)[A-Z]{3,} ")
 #: Where a SCAN begins, and what tells that it is over.
 START: Any = 0
 END = 0
@@ -239,6 +241,8 @@ class Operations:
         try:
             return (yield from self.flush())
         except ResponseError as error:
+            if not refuses_flushing(error):
+                raise
             failure = type(error)(
                 f"{error}. Where FLUSHDB is refused (active geo-replication, an access "
                 "policy), set OPTIONS['clear_by_scan'] to True: clear() then deletes "
@@ -330,6 +334,16 @@ def sound(replies: Sequence[Any]) -> Sequence[Any]:
         if isinstance(reply, Exception):
             raise reply
     return replies
+
+
+def refuses_flushing(error: ResponseError) -> bool:
+    """Whether an error tells that FLUSHDB is not for everybody here.
+
+    What a connection began with is not its affair, nor what state the server is in,
+    which is what an error's first word tells of ("MISCONF", "BUSY", "MOVED").
+    """
+    plain = type(error) is ResponseError and not _STATE.match(str(error))
+    return plain or type(error) is NoPermissionError
 
 
 def refuses_scripts(error: ResponseError) -> bool:

@@ -25,6 +25,7 @@ from .keys import (
     parse_flag,
     parse_host,
     parse_number,
+    parse_password,
     parse_path,
     parse_scope,
     parse_tenant,
@@ -94,7 +95,7 @@ class Identity:
         default=None,
         repr=False,
         metadata=declare(
-            parse_text,
+            parse_password,
             kinds=("service_principal",),
             variable="AZURE_CLIENT_CERTIFICATE_PASSWORD",
         ),

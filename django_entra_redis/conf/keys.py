@@ -18,14 +18,41 @@ class InvalidValueError(Exception):
     """A value is not what it should be; the message says what that is."""
 
 
+#: What text from files and pipelines brings along, unseen: line breaks, spaces, the
+#: mark of UTF-8 that Windows' editors write, and the like.
+_UNSEEN = r"\s\x00\u200b\u200e\u200f\u2060\ufeff"
+_LINE_BREAKS = r"\r\n\x00\ufeff"
+
+
+def _check_ends(value: Any, unseen: str) -> None:
+    if isinstance(value, str) and re.search(rf"\A[{unseen}]|[{unseen}]\Z", value):
+        raise InvalidValueError(
+            "It should not begin or end with a line break or a space, as what is read "
+            "from a file or comes out of a pipeline may: strip it."
+        )
+
+
 def parse_text(value: Any) -> str:
     """Return text.
 
     Raises:
-        InvalidValueError: it is none.
+        InvalidValueError: it is none, or has an end that nobody sees.
     """
     if not isinstance(value, str):
         raise InvalidValueError("It should be a string.")
+    _check_ends(value, _UNSEEN)
+    return value
+
+
+def parse_password(value: Any) -> str:
+    """Return a password, which a space may be a part of.
+
+    Raises:
+        InvalidValueError: it is none, or has a line break at an end.
+    """
+    if not isinstance(value, str):
+        raise InvalidValueError("It should be a string.")
+    _check_ends(value, _LINE_BREAKS)
     return value
 
 
@@ -37,6 +64,7 @@ def parse_path(value: Any) -> Path:
     """
     if not isinstance(value, str | os.PathLike):
         raise InvalidValueError("It should be the path of a file.")
+    _check_ends(value, _LINE_BREAKS)
     return Path(value)
 
 

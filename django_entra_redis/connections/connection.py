@@ -18,12 +18,7 @@ from ..credentials.provider import EntraCredentialProvider
 from ..credentials.reauthentication import Step, next_step
 from ..exceptions import EntraRedisError
 from ..identity.token import Token
-from .refusals import (
-    AUTHENTICATING,
-    authentication_error,
-    refusal,
-    selection_error,
-)
+from .refusals import greeting_error, refusal
 from .tls import SharedTlsConnection
 
 
@@ -86,11 +81,7 @@ class PlainConnection(AbstractConnection):
 
     def _meaning(self, error: ResponseError) -> Exception:
         """Return what an error reply stands for, by the command that it answers."""
-        if self._asked in AUTHENTICATING:
-            return authentication_error(error)
-        if self._asked == "SELECT":
-            return selection_error(error, self.db)
-        return error
+        return greeting_error(self._asked, error, self.db)
 
 
 class EntraConnection(PlainConnection):

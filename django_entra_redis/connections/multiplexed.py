@@ -25,7 +25,7 @@ from ..credentials.reauthentication import Step, next_step
 from ..credentials.renewal import Renewal
 from ..identity.token import Token
 from .protocol import BrokenLinkError, Link, SilentLinkError
-from .refusals import authentication_error, refusal, selection_error
+from .refusals import greeting_error, refusal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -263,20 +263,20 @@ class MultiplexedConnection:
 
     async def _greet(self, link: Link, token: Token | None) -> Exception | None:
         """Authenticate and begin; return what the server has against it."""
-        names = [command[0] for command in self.target.greeting]
+        # Without the arguments of AUTH, which a debug page would show.
+        greeting = list(self.target.greeting)
         if token is not None or self.target.credentials:
-            names.insert(0, "AUTH")
-        if not names:
+            greeting.insert(0, ("AUTH",))
+        if not greeting:
             return None
-        replies = await link.submit(self._pack_greeting(token), len(names))
-        for name, reply in zip(names, replies, strict=True):
-            if name == "AUTH" and isinstance(reply, ResponseError):
-                return authentication_error(reply)
-            if name == "SELECT" and isinstance(reply, ResponseError):
-                return selection_error(reply, self.target.greeting[-1][1])
+        replies = await link.submit(self._pack_greeting(token), len(greeting))
+        for command, reply in zip(greeting, replies, strict=True):
             # Servers older than 7.2 know no CLIENT SETINFO, and nobody needs it.
-            if isinstance(reply, Exception) and name != "CLIENT":
-                return reply
+            if not isinstance(reply, Exception) or "SETINFO" in command:
+                continue
+            if isinstance(reply, ResponseError):
+                return greeting_error(command[0], reply, greeting[-1][-1])
+            return reply
         return None
 
     # Apart, since a debug page shows the local variables of each frame of a traceback.

@@ -12,14 +12,27 @@ from redis.exceptions import (
     AuthenticationError,
     AuthenticationWrongNumberOfArgsError,
     ConnectionError,
+    NoPermissionError,
     ResponseError,
 )
 
-from ..exceptions import TokenRefusedError, WrongDatabaseError
+from ..exceptions import (
+    GreetingNotPermittedError,
+    GreetingRefusedError,
+    TokenRefusedError,
+    WrongDatabaseError,
+)
 from ..identity.token import Token, without_tokens
 
 #: The commands that authenticate.
 AUTHENTICATING = frozenset({"AUTH", "HELLO"})
+#: What a connection may begin with, and what helps where it is refused.
+_GREETING = {
+    "AUTH": "Allow +auth.",
+    "HELLO": "Allow +hello, or set OPTIONS['protocol'] to 2.",
+    "CLIENT": "Allow +client|setname, or remove OPTIONS['client_name'].",
+    "SELECT": "Allow +select, or use database 0.",
+}
 #: First words of error replies that are about the server, its cluster, or the protocol
 #: ("Redis cluster specification", and Redis' own source, server.c).
 _OTHER = frozenset(
@@ -44,6 +57,31 @@ _OTHER = frozenset(
 
 # redis-py's types are not complete.
 _parse: Callable[[str], Exception] = DefaultParser.parse_error
+
+
+def greeting_error(
+    command: object, error: ResponseError, database: object
+) -> Exception:
+    """Return what an error reply stands for as a connection begins.
+
+    Parameters:
+        command: the name of the command that it answers.
+        error: the reply as redis-py has read it.
+        database: the number that SELECT asks for.
+    """
+    meaning: Exception = error
+    if command in AUTHENTICATING:
+        meaning = authentication_error(error)
+    elif command == "SELECT":
+        meaning = selection_error(error, database)
+    if command not in _GREETING:
+        return meaning
+    said = f"{command} is refused as a connection begins ({str(meaning).rstrip('.')})."
+    if isinstance(meaning, NoPermissionError):
+        return GreetingNotPermittedError(f"{said} {_GREETING[str(command)]}")
+    if type(meaning) is ResponseError and command == "CLIENT":
+        return GreetingRefusedError(f"{said} Look at OPTIONS['client_name'].")
+    return meaning
 
 
 def authentication_error(error: ResponseError) -> Exception:

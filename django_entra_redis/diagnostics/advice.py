@@ -408,7 +408,8 @@ ADVICE: Mapping[str, Advice] = {
         "Assign 'Data Contributor' or 'Data Owner', or widen the custom policy (az "
         "redis access-policy update, or the portal's Data Access Configuration): "
         "Django needs +@read +@write +ping +eval on the keys of this cache, lock() "
-        "+evalsha +script|load, another db +select, an OSS cluster +cluster|slots.",
+        "+evalsha +script|load, another db +select, an OSS cluster +cluster|slots, "
+        "OPTIONS['client_name'] +client|setname.",
     ),
     "access_lost": Advice(
         "Redis let the connection in, and then no more: the access policy has been "

@@ -20,9 +20,15 @@ from django.utils.translation import gettext_lazy
 from django_entra_redis.cache.backend import EntraRedisCache, entra_caches
 from django_entra_redis.compressors import ZlibCompressor
 from django_entra_redis.connections import event_loops, registry
-from django_entra_redis.exceptions import ConfigurationError, UnreadableValueError
+from django_entra_redis.exceptions import (
+    ConfigurationError,
+    GreetingNotPermittedError,
+    GreetingRefusedError,
+    UnreadableValueError,
+)
 from emulator import Emulator
 from tests.support.caches import Database, Proxy, let_in, make_cache
+from tests.support.sites import ScriptedServer
 
 VALUES: dict[str, Any] = {
     "int": 5,
@@ -655,6 +661,47 @@ def test_clear_refused(database: Database) -> None:
     cache.set("key", 1)
     cache.clear()
     assert cache.get("key") is None
+
+
+@pytest.mark.parametrize("clear_by_scan", [False, True])
+def test_clear_that_is_not_refused(database: Database, clear_by_scan: bool) -> None:
+    """What a connection began with is not FLUSHDB's affair, nor the server's state."""
+    url = database.url_of("nameless", "+@all -client|setname ~* &*")
+    named = {"identity": None, "client_name": "web", "clear_by_scan": clear_by_scan}
+    cache = make_cache(url, **named)
+    with pytest.raises(GreetingNotPermittedError) as caught:
+        cache.clear()
+    assert "+client|setname" in str(caught.value)
+    assert "clear_by_scan" not in str(caught.value)
+    named["client_name"] = "a b"
+    with pytest.raises(GreetingRefusedError, match=r"OPTIONS\['client_name'\]"):
+        make_cache(database.url, **named).clear()
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        ("ERR command is not allowed", True),
+        ("ERR unknown command 'flushdb'", True),
+        ("FLUSHDB is not for everybody", True),
+        ("NOPERM this user has no permissions to run the 'flushdb' command", True),
+        ("READONLY You can't write against a read only replica.", False),
+        ("MISCONF Redis is configured to save RDB snapshots", False),
+        ("BUSY Redis is busy running a script.", False),
+        ("OOM command not allowed when used memory > 'maxmemory'.", False),
+        ("CLUSTERDOWN The cluster is down", False),
+    ],
+)
+def test_clear_in_other_words(words: str, hint: bool) -> None:
+    """Only where FLUSHDB itself is refused there is another way."""
+    server = ScriptedServer({"FLUSHDB": f"-{words}\r\n".encode()})
+    try:
+        cache = make_cache(server.url, identity=None, protocol=2)
+        with pytest.raises(redis.ResponseError) as caught:
+            cache.clear()
+        assert ("clear_by_scan" in str(caught.value)) is hint
+    finally:
+        server.stop()
 
 
 # -- where it is

@@ -388,6 +388,53 @@ def test_key_of_another_kind(entry: dict[str, Any], message: str, hint: str) -> 
     assert (problem.id, problem.message, problem.hint) == ("E006", message, hint)
 
 
+#: What comes along with text that is read from files, and can't be seen.
+unseen = st.text(st.sampled_from(" \t\r\n\v\f\0\u00a0\u2028\ufeff\u200b"), min_size=1)
+#: Values that are right but for that, by key.
+RIGHT = {
+    "TENANT_ID": TENANT,
+    "CLIENT_ID": CLIENT,
+    "CLIENT_SECRET": "hush",
+    "OBJECT_ID": CLIENT,
+    "RESOURCE_ID": "/subscriptions/1",
+    "USERNAME": CLIENT,
+    "SCOPE": "https://redis.azure.com/.default",
+    "AUTHORITY_HOST": "login.example",
+}
+
+
+@given(st.sampled_from(list(RIGHT)), unseen, st.booleans())
+def test_what_files_bring_along(key: str, extra: str, before: bool) -> None:
+    """A line break or a space that nobody sees is told, and the value is not."""
+    value = extra + RIGHT[key] if before else RIGHT[key] + extra
+    problem = fault({key: value})
+    assert (problem.id, problem.where) == ("E007", f"ENTRA_REDIS['default']['{key}']")
+    assert "line break or a space" in problem.hint
+    assert "hush" not in str(problem)
+
+
+@pytest.mark.parametrize("key", ["CLIENT_CERTIFICATE_PASSWORD", "TOKEN_FILE"])
+def test_line_breaks_of_passwords_and_paths(key: str) -> None:
+    """A space may be a part of these; a line break is not."""
+    for text in ("hush\n", "\r\nhush", "hush\0"):
+        assert "line break" in fault({key: text}).hint
+    entry = {**APPLICATION, "CLIENT_SECRET": None, "CLIENT_CERTIFICATE": " c.pem"}
+    identity = parse({**entry, "CLIENT_CERTIFICATE_PASSWORD": " hush "})
+    assert identity.client_certificate_password == " hush "
+    assert identity.client_certificate == Path(" c.pem")
+
+
+@pytest.mark.parametrize("name", [*POD, "AZURE_CLIENT_SECRET"])
+def test_variable_with_a_line_break(name: str) -> None:
+    """Variables are named that have one."""
+    environ = {**POD, **SECRET}
+    if name == "AZURE_FEDERATED_TOKEN_FILE":
+        del environ["AZURE_CLIENT_SECRET"]
+    problem = fault({}, {**environ, name: f"{environ[name]}\n"})
+    assert (problem.id, problem.where) == ("E007", f"${name}")
+    assert "line break" in problem.hint
+
+
 @pytest.mark.parametrize(
     ("key", "value", "hint"),
     [

@@ -19,7 +19,12 @@ from django_entra_redis.connections.multiplexed import (
 )
 from django_entra_redis.connections.multiplexed import Target
 from django_entra_redis.connections.protocol import BrokenLinkError
-from django_entra_redis.exceptions import TokenError, TokenRefusedError
+from django_entra_redis.exceptions import (
+    GreetingNotPermittedError,
+    GreetingRefusedError,
+    TokenError,
+    TokenRefusedError,
+)
 from django_entra_redis.identity.token import Clock, Token
 from tests.support.peers import Answer, Peer, PeerHost
 
@@ -103,6 +108,29 @@ def test_greeting() -> None:
             b"SELECT",
             b"PING",
         ]
+
+    in_loop(test, answer)
+
+
+@pytest.mark.parametrize(
+    ("words", "kind"),
+    [
+        ("NOPERM this user has no permissions", GreetingNotPermittedError),
+        ("ERR Client names cannot contain spaces", GreetingRefusedError),
+        ("LOADING Redis is loading", redis.BusyLoadingError),
+    ],
+)
+def test_name_that_is_refused(words: str, kind: type[Exception]) -> None:
+    """The name that OPTIONS ask for is no more a matter of luck than with threads."""
+
+    def answer(peer: Peer, command: list[bytes]) -> bytes:
+        refused = command[:2] == [b"CLIENT", b"SETNAME"]
+        return f"-{words}\r\n".encode() if refused else b"+OK\r\n"
+
+    async def test(host: PeerHost) -> None:
+        greeting = [("CLIENT", "SETNAME", "web"), ("SELECT", 1)]
+        with channel_to(host, greeting=greeting) as channel, pytest.raises(kind):
+            await channel.call(PING)
 
     in_loop(test, answer)
 

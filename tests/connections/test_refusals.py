@@ -126,7 +126,7 @@ def test_in_the_stream(identity: Identity) -> None:
 def test_other_commands(identity: Identity) -> None:
     """What another command of the greeting is refused with is no refusal of AUTH."""
     identity.emulator.set_access(identity.oid, "+@all -select ~*")
-    with pytest.raises(NoPermissionError):
+    with pytest.raises(NoPermissionError, match=r"Allow \+select, or use database 0"):
         identity.connect(db=1)
     identity.emulator.set_access(identity.oid, "+@all ~*")
     with pytest.raises(ResponseError, match="range"):

@@ -793,6 +793,14 @@ def redis_that_is_a_replica(site: Site) -> None:
     site.emulator.break_redis("read_only")
 
 
+@fault("access_policy_too_narrow", "auth", real=True, says="+client|setname")
+def access_policy_without_client_names(site: Site) -> None:
+    site.options["client_name"] = "web"
+    site.emulator.set_access(
+        site.emulator.application.object_id, "+@all -client|setname ~* &*"
+    )
+
+
 @fault("access_policy_too_narrow", "ping", real=True, says="PING")
 def access_policy_without_ping(site: Site) -> None:
     site.emulator.set_access(
