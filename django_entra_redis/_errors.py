@@ -1,4 +1,4 @@
-"""What can be wrong with the settings, and the errors that say it.
+"""Problems with the settings, and the errors that tell of them.
 
 Apart from the other exceptions, since those need redis-py, which costs more start-up
 time than ``manage.py check`` should.

@@ -1,4 +1,4 @@
-"""What works, but should not be: the warnings of the system checks."""
+"""The warnings of the system checks: settings that work and should be changed."""
 
 import ssl
 import sys

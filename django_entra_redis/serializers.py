@@ -1,4 +1,4 @@
-"""How values become bytes, and how bytes of any of these ways become values.
+"""Serializers: values to bytes, and the bytes of any of these formats to values.
 
 A change of serializer leaves what has been written before readable: the first bytes
 tell the format. So does a compressor that is added, and one that is taken away or

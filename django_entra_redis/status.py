@@ -1,4 +1,4 @@
-"""What can be told of an identity."""
+"""The status of an identity, for users to read."""
 
 from dataclasses import dataclass
 from datetime import datetime

@@ -1,4 +1,4 @@
-"""Which identities are renewed from the start."""
+"""The identities in use, which are renewed from the start."""
 
 from .._errors import ConfigurationError
 from ..conf.identities import identity_aliases

@@ -1,4 +1,4 @@
-"""What redis-py complains of as it looks at a cluster."""
+"""Errors of cluster discovery, translated from redis-py's."""
 
 from redis.exceptions import (
     NoPermissionError,

@@ -1,4 +1,4 @@
-"""What one node has of a batch of commands that go to several nodes at once."""
+"""The part of a batch that goes to one node while other nodes carry out theirs."""
 
 from types import TracebackType
 from typing import Any, Self

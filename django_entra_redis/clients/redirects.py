@@ -1,4 +1,4 @@
-"""What a node of a cluster answers that is not to carry a command out.
+"""Cluster error replies: MOVED, ASK, CLUSTERDOWN, TRYAGAIN, CROSSSLOT.
 
 redis-py makes these errors of their own kinds: since its version 6 everywhere, before
 that in its cluster client alone ("Redis cluster specification").

@@ -1,4 +1,4 @@
-"""One call at a time, for all who want its outcome."""
+"""Single flight: one call at a time, whose outcome all who asked meanwhile get."""
 
 import asyncio
 import threading

@@ -1,4 +1,4 @@
-"""Which node of a cluster has which key, for all caches of a process.
+"""The topology of a cluster: which node has which key, for all caches of a process.
 
 redis-py's ``NodesManager`` does the discovery (``RedisCluster`` itself would first send
 COMMAND). A background thread has it look anew after a redirection or a lost node, at

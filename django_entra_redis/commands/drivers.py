@@ -1,4 +1,4 @@
-"""Driving the generators that say what is to be done: operations, and routes.
+"""Drivers of the generators that yield requests: operations, and routes.
 
 Each yields what it wants, and is sent the result or thrown the error.
 """

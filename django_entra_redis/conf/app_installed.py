@@ -1,4 +1,4 @@
-"""Whether Django has the app; without it nobody starts a renewal ahead of requests.
+"""The check that Django has the app, without which no renewal starts before a request.
 
 The other system checks are registered by the app, this one by whatever brings the
 backend in. Django may have begun its checks by then, so that there is a record, too.

@@ -1,4 +1,4 @@
-"""How a key of an identity is declared, and the parsers of their values."""
+"""Keys of an identity: how one is declared, and the parsers of their values."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""When an identity's token is renewed and how long a request may take."""
+"""The renewal policy that an identity's settings ask for."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""What connections get unless ``OPTIONS`` say otherwise."""
+"""Defaults of connections, unless ``OPTIONS`` say otherwise."""
 
 import socket
 from collections.abc import Mapping

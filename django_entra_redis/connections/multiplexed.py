@@ -1,4 +1,4 @@
-"""An event loop's way to one server: one connection for all of its tasks.
+"""The connection of an event loop to one server, shared by all of its tasks.
 
 Tasks append their commands; what has gathered in one turn of the loop goes out in one
 piece, and the replies are handed out in order. Against a pool of redis-py's asyncio

@@ -1,4 +1,4 @@
-"""What the caches of a process share: their ways to servers, each made once."""
+"""The registry of what the caches of a process share, such as endpoints."""
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""What TLS connections to one server have in common: the SSL context, the session."""
+"""TLS: the SSL context and the session that connections to one server share."""
 
 import ssl
 from collections.abc import Sequence

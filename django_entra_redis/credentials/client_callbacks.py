@@ -1,4 +1,4 @@
-"""Who wants to hear of each new token: the clients that users make themselves.
+"""Callbacks of the redis-py clients that users make: each new token is handed to them.
 
 redis-py registers a callback for each client that it hands a provider to. They are
 bound methods, and are held weakly, so that a client that goes away is forgotten.

@@ -1,4 +1,4 @@
-"""When a connection authenticates anew: a pure decision."""
+"""The re-authentication rule: a pure function that tells when to send AUTH again."""
 
 import enum
 

@@ -1,4 +1,4 @@
-"""Keeping one identity's token fresh.
+"""The renewal: it keeps one identity's token fresh.
 
 A :class:`Renewal` owns a daemon thread that sleeps until the token is due, and makes
 each request in a short-lived thread of its own: whatever an endpoint or a foreign

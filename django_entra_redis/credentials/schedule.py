@@ -1,4 +1,4 @@
-"""When a token is renewed, and when a failed request is tried again: pure decisions."""
+"""The renewal schedule: pure functions from a token's life to the next request."""
 
 from ..conf.policy import Policy
 

@@ -1,4 +1,4 @@
-"""What is known of one identity's token, and what a request makes of that."""
+"""The state of one identity's token, and the state that each request leads to."""
 
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime

@@ -1,4 +1,4 @@
-"""What usually causes a failure, and what to do about it, by the failure's code.
+"""Advice: the usual cause of each failure and what to do about it, by its code.
 
 The README's "Troubleshooting" has a question for each of these; a test compares them.
 """

@@ -1,4 +1,4 @@
-"""Whether the identities and caches of a process can be used right now.
+"""Health of the identities and caches of a process, right now.
 
 For probes and monitors, which strangers may be able to read: neither errors' texts nor
 principals are in it. The log and ``entra_redis_check`` have those.

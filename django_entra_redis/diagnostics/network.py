@@ -1,4 +1,4 @@
-"""A server of a cache as the network knows it: its name, its port, its TLS."""
+"""A server of a cache as the network sees it: its name, its port, its TLS."""
 
 import contextlib
 import socket

@@ -1,4 +1,4 @@
-"""A conversation with a server of a cache: let in, asking, and what it answers."""
+"""A session with a server of a cache: authenticate, ask, read the answers."""
 
 from collections.abc import Mapping
 from typing import Any

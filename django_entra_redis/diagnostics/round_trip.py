@@ -1,4 +1,4 @@
-"""Trying out what Django's cache API comes down to, on the servers of a cache."""
+"""The round trip: the commands of Django's cache API, tried on the servers."""
 
 import contextlib
 import itertools

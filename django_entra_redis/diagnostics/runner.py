@@ -1,4 +1,4 @@
-"""A cache under examination, one step after another.
+"""The runner of the diagnostic steps of one cache.
 
 Each step runs in a thread of its own, so that nothing lasts longer than it may.
 """

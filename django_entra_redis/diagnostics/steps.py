@@ -1,4 +1,4 @@
-"""Finding out why a cache can't be reached: the steps behind ``entra_redis_check``.
+"""The steps of ``entra_redis_check``, from the settings to a round trip.
 
 Each step is a function that returns what it found, or raises :class:`StepError`.
 """

@@ -1,4 +1,4 @@
-"""What a failed token request means: from foreign errors to one of our own.
+"""Foreign errors of a token request, translated to one error of our own with a code.
 
 Each failure gets a code, by which :mod:`.advice` knows its cause and cure.
 """
