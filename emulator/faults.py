@@ -121,10 +121,10 @@ class Faults:
         """Make `endpoint` fail in `mode`, for `seconds` or until `recover()`.
 
         Beside `MODES`, `mode` may be one of Entra's error codes, as "AADSTS53003", or
-        an HTTP status from 400 on, as "410", of which `body` is the text in place of
+        an HTTP status from 300 on, as "410", of which `body` is the text in place of
         the endpoint's usual words.
         """
-        if mode not in MODES and not re.fullmatch(r"AADSTS\d+|[45]\d\d", mode):
+        if mode not in MODES and not re.fullmatch(r"AADSTS\d+|[345]\d\d", mode):
             raise ValueError(f"mode is one of {', '.join(MODES)}, not {mode!r}")
         if body is not None and not mode.isdigit():
             raise ValueError("a body is for a mode that is a status")

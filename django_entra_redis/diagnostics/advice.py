@@ -162,6 +162,12 @@ ADVICE: Mapping[str, Advice] = {
         "What answered is not an identity endpoint.",
         "Look at AUTHORITY_HOST, or at $IDENTITY_ENDPOINT.",
     ),
+    "token_redirected": Advice(
+        "What answered sends the request elsewhere: a proxy that wants a login, or no "
+        "identity endpoint. A redirect is not followed, since secrets would go there.",
+        "Let the machine reach AUTHORITY_HOST on port 443, if need be past the proxy; "
+        "look at AUTHORITY_HOST, or at $IDENTITY_ENDPOINT.",
+    ),
     "token_patched_late": Advice(
         "gevent or eventlet has patched ssl after urllib3 had imported it.",
         "Patch before anything else is imported; for gunicorn --preload that is at the "

@@ -23,7 +23,8 @@ from ..exceptions import TokenRequestError
 from .certificates import read_certificate
 from .errors import Asked, explain
 from .http import BoundedSession
-from .token import SYSTEM_CLOCK, Clock, Fetch, Token, receive_token, without_tokens
+from .redaction import redact
+from .token import SYSTEM_CLOCK, Clock, Fetch, Token, receive_token
 
 Answer = Mapping[str, Any]
 
@@ -85,10 +86,12 @@ class _MsalIdentity(ABC):
     def __init__(self, identity: Identity) -> None:
         self.identity = identity
         self.session = BoundedSession(
-            identity.request_timeout, trust_env=not self.managed
+            identity.request_timeout, trust_env=not self.managed, local=self.managed
         )
         # msal keeps error answers in here, so that a retry would not reach anybody.
         self.http_cache: dict[str, Any] = {}
+        #: The last token.
+        self.given: str | None = None
 
     def __call__(self) -> Answer:
         """Request a token; return the endpoint's answer.
@@ -108,9 +111,10 @@ class _MsalIdentity(ABC):
         finally:
             self.session.close()
         if failure is None:
+            self.given = str(answer.get("access_token"))
             return {**answer, "answered_at": self.session.answered_at()}
         raise TokenRequestError(
-            self._without_secrets(str(failure)),
+            redact(str(failure), [*self.secrets(), self.given, *self.session.secrets]),
             code=self.narrowed(failure.code),
             retry_after=self.session.retry_after() or _PAUSES.get(failure.code),
         )
@@ -128,11 +132,6 @@ class _MsalIdentity(ABC):
         if code == "token_wrong_scope" and self.identity.scope == REDIS_SCOPE:
             return "token_resource_missing"
         return code
-
-    def _without_secrets(self, text: str) -> str:
-        for secret in filter(None, self.secrets()):
-            text = text.replace(secret, "***")
-        return without_tokens(text)
 
     def secrets(self) -> Iterable[str | None]:
         """Return what an endpoint might quote, and nobody is to read."""
@@ -273,7 +272,7 @@ class _Credential:
                 "credential_raised",
                 f"raised {type(error).__name__}: {error}",
             )
-        raise TokenRequestError(f"CREDENTIAL {without_tokens(failure)}", code=code)
+        raise TokenRequestError(f"CREDENTIAL {redact(failure)}", code=code)
 
 
 _KINDS: Mapping[str, Callable[[Identity], Callable[[], Answer]]] = {

@@ -334,6 +334,11 @@ def answer_that_is_no_token(site: Site) -> None:
     site.emulator.faults.fail("garbage", endpoint="token")
 
 
+@fault("token_redirected", "token", says="a redirect to itself. None is followed")
+def answer_that_sends_elsewhere(site: Site) -> None:
+    site.emulator.faults.fail("302", endpoint="token")
+
+
 @fault("token_patched_late", "token", says="monkey-patched after urllib3")
 def ssl_that_gevent_has_patched_too_late(site: Site) -> None:
     # As gevent's setter of the property does, where urllib3 has the old class.

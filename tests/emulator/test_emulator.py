@@ -804,7 +804,7 @@ def test_fault_ends_by_itself(emulator: Emulator) -> None:
 def test_unknown_fault(emulator: Emulator) -> None:
     """Mistyped faults are refused."""
     with pytest.raises(ValueError, match="mode is one of"):
-        emulator.faults.fail("399")
+        emulator.faults.fail("299")
     with pytest.raises(ValueError, match="a body is for a mode that is a status"):
         emulator.faults.fail("html", body="x")
     with pytest.raises(ValueError, match="endpoint is one of"):

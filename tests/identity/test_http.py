@@ -48,11 +48,12 @@ def test_hanging_server() -> None:
 
 def test_one_timeout_for_all_requests() -> None:
     """The time is that of all requests together, and begin() starts it anew."""
-    times = iter([100.0, 101.0, 110.0, 200.0, 201.0])
+    now = [100.0]
     with serve() as (url, seen):
-        session = BoundedSession(10.0, trust_env=False, monotonic=lambda: next(times))
+        session = BoundedSession(10.0, trust_env=False, monotonic=lambda: now[0])
         session.begin()
         session.get(url)
+        now[0] = 110.0
         with pytest.raises(requests.Timeout, match="no time left"):
             session.get(url)
         assert session.answer is not None

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import io
 import json
 import logging
 import socket
@@ -16,6 +17,7 @@ from typing import Any, ClassVar
 
 import pytest
 import requests
+import urllib3
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.serialization import pkcs12
@@ -591,7 +593,10 @@ def test_proof_that_the_endpoint_quotes(
         if proof:
             sent.append(proof if isinstance(proof, str) else proof.decode())
             refusal = {"error": "invalid_request", "error_description": f"not {proof}"}
-            answer._content = json.dumps(refusal).encode()
+            answer.raw.close()
+            answer.raw = urllib3.HTTPResponse(
+                io.BytesIO(json.dumps(refusal).encode()), preload_content=False
+            )
         return answer
 
     monkeypatch.setattr(requests.Session, "request", quote)

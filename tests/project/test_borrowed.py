@@ -16,6 +16,7 @@ from typing import Any, TypeGuard
 import pytest
 import redis
 import redis.asyncio
+import urllib3
 from asgiref.sync import SyncToAsync
 from django.contrib.sessions.backends.base import SessionBase
 from django.core.cache.backends.redis import RedisCache
@@ -365,6 +366,10 @@ OVERWRITTEN: dict[tuple[str, str], tuple[str, Callable[[], bool]]] = {
     ("pipeline.command_stack", "clients.observation"): (
         "redis-py's own way to queue a command packs and counts what is sent already",
         lambda: hasattr(redis.Redis().pipeline(), "command_stack"),
+    ),
+    ("manager.pool_classes_by_scheme", "identity.http"): (
+        "urllib3's documentation has its pools customized so",
+        lambda: hasattr(urllib3.PoolManager(), "pool_classes_by_scheme"),
     ),
     ("response._has_been_logged", "diagnostics.views"): (
         "Django would log each 503 of a probe",
