@@ -25,6 +25,7 @@ __all__ = [
     "EntraRedisError",
     "GreetingNotPermittedError",
     "GreetingRefusedError",
+    "InvalidReplyError",
     "MissingExtraError",
     "TokenError",
     "TokenRefusedError",
@@ -74,6 +75,10 @@ class TokenRefusedError(EntraRedisError, AuthenticationError):
 
 class ConnectionPoolTimeout(EntraRedisError, ConnectionError):  # noqa: N818 - as TimeoutError is named
     """No connection became free within ``pool_timeout``."""
+
+
+class InvalidReplyError(EntraRedisError, ConnectionError):
+    """What came in place of a reply is none; the connection has been closed."""
 
 
 class ClusterUnavailableError(EntraRedisError, ConnectionError):

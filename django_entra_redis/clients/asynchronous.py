@@ -17,6 +17,7 @@ from ..commands.request import Request
 from ..connections.endpoint import Endpoint
 from ..connections.event_loops import LoopConnections, connections_of
 from ..connections.protocol import BrokenLinkError, SilentLinkError
+from ..exceptions import InvalidReplyError
 from .observation import ASYNC_SEAM
 from .redirects import concerns_all
 from .sync import Client, empty_answer, uncertain
@@ -106,9 +107,9 @@ class AsyncCacheClient:
     ) -> Any:
         """Carry out a request once, on the loop's connection to an endpoint."""
         try:
-            reply = await connections.to(endpoint).call(request.packed, request.count)
-        except (BrokenLinkError, SilentLinkError) as error:
-            if not (request.once and error.sent):
+            reply = await self.ask(connections, endpoint, request)
+        except (BrokenLinkError, SilentLinkError, InvalidReplyError) as error:
+            if not (request.once and getattr(error, "sent", True)):
                 raise
             doubt = uncertain(request, error)
         else:
@@ -116,6 +117,18 @@ class AsyncCacheClient:
                 raise failure
             return reply
         raise doubt
+
+    async def ask(
+        self, connections: LoopConnections, endpoint: Endpoint, request: Request
+    ) -> Any:
+        """Send commands; return what the reply, or the replies, say."""
+        reply = await connections.to(endpoint).call(request.packed, request.count)
+        try:
+            return request.read(reply)
+        except InvalidReplyError:
+            # What comes after it may be no better.
+            connections.close(endpoint)
+            raise
 
     async def persist(
         self,

@@ -33,12 +33,12 @@ from ..connections.event_loops import LoopConnections
 from ..exceptions import (
     ClusterUnavailableError,
     ConnectionPoolTimeout,
-    EntraRedisError,
 )
 from .asynchronous import AsyncCacheClient
 from .cluster_observation import ASYNC_CLUSTER_SEAM, CLUSTER_SEAM
 from .parts import Part
 from .redirects import cluster_error
+from .retry import is_final
 from .sync import Client, carry_out
 from .topology import get_topology
 
@@ -149,7 +149,8 @@ class ClusterClient(Client):
         for _ in range(REDIRECTIONS):
             try:
                 if asking:
-                    return _answer_of((yield endpoint, _asking(request)))
+                    _, reply = yield endpoint, _asking(request)
+                    return request.read(_answer(reply))
                 return (yield endpoint, request)
             except RedisError as error:
                 failure = cluster_error(error)
@@ -196,7 +197,7 @@ class ClusterClient(Client):
                 stack.enter_context(part)
                 part.send(batch.part(places))
             for part, places in parts:
-                got = part.receive(len(places), wait=not waited)
+                got = part.receive(wait=not waited)
                 waited = waited or isinstance(got, TimeoutError)
                 self.place(replies, places, got)
         return replies
@@ -204,7 +205,7 @@ class ClusterClient(Client):
     def place(self, replies: list[Any], places: Sequence[int], got: Any) -> None:
         """Put the replies of a node, or its one failure, in their places."""
         if isinstance(got, Exception):
-            if isinstance(got, EntraRedisError):
+            if is_final(got):
                 raise got
             self.suspect(got)
             got = [got] * len(places)
@@ -268,7 +269,7 @@ class AsyncClusterClient(AsyncCacheClient):
         parts = self.cluster.topology.parts(batch.keys)
         answers = await asyncio.gather(
             *(
-                connections.to(endpoint).call(batch.part(places), len(places))
+                self.ask(connections, endpoint, batch.part(places))
                 for endpoint, places in parts.items()
             ),
             return_exceptions=True,
@@ -298,9 +299,7 @@ def _asking(request: Request) -> Request:
     return Request(_ASKING + request.packed, 2, once=request.once)
 
 
-def _answer_of(replies: Sequence[Any]) -> Any:
-    """Return the reply to a command without the one to ASKING."""
-    _, reply = replies
+def _answer(reply: Any) -> Any:
     if isinstance(reply, Exception):
         raise reply
     return reply

@@ -18,16 +18,20 @@ def explain(error: Exception) -> Exception:
         error.__cause__ = error.__context__ = None
         return error
     refusal = error.__context__
-    if isinstance(refusal, NoPermissionError):
+    return explain_refusal(refusal if isinstance(refusal, ResponseError) else error)
+
+
+def explain_refusal(error: Exception) -> Exception:
+    """Return what to raise where a node does not answer CLUSTER SLOTS."""
+    if isinstance(error, NoPermissionError):
         return NoPermissionError(
-            f"{refusal}. The access policy should allow +cluster|slots, by which "
+            f"{error}. The access policy should allow +cluster|slots, by which "
             "the cluster tells which node has which keys."
         )
-    if isinstance(refusal, ResponseError) and str(refusal).startswith("BUSY "):
-        error = refusal  # With a script: that is no refusal.
-    elif isinstance(refusal, ResponseError):
+    # With a script: that is no refusal.
+    if isinstance(error, ResponseError) and not str(error).startswith("BUSY "):
         return WrongBackendError(
-            f"The server is no node of a cluster that clients see ({refusal}): its "
+            f"The server is no node of a cluster that clients see ({error}): its "
             "BACKEND should be 'django_entra_redis.cache.EntraRedisCache' "
             "(Enterprise cluster policy, or no cluster)."
         )

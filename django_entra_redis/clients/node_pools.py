@@ -5,7 +5,7 @@ their node has joined.
 """
 
 import threading
-from collections.abc import Collection
+from collections.abc import Set
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from redis.cluster import ClusterNode
 
 from .._errors import ConfigurationError, Problem
 from .._fork import ForkSafeLock
+from ..commands.slots import Address
 from ..conf.location import read_url, transport
 from ..conf.options import CacheOptions
 from ..connections.arguments import CLUSTER_OPTIONS
@@ -25,8 +26,6 @@ from ..connections.tls import SharedTls
 # Before redis-py 6, its parser knows redirections in its cluster client alone.
 _parser = getattr(cluster, "ClusterParser", None)
 _PARSER: dict[str, Any] = {"parser_class": _parser} if _parser else {}
-
-Address = tuple[str, int]
 
 
 class NodePool(ConnectionPool):
@@ -107,6 +106,11 @@ class NodePools:
         """The endpoint of the server that ``LOCATION`` names first."""
         return self.at(*self._startup[0])
 
+    @property
+    def startup(self) -> list[Endpoint]:
+        """The endpoints of the servers in ``LOCATION``."""
+        return [self.at(*address) for address in self._startup]
+
     def startup_nodes(self) -> list[Any]:
         """Return the servers in ``LOCATION`` as redis-py has them."""
         return [ClusterNode(*address) for address in self._startup]
@@ -117,11 +121,10 @@ class NodePools:
         found: Address = remap((host, port)) if remap else (host, port)
         return found
 
-    def keep(self, nodes: Collection[Any]) -> None:
+    def keep(self, nodes: Set[Address]) -> None:
         """Retire the endpoints of all but these nodes and the startup nodes."""
-        known = {(node.host, node.port) for node in (*nodes, *self.startup_nodes())}
         with self._lock.current:
-            gone = self._endpoints.keys() - known - set(self._startup)
+            gone = self._endpoints.keys() - nodes - set(self._startup)
             endpoints = [self._endpoints.pop(address) for address in gone]
         for endpoint in endpoints:
             endpoint.retire()

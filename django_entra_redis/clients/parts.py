@@ -5,6 +5,7 @@ from typing import Any, Self
 
 from redis.exceptions import ConnectionError, TimeoutError
 
+from ..commands.request import Request
 from .sync import read_many
 
 
@@ -32,16 +33,17 @@ class Part:
                 self._connection.disconnect()
             self._pool.release(self._connection)
 
-    def send(self, packed: bytes) -> None:
+    def send(self, request: Request) -> None:
         """Check the connection out and send commands."""
+        self._request = request
         try:
             self._connection = self._pool.get_connection()
-            self._connection.send_packed_command([packed])
+            self._connection.send_packed_command([request.packed])
         except (ConnectionError, TimeoutError) as error:
             self._failure = error
 
-    def receive(self, count: int, *, wait: bool = True) -> list[Any] | Exception:
-        """Return that many replies, or what has gone wrong.
+    def receive(self, *, wait: bool = True) -> list[Any] | Exception:
+        """Return the replies, or what has gone wrong.
 
         Parameters:
             wait: whether to wait for the first of them.
@@ -50,7 +52,7 @@ class Part:
             try:
                 if not (wait or self._connection.can_read(timeout=0)):
                     raise TimeoutError("Timeout reading from socket")
-                replies = read_many(self._connection, count)
+                replies = read_many(self._connection, self._request)
             except (ConnectionError, TimeoutError) as error:
                 self._failure = error
             else:

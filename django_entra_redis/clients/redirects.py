@@ -18,6 +18,9 @@ from redis.exceptions import (
     TryAgainError,
 )
 
+from ..commands.resp import is_malformed_redirect
+from ..exceptions import InvalidReplyError
+
 _KINDS: Mapping[str, type[ResponseError]] = {
     "ASK": AskError,
     "CLUSTERDOWN": ClusterDownError,
@@ -28,11 +31,20 @@ _KINDS: Mapping[str, type[ResponseError]] = {
 
 
 def cluster_error(error: Exception) -> Exception:
-    """Return an error reply as the kind that it is of."""
+    """Return an error reply as the kind that it is of.
+
+    A redirection that leads nowhere is an :exc:`InvalidReplyError`.
+    """
+    text = str(error)
     if type(error) is ResponseError:
-        word, _, rest = str(error).partition(" ")
-        if word in _KINDS:
+        word, _, rest = text.partition(" ")
+        if word in _KINDS and not is_malformed_redirect(text):
             return _KINDS[word](rest)
+    elif isinstance(error, AskError):
+        # redis-py has taken the first word off.
+        text = f"MOVED {text}"
+    if is_malformed_redirect(text):
+        return InvalidReplyError(f"A redirection leads nowhere: {text[:100]!r}.")
     return error
 
 

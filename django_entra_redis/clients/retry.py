@@ -11,7 +11,7 @@ from typing import Any
 from redis.backoff import AbstractBackoff, ExponentialWithJitterBackoff
 from redis.exceptions import ConnectionError, TimeoutError
 
-from ..exceptions import EntraRedisError
+from ..exceptions import EntraRedisError, InvalidReplyError
 
 #: Retries after the first try: as many as redis-py 6 and newer make by default.
 RETRIES = 3
@@ -41,16 +41,24 @@ class RetryPolicy:
             error: what the last try raised.
             failures: tries so far, 1 or more.
         """
-        # No token, no free connection, or a command that may have been carried out and
-        # must not be twice: another try would not help. To redis-py these are
-        # connection errors.
-        if isinstance(error, EntraRedisError) or not isinstance(error, self.errors):
+        if is_final(error) or not isinstance(error, self.errors):
             return None
         if 0 <= self.retries < failures:
             return None
         if failures == 1:
             self.backoff.reset()
         return self.backoff.compute(failures)
+
+
+def is_final(error: Exception) -> bool:
+    """Whether another try would not help, though to redis-py it is a connection error.
+
+    There is no token, no free connection, or a command may have been carried out that
+    must not be twice. What is no reply is another matter: another connection may have
+    another server at its end.
+    """
+    own = isinstance(error, EntraRedisError)
+    return own and not isinstance(error, InvalidReplyError)
 
 
 def make_policy(connection: Mapping[str, Any], *errors: type[Exception]) -> RetryPolicy:

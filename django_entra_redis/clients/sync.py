@@ -26,13 +26,14 @@ from redis.exceptions import (
 from ..commands.drivers import drive
 from ..commands.operations import Operation, Operations
 from ..commands.request import Request
+from ..commands.resp import UNREADABLE
 from ..conf.options import CacheOptions
 from ..connections.endpoint import Endpoint, get_endpoint
 from ..connections.outage import OUTAGE_ERRORS
-from ..exceptions import UncertainResultError, WrongBackendError
+from ..exceptions import InvalidReplyError, UncertainResultError, WrongBackendError
 from ..serializers import make_serializer
 from .observation import SEAM, Seam
-from .redirects import concerns_all, redirection
+from .redirects import cluster_error, concerns_all, redirection
 from .retry import make_policy
 
 T = TypeVar("T")
@@ -244,11 +245,11 @@ def carry_out(pool: Any, request: Request) -> Any:
         # which ends the process where an integer is too long for Python.
         connection.send_packed_command([packed])
         if request.count:
-            reply: Any = read_many(connection, request.count)
+            reply: Any = read_many(connection, request)
             if failure := concerns_all(reply):
                 raise failure
         else:
-            reply = connection.read_response(disable_decoding=True)
+            reply = request.read(read_one(connection))
         clean = True
         return reply
     except ResponseError as error:
@@ -272,15 +273,39 @@ def carry_out(pool: Any, request: Request) -> Any:
     raise doubt
 
 
-def read_many(connection: Any, count: int) -> list[Any]:
-    """Return several replies; an error that is one stands in its place."""
+def read_one(connection: Any) -> Any:
+    """Return a reply.
+
+    Raises:
+        ResponseError: it is an error.
+        InvalidReplyError: what has come is no reply.
+        ConnectionError, TimeoutError: nothing has come.
+    """
+    try:
+        return connection.read_response(disable_decoding=True)
+    except ResponseError as error:
+        if isinstance(cluster_error(error), InvalidReplyError):
+            raise InvalidReplyError(f"A redirection leads nowhere: {error}") from None
+        raise
+    except UNREADABLE as error:
+        said = str(error) or type(error).__name__
+        raise InvalidReplyError(f"What has come is no reply ({said}).") from None
+
+
+def read_many(connection: Any, request: Request) -> list[Any]:
+    """Return several replies; an error that is one stands in its place.
+
+    Raises:
+        What :func:`read_one` does, but for error replies.
+    """
     replies: list[Any] = []
-    for _ in range(count):
+    for _ in range(request.count):
         try:
-            replies.append(connection.read_response(disable_decoding=True))
+            replies.append(read_one(connection))
         except ResponseError as error:
             replies.append(error)
-    return replies
+    found: list[Any] = request.read(replies)
+    return found
 
 
 def uncertain(request: Request, error: Exception) -> UncertainResultError:

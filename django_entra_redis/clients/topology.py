@@ -1,36 +1,44 @@
 """The topology of a cluster: which node has which key, for all caches of a process.
 
-redis-py's ``NodesManager`` does the discovery (``RedisCluster`` itself would first send
-COMMAND). A background thread has it look anew after a redirection or a lost node, at
-most once per ``PAUSE``, so that nobody waits for it whose node is where it was.
+A background thread asks the nodes anew after a redirection or a lost node, at most once
+per ``PAUSE``, so that nobody waits for it whose node is where it was.
 """
 
-from collections.abc import Callable, Iterable
+import random
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from time import monotonic
 from typing import Any
 
-from redis.cluster import (
-    PRIMARY,
-    REPLICA,
-    NodesManager,
-    RedisCluster,
+from redis.cluster import RedisCluster
+from redis.crc import key_slot
+from redis.exceptions import (
+    MovedError,
+    RedisClusterException,
+    RedisError,
+    ResponseError,
 )
-from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
-from redis.exceptions import MovedError, RedisClusterException
 
 from .._fork import Order, register
+from ..commands.request import Request
+from ..commands.resp import SLOTS
+from ..commands.slots import NO_HOST, Address, SlotRange, read_slots
 from ..conf.options import CacheOptions
 from ..connections.endpoint import Endpoint
 from ..connections.registry import share
-from ..exceptions import ClusterUnavailableError
-from .complaints import explain
+from ..exceptions import ClusterUnavailableError, EntraRedisError
+from .complaints import explain, explain_refusal
 from .node_pools import NodePools
 from .single_flight import Flight
+from .sync import carry_out
 
 #: Seconds between two looks at the topology at least, however many redirections or
 #: failures ask for one.
 PAUSE = 0.1
 #: Seconds that a command which has failed waits for a look before it is tried again.
 PATIENCE = 1.0
+#: Seconds for which a node that could not be asked is asked after the others.
+AVOIDED = 30.0
 
 
 class Topology:
@@ -42,8 +50,9 @@ class Topology:
 
     def __init__(self, options: CacheOptions) -> None:
         self.nodes = NodePools(options)
-        self._manager: Any = None
         self._client: Any = None
+        # Nodes that could not be asked, and until when others are asked before them.
+        self._avoided: dict[Endpoint, float] = {}
         # By slot; None before the first look. Replaced as a whole, but for the slots
         # that redirections tell of: readers need no lock.
         self._slots: list[Endpoint | None] | None = None
@@ -114,7 +123,7 @@ class Topology:
             ConfigurationError: a token would go there in plain text.
         """
         # Without a host it is the same one, on another port.
-        host = redirect.host or asked.host
+        host = redirect.host if redirect.host not in NO_HOST else asked.host
         endpoint = self.nodes.at(*self.nodes.remap(host, redirect.port))
         if isinstance(redirect, MovedError):
             assert self._slots is not None
@@ -184,8 +193,8 @@ class Topology:
         """Go on in a child process, in which no look is under way."""
         self._flight.reset()
         # They may have been locked at the fork, and take their locks to be collected.
-        _inherited.append((self._manager, self._client))
-        self._manager = self._client = None
+        _inherited.append(self._client)
+        self._client = None
 
     def _make_client(self) -> Any:
         make: Any = _Client
@@ -196,9 +205,6 @@ class Topology:
             **self.nodes.cluster_options,
         )
 
-    def _look(self) -> None:
-        self._manager = self._attempt(self._managed)
-
     def _attempt(self, make: Callable[[], Any]) -> Any:
         """Make something of redis-py's that looks at the cluster."""
         try:
@@ -207,41 +213,112 @@ class Topology:
             failure = explain(error)
         raise failure.with_traceback(None)
 
-    def _managed(self) -> Any:
-        """Return redis-py's manager after it has looked at the topology."""
-        manager = self._manager
-        if manager is not None:
-            try:
-                manager.initialize()
-            # Also an IndexError, where they tell of no node.
-            except Exception:
-                manager = None  # All nodes that it knew are gone.
-        if manager is None:
-            make: Any = NodesManager
-            manager = make(
-                startup_nodes=self.nodes.startup_nodes(),
-                from_url=True,
-                connection_pool_class=self.nodes,
-                **self.nodes.cluster_options,
-            )
-        self._take(manager)
-        return manager
+    def _look(self) -> None:
+        try:
+            self._ask_nodes()
+        except EntraRedisError as error:
+            failure: Exception = error
+        except ResponseError as error:
+            failure = explain_refusal(error)
+        except RedisError as error:
+            failure = error
+        except Exception as error:  # also what a user's address_remap raises
+            failure = explain_refusal(error)
+        else:
+            return
+        failure.__cause__ = failure.__context__ = None
+        raise failure.with_traceback(None)
 
-    def _take(self, manager: Any) -> None:
-        slots: list[Endpoint | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
-        self._all = {
-            node.name: self.nodes.at(node.host, node.port)
-            for node in manager.nodes_cache.values()
+    def _ask_nodes(self) -> None:
+        """Ask nodes until all slots are known; take note of what they say.
+
+        Raises:
+            What the first node fails with, where all fail.
+        """
+        found = _Nodes()
+        failure: Exception | None = None
+        for endpoint in self._candidates():
+            try:
+                read = partial(read_slots, asked=endpoint.host)
+                request = Request(("CLUSTER", "SLOTS"), parse=read)
+                ranges = carry_out(endpoint.pool, request)
+            except (RedisError, OSError) as error:
+                failure = failure or error
+                self._avoided[endpoint] = monotonic() + AVOIDED
+                continue
+            for each in ranges:
+                nodes = [self.nodes.remap(*address) for address in each.nodes]
+                found.add(each, [(node, self.nodes.at(*node)) for node in nodes])
+            if found.complete:
+                break
+        if not found.all:
+            raise failure or ClusterUnavailableError(
+                "The cluster does not tell its nodes: none of them has any slot."
+            )
+        if self.nodes.cluster_options["require_full_coverage"] and not found.complete:
+            raise ClusterUnavailableError(
+                "The nodes of the cluster do not have all slots "
+                "(OPTIONS['require_full_coverage'])."
+            )
+        self.primaries, self.replicas = found.primaries, found.replicas
+        self._all, self._slots = found.all, found.slots
+        self.nodes.keep(found.addresses)
+
+    def _candidates(self) -> list[Endpoint]:
+        """Return whom to ask: the servers in LOCATION first.
+
+        Else nodes that say that they are all there is would be asked for ever after.
+        One that has just failed is asked after the others, though: it may take as long
+        as a connection does to fail.
+        """
+        now = monotonic()
+        self._avoided = {
+            endpoint: until for endpoint, until in self._avoided.items() if until > now
         }
-        for slot, nodes in manager.slots_cache.items():
-            slots[slot] = self._all[nodes[0].name]
-        self.primaries = {
-            node.name: self._all[node.name]
-            for node in manager.get_nodes_by_server_type(PRIMARY)
-        }
-        self.replicas = len(manager.get_nodes_by_server_type(REPLICA))
-        self._slots = slots
-        self.nodes.keep(manager.nodes_cache.values())
+        known = list(self._all.values())
+        if not self.nodes.cluster_options.get("dynamic_startup_nodes", True):
+            known = []
+        random.shuffle(known)
+        asked = dict.fromkeys([*self.nodes.startup, *known])
+        return sorted(asked, key=self._avoided.__contains__)
+
+
+class _Nodes:
+    """What nodes have said of their cluster; of each slot whoever is asked first."""
+
+    def __init__(self) -> None:
+        self.slots: list[Endpoint | None] = [None] * SLOTS
+        #: Endpoints by address, as text.
+        self.all: dict[str, Endpoint] = {}
+        self.primaries: dict[str, Endpoint] = {}
+        self.addresses: set[Address] = set()
+
+    @property
+    def complete(self) -> bool:
+        """Whether each slot is somebody's."""
+        return None not in self.slots
+
+    @property
+    def replicas(self) -> int:
+        """How many nodes have no slot of their own."""
+        return len(self.all) - len(self.primaries)
+
+    def add(self, found: SlotRange, nodes: Sequence[tuple[Address, Endpoint]]) -> None:
+        """Take note of who has some slots, the primary first."""
+        (address, primary), *_ = nodes
+        free = [s for s in range(found.first, found.last + 1) if not self.slots[s]]
+        if not free:
+            return
+        for slot in free:
+            self.slots[slot] = primary
+        self.primaries[_name(*address)] = primary
+        for address, endpoint in nodes:
+            self.addresses.add(address)
+            self.all[_name(*address)] = endpoint
+
+
+def _name(host: str, port: int) -> str:
+    return f"{host}:{port}"
 
 
 class _Client(RedisCluster):

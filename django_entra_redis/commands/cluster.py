@@ -9,6 +9,7 @@ from typing import Any
 
 from .operations import END, START, Operation, Operations, sound
 from .packing import pack_get
+from .replies import Parse, done, scanned, value_of
 from .request import Batch, Broadcast, Request, Visit
 
 
@@ -21,9 +22,10 @@ class ClusterOperations(Operations):
         keys: Sequence[str | bytes],
         *,
         write: bool = True,
+        parse: Parse | None = None,
     ) -> Request:
         """Return the request for commands that have a key each."""
-        return Batch(commands, keys, write=write)
+        return Batch(commands, keys, write=write, parse=parse)
 
     def get_many(
         self, keys: Sequence[str], names: Iterable[Any]
@@ -32,7 +34,7 @@ class ClusterOperations(Operations):
         if not keys:
             return {}
         commands = [pack_get(key) for key in keys]
-        found = yield self.each(commands, keys, write=False)
+        found = yield self.each(commands, keys, write=False, parse=value_of)
         loads = self.loads
         return {
             name: loads(data)
@@ -42,7 +44,7 @@ class ClusterOperations(Operations):
 
     def flush(self) -> Operation[bool]:
         """Empty every primary."""
-        replies = yield Broadcast(("FLUSHDB",))
+        replies = yield Broadcast(("FLUSHDB",), parse=done)
         return all(replies.values())
 
     def scan(
@@ -54,16 +56,16 @@ class ClusterOperations(Operations):
         """
         options = ("MATCH", pattern, "COUNT", count)
         if cursor == START:
-            replies = yield Broadcast(("SCAN", START, *options))
+            replies = yield Broadcast(("SCAN", START, *options), parse=scanned)
             rest = ()
         else:
             (address, at), *rest = cursor
-            reply = yield Visit(("SCAN", at, *options), address)
+            reply = yield Visit(("SCAN", at, *options), address, scanned)
             replies = {address: reply}
         found: list[bytes] = []
         more = []
         for address, (at, keys) in replies.items():
             found += keys
-            if int(at) != END:
-                more.append((address, int(at)))
+            if at != END:
+                more.append((address, at))
         return (*more, *rest) or END, found

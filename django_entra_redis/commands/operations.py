@@ -15,6 +15,16 @@ from redis.exceptions import ClusterCrossSlotError, NoPermissionError, ResponseE
 from ..serializers import Serializer
 from .packing import pack_all, pack_get, pack_set
 from .patterns import KeyPattern
+from .replies import (
+    Parse,
+    done,
+    done_or_integer,
+    integer,
+    scanned,
+    sum_or_nothing,
+    value_of,
+    values_of,
+)
 from .request import Request
 
 logger = logging.getLogger(__name__)
@@ -109,33 +119,35 @@ class Operations:
         data = self.dumps(value)
         if timeout == 0:
             # It expires at once, yet Django wants to know whether it was there.
-            return not (yield Request(("EXISTS", key), key=key))
+            return not (yield Request(("EXISTS", key), key=key, parse=integer))
         expiry = () if timeout is None else ("EX", timeout)
-        reply = yield Request(("SET", key, data, "NX", *expiry), key=key, once=True)
-        return reply is not None
+        command = ("SET", key, data, "NX", *expiry)
+        return bool((yield Request(command, key=key, once=True, parse=done)))
 
     def get(self, key: str, default: Any) -> Operation[Any]:
         """Return a key's value."""
-        data = yield Request(pack_get(key), key=key, write=False)
+        data = yield Request(pack_get(key), key=key, write=False, parse=value_of)
         return default if data is None else self.loads(data)
 
     def set(self, key: str, value: Any, timeout: int | None) -> Operation[None]:
         """Set a key."""
-        yield Request(pack_set(key, self.dumps(value), timeout), key=key)
+        packed = pack_set(key, self.dumps(value), timeout)
+        yield Request(packed, key=key, parse=done_or_integer)
 
     def touch(self, key: str, timeout: int | None) -> Operation[bool]:
         """Set a key's timeout; return whether it is there."""
         if timeout is not None:
-            return bool((yield Request(("EXPIRE", key, timeout), key=key)))
-        if (yield Request(("PERSIST", key), key=key)):
+            command = ("EXPIRE", key, timeout)
+            return bool((yield Request(command, key=key, parse=integer)))
+        if (yield Request(("PERSIST", key), key=key, parse=integer)):
             return True
         # It says the same of a key without a timeout and of none. In a request of its
         # own: on a cluster either may be redirected.
-        return bool((yield Request(("EXISTS", key), key=key)))
+        return bool((yield Request(("EXISTS", key), key=key, parse=integer)))
 
     def delete(self, key: str) -> Operation[bool]:
         """Delete a key; return whether it was there."""
-        return bool((yield Request(("DEL", key), key=key)))
+        return bool((yield Request(("DEL", key), key=key, parse=integer)))
 
     def get_many(
         self, keys: Sequence[str], names: Iterable[Any]
@@ -144,12 +156,14 @@ class Operations:
         if not keys:
             return {}
         try:
-            found = yield Request(("MGET", *keys), write=False)
+            command = ("MGET", *keys)
+            found = yield Request(command, write=False, parse=values_of(len(keys)))
         except ClusterCrossSlotError:
             # Of a node of a cluster, whose answer to GET tells that it is one; or of a
             # server that has all the keys, and takes them one by one.
             commands = [pack_get(key) for key in keys]
-            found = sound((yield self.each(commands, keys, write=False)))
+            each = self.each(commands, keys, write=False, parse=value_of)
+            found = sound((yield each))
         loads = self.loads
         return {
             name: loads(data)
@@ -159,7 +173,8 @@ class Operations:
 
     def has_key(self, key: str) -> Operation[bool]:
         """Return whether a key is there."""
-        return bool((yield Request(("EXISTS", key), key=key, write=False)))
+        request = Request(("EXISTS", key), key=key, write=False, parse=integer)
+        return bool((yield request))
 
     def incr(self, key: str, delta: int) -> Operation[int]:
         """Add to a number; return the sum.
@@ -171,14 +186,20 @@ class Operations:
         if self.server.runs_scripts:
             try:
                 value = yield Request(
-                    ("EVAL", INCR_SCRIPT, 1, key, delta), key=key, once=True
+                    ("EVAL", INCR_SCRIPT, 1, key, delta),
+                    key=key,
+                    once=True,
+                    parse=sum_or_nothing,
                 )
             except ResponseError as error:
                 if not refuses_scripts(error):
                     raise
                 self.server.refuse_scripts(error)
-        if not self.server.runs_scripts and (yield Request(("EXISTS", key), key=key)):
-            value = yield Request(("INCRBY", key, delta), key=key, once=True)
+        if not self.server.runs_scripts and (
+            yield Request(("EXISTS", key), key=key, parse=integer)
+        ):
+            command = ("INCRBY", key, delta)
+            value = yield Request(command, key=key, once=True, parse=integer)
         if value is None:
             raise ValueError(f"Key '{key}' not found.")
         return int(value)
@@ -203,7 +224,7 @@ class Operations:
             pack_set(key, dumps(value), timeout)
             for key, value in zip(keys, data.values(), strict=True)
         ]
-        replies = yield self.each(commands, keys)
+        replies = yield self.each(commands, keys, parse=done_or_integer)
         failed = {
             name: reply
             for name, reply in zip(data, replies, strict=True)
@@ -224,9 +245,10 @@ class Operations:
         keys: Sequence[str | bytes],
         *,
         write: bool = True,
+        parse: Parse | None = None,
     ) -> Request:
         """Return the request for commands that have a key each."""
-        return Request(b"".join(commands), len(commands), write=write)
+        return Request(b"".join(commands), len(commands), write=write, parse=parse)
 
     # A command for each key: under active geo-replication, as on a cluster, DEL and
     # UNLINK take several only if they are in one slot.
@@ -234,7 +256,8 @@ class Operations:
     def delete_many(self, keys: Sequence[str]) -> Operation[None]:
         """Delete several keys."""
         if keys:
-            sound((yield self.each([pack_all([("DEL", key)]) for key in keys], keys)))
+            commands = [pack_all([("DEL", key)]) for key in keys]
+            sound((yield self.each(commands, keys, parse=integer)))
 
     def clear(self) -> Operation[bool]:
         """Empty the whole database."""
@@ -252,15 +275,16 @@ class Operations:
 
     def flush(self) -> Operation[bool]:
         """Delete every key."""
-        return bool((yield Request(("FLUSHDB",))))
+        return bool((yield Request(("FLUSHDB",), parse=done)))
 
     def replace(self, key: str, value: Any, timeout: int | None) -> Operation[bool]:
         """Set a key only if it is there; return whether it was set."""
         if timeout == 0:
-            return bool((yield Request(("DEL", key), key=key)))
+            return bool((yield Request(("DEL", key), key=key, parse=integer)))
         data = self.dumps(value)
         expiry = () if timeout is None else ("EX", timeout)
-        return bool((yield Request(("SET", key, data, "XX", *expiry), key=key)))
+        command = ("SET", key, data, "XX", *expiry)
+        return bool((yield Request(command, key=key, parse=done)))
 
     def time_to_live(self, command: str, key: str) -> Operation[int | None]:
         """Return how long a key will live: ``None`` for ever, 0 if it is not there.
@@ -268,7 +292,7 @@ class Operations:
         Parameters:
             command: TTL (seconds) or PTTL (milliseconds).
         """
-        left = yield Request((command, key), key=key, write=False)
+        left = yield Request((command, key), key=key, write=False, parse=integer)
         return None if left == _NO_EXPIRY else max(0, int(left))
 
     def change_expiry(self, command: str, key: str, *amount: int) -> Operation[bool]:
@@ -278,7 +302,7 @@ class Operations:
             command: EXPIRE, PEXPIRE, EXPIREAT, PEXPIREAT or PERSIST.
             amount: the command's argument; nothing for PERSIST.
         """
-        return bool((yield Request((command, key, *amount), key=key)))
+        return bool((yield Request((command, key, *amount), key=key, parse=integer)))
 
     def scan(
         self, cursor: Any, pattern: str, count: int
@@ -291,15 +315,15 @@ class Operations:
         """
         # Not a replica: the next call may get another one, to which it means nothing.
         command = ("SCAN", cursor, "MATCH", pattern, "COUNT", count)
-        cursor, keys = yield Request(command)
-        return int(cursor), keys
+        found: tuple[int, list[bytes]] = yield Request(command, parse=scanned)
+        return found
 
     def unlink(self, keys: Sequence[bytes]) -> Operation[int]:
         """Delete keys as they come from :meth:`scan`; return how many there were."""
         if not keys:
             return 0
         commands = [pack_all([("UNLINK", key)]) for key in keys]
-        return sum(sound((yield self.each(commands, keys))))
+        return sum(sound((yield self.each(commands, keys, parse=integer))))
 
     def delete_matching(
         self,

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .packing import pack_all
+from .replies import Parse
 
 
 class Request:
@@ -16,9 +17,10 @@ class Request:
         key: the key that decides which node of a cluster it is for.
         write: whether it must be the server that is written to.
         once: whether it must not be applied twice.
+        parse: returns what a reply that is no error says, or raises that it is none.
     """
 
-    __slots__ = ("command", "count", "key", "once", "write")
+    __slots__ = ("command", "count", "key", "once", "parse", "write")
 
     @property
     def name(self) -> str:
@@ -43,12 +45,29 @@ class Request:
         key: str | bytes | None = None,
         write: bool = True,
         once: bool = False,
+        parse: Parse | None = None,
     ) -> None:
         self.command = command
         self.count = count
         self.key = key
         self.write = write
         self.once = once
+        self.parse = parse
+
+    def read(self, replies: Any) -> Any:
+        """Return what the reply, or the replies, say.
+
+        Raises:
+            InvalidReplyError: that is no reply to such a command.
+        """
+        parse = self.parse
+        if parse is None:
+            return replies
+        if not self.count:
+            return parse(replies)
+        return [
+            reply if isinstance(reply, Exception) else parse(reply) for reply in replies
+        ]
 
 
 class Batch(Request):
@@ -65,18 +84,25 @@ class Batch(Request):
         keys: Sequence[str | bytes],
         *,
         write: bool = True,
+        parse: Parse | None = None,
     ) -> None:
-        super().__init__(b"", len(commands), write=write)
+        super().__init__(b"", len(commands), write=write, parse=parse)
         self.commands = commands
         self.keys = keys
 
-    def part(self, places: Sequence[int]) -> bytes:
-        """Return the commands in some places as one piece."""
-        return b"".join([self.commands[place] for place in places])
+    def part(self, places: Sequence[int]) -> Request:
+        """Return the request for the commands in some places."""
+        commands = [self.commands[place] for place in places]
+        return Request(b"".join(commands), len(commands), parse=self.parse)
 
     def single(self, place: int) -> Request:
         """Return the request for the command in one place."""
-        return Request(self.commands[place], key=self.keys[place], write=self.write)
+        return Request(
+            self.commands[place],
+            key=self.keys[place],
+            write=self.write,
+            parse=self.parse,
+        )
 
 
 class Broadcast(Request):
@@ -86,7 +112,7 @@ class Broadcast(Request):
 
     def to(self, address: str) -> "Visit":
         """Return the request for one of them."""
-        return Visit(self.command, address)
+        return Visit(self.command, address, self.parse)
 
 
 class Visit(Request):
@@ -94,6 +120,11 @@ class Visit(Request):
 
     __slots__ = ("address",)
 
-    def __init__(self, command: tuple[Any, ...] | bytes, address: str) -> None:
-        super().__init__(command)
+    def __init__(
+        self,
+        command: tuple[Any, ...] | bytes,
+        address: str,
+        parse: Parse | None = None,
+    ) -> None:
+        super().__init__(command, parse=parse)
         self.address = address

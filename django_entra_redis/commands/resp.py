@@ -22,7 +22,16 @@ except ImportError:  # pragma: no cover - one of the two is covered in each envi
 INCOMPLETE: Any = object()
 #: What a reader raises where there is no reply: hiredis some of Python's own errors, at
 #: a map with a list for a key, or an array of four billion items.
-UNREADABLE = (InvalidResponse, MemoryError, TypeError, ValueError)
+#: Or redis-py, which takes some replies apart as it reads them.
+UNREADABLE: tuple[type[Exception], ...] = (
+    InvalidResponse,
+    ArithmeticError,
+    LookupError,
+    MemoryError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
 #: Bytes of a line at most: of an error, of a status that a script returns.
 MAX_LINE = 1024 * 1024
 _TOO_LONG = f"a line of more than {MAX_LINE} bytes"

@@ -11,6 +11,7 @@ from typing import Any
 
 from .operations import Operation, Operations
 from .packing import pack_all, pack_get
+from .replies import done, integer
 from .request import Request
 
 #: What Redis says of a key that lives for ever.
@@ -79,7 +80,7 @@ class Stampedes:
             if isinstance(reply, Exception):
                 raise reply
         left, cost = replies
-        known = math.inf if left == _FOR_EVER else max(0, left) / 1000
+        known = math.inf if left == _FOR_EVER else max(0, integer(left)) / 1000
         return Facts(_seconds(cost), known)
 
     def lock(self, names: Names, seconds: float) -> Operation[bool]:
@@ -89,11 +90,11 @@ class Stampedes:
             seconds: how long it is held at most, also by a process that dies.
         """
         command = ("SET", names.lock, 1, "NX", "PX", int(seconds * 1000))
-        return bool((yield Request(command, key=names.lock)))
+        return bool((yield Request(command, key=names.lock, parse=done)))
 
     def unlock(self, names: Names) -> Operation[None]:
         """Let go of the lock."""
-        yield Request(("DEL", names.lock), key=names.lock)
+        yield Request(("DEL", names.lock), key=names.lock, parse=integer)
 
     def note(self, names: Names, cost: float, timeout: int) -> Operation[None]:
         """Have others know what a value has cost.
@@ -103,7 +104,7 @@ class Stampedes:
             timeout: seconds that the value lives.
         """
         command = ("SET", names.cost, f"{cost:.6f}", "EX", timeout)
-        yield Request(command, key=names.cost)
+        yield Request(command, key=names.cost, parse=done)
 
 
 def _seconds(noted: Any) -> float:

@@ -22,6 +22,7 @@ from redis.utils import str_if_bytes
 from django_entra_redis.cache import EntraRedisCache, EntraRedisClusterCache
 from django_entra_redis.clients import node_pools as nodes
 from django_entra_redis.clients import parts
+from django_entra_redis.clients import topology as topologies
 from django_entra_redis.clients.cluster import AsyncClusterClient
 from django_entra_redis.clients.sync import read_many
 from django_entra_redis.commands.request import Request, Visit
@@ -31,6 +32,7 @@ from django_entra_redis.connections.multiplexed import MultiplexedConnection
 from django_entra_redis.exceptions import (
     ClusterUnavailableError,
     ConfigurationError,
+    InvalidReplyError,
     TokenRefusedError,
     UncertainResultError,
     WrongBackendError,
@@ -537,9 +539,9 @@ def test_silent_nodes(cluster: Emulator, monkeypatch: pytest.MonkeyPatch) -> Non
     """Nodes that are silent are waited for together, not one after the other."""
     waits: list[int] = []
 
-    def read(connection: Any, count: int) -> list[Any]:
-        waits.append(count)
-        return read_many(connection, count)
+    def read(connection: Any, request: Request) -> list[Any]:
+        waits.append(request.count)
+        return read_many(connection, request)
 
     monkeypatch.setattr(parts, "read_many", read)
     with use(cluster, monkeypatch, socket_timeout=0.5) as cache:
@@ -698,7 +700,7 @@ class Script:
         self.answers = answers
         self.seen: list[bytes] = []
         self.host = b"127.0.0.1"
-        self.port = 0
+        self.port = self.node_port = 0
         self.last = 16383
 
     def __call__(self, peer: Peer, command: list[bytes]) -> bytes:
@@ -710,7 +712,7 @@ class Script:
             return queue.pop(0)
         if name == b"CLUSTER":
             node = b"*3\r\n$%d\r\n%b\r\n:%d\r\n$2\r\nid\r\n"
-            node %= (len(self.host), self.host, self.port)
+            node %= (len(self.host), self.host, self.node_port or self.port)
             return b"*1\r\n*3\r\n:0\r\n:%d\r\n%b" % (self.last, node)
         return b"$1\r\n5\r\n" if name == b"GET" else OK
 
@@ -967,28 +969,66 @@ def test_lost_in_between() -> None:
     asyncio.run(main())
 
 
-def test_all_known_nodes_are_gone() -> None:
-    """The server in LOCATION knows where the cluster has moved to."""
+def test_whom_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server in LOCATION is, whatever nodes say; after them while it fails."""
+    asked: list[Script] = []
+
+    class Noted(Script):
+        def __call__(self, peer: Peer, command: list[bytes]) -> bytes:
+            if command[0] == b"CLUSTER":
+                asked.append(self)
+            return super().__call__(peer, command)
 
     async def main() -> None:
-        script = Script()
+        location, node = Noted(), Noted()
 
         def work(cache: EntraRedisClusterCache) -> None:
+            topology = cache.get_topology()
+            topology.ensure()
             assert cache.get("key") == 5
-            found = cache.get_topology()
-            # The one look is at the nodes that are known, the other at LOCATION.
-            script.answers["CLUSTER"] = [b"-ERR gone\r\n"]
-            found._look()
-            assert cache.get("key") == 5
-            # They are there, but have been taken out of the cluster.
-            script.answers["CLUSTER"] = [b"*0\r\n"]
-            found.look()
-            assert cache.get("key") == 5
+            topology.look()
+            assert asked == [location] * 2
+            # One that is not of the cluster any more knows nothing of it.
+            for answer in (b"*0\r\n", b"-ERR gone\r\n"):
+                asked.clear()
+                location.answers["CLUSTER"] = [answer]
+                topology.look()
+                assert asked == [location, node]
+            asked.clear()
+            topology.look()
+            assert asked == [node]
+            monkeypatch.setattr(topologies, "monotonic", lambda: time.monotonic() + 31)
+            topology.look()
+            assert asked == [node, location]
 
-        await script.use(work)
-        assert script.seen.count(b"CLUSTER") == 5
+        async with PeerHost(node) as host:
+            location.node_port = node.port = host.port
+            await location.use(work)
+        assert b"GET" not in location.seen
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (b"*1\r\n*3\r\n:0\r\n:1000000000000\r\n%b", InvalidReplyError),
+        (b"*1\r\n*3\r\n:0\r\n:16383\r\n:1\r\n", InvalidReplyError),
+        (b"*1\r\n*2\r\n:0\r\n:16383\r\n", InvalidReplyError),
+        (b"$4\r\nnone\r\n", InvalidReplyError),
+        (b"*0\r\n", ClusterUnavailableError),
+    ],
+)
+def test_no_topology(answer: bytes, error: type[Exception]) -> None:
+    """What is none is told as such, and takes no memory."""
+    node = b"*3\r\n$0\r\n\r\n:6379\r\n$2\r\nid\r\n"
+    answer = answer.replace(b"%b", node)
+
+    def work(cache: EntraRedisClusterCache) -> None:
+        with pytest.raises(error):
+            cache.get("key")
+
+    scripted(work, CLUSTER=[answer] * 9)
 
 
 @pytest.mark.parametrize("end", ["answered", "never answered", "never asked"])
