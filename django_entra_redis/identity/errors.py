@@ -28,6 +28,7 @@ _MANAGED_IDENTITY_CODES: Mapping[str, str] = {
     "no user assigned": "managed_identity_unknown",
     "not assigned": "managed_identity_unknown",
     "no msi found": "managed_identity_unknown",
+    "managedidentitynotfound": "managed_identity_unknown",  # Service Fabric's code
     # Container Apps (Azure/data-api-builder#1939) and App Service (Azure/azure-cli
     # #20196).
     "unable to load": "managed_identity_unknown",
@@ -36,7 +37,7 @@ _MANAGED_IDENTITY_CODES: Mapping[str, str] = {
 #: Statuses of a managed identity's endpoint that is not ready yet ("How to use managed
 #: identities for Azure resources on an Azure VM to acquire an access token";
 #: Azure/azure-sdk-for-net#28568).
-_NOT_YET = frozenset({404, 410})
+NOT_YET = frozenset({404, 410})
 #: Where requests looks for the certificates to trust, the first that is set.
 _BUNDLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 _REFUSED = "managed_identity_refused"
@@ -56,12 +57,14 @@ class Asked:
         named: whether the settings name one of the machine's identities.
         variable: the environment variable that tells of the endpoint; ``None`` for a
             virtual machine's, which needs none.
+        not_yet: statuses of a managed identity's endpoint that is not ready yet.
     """
 
     timeout: float
     managed: bool = False
     named: bool = False
     variable: str | None = None
+    not_yet: frozenset[int] = NOT_YET
 
 
 def explain(
@@ -181,7 +184,7 @@ def _explain_response(
     said = _words(response, content)
     answered = f"the identity endpoint answered HTTP {status}"
     text = f"{answered}: {said[:_TOLD]}" if said else f"{answered}."
-    if status >= 500 or status == 429 or (asked.managed and status in _NOT_YET):
+    if status >= 500 or status == 429 or (asked.managed and status in asked.not_yet):
         return TokenRequestError(text, code="token_endpoint_failing")
     if status < 400 and isinstance(outcome, Exception) and content is not _NO_JSON:
         return _explain_unread(outcome, content, asked)
@@ -223,7 +226,7 @@ def _explain_unread(error: Exception, content: Any, asked: Asked) -> TokenReques
             value = content.get(name)
             if value is not None and not re.fullmatch(r"-?\d+", str(value).strip()):
                 return TokenRequestError(
-                    "msal can't read the token's expiry in the identity endpoint's "
+                    "the token's expiry can't be read in the identity endpoint's "
                     f"answer: {name} is '{value}'.",
                     code="token_expiry_unreadable",
                 )

@@ -20,8 +20,9 @@ from .._fork import no_fork
 from ..conf.identities import Identity
 from ..conf.keys import REDIS_SCOPE
 from ..exceptions import TokenRequestError
+from . import service_fabric
 from .certificates import read_certificate
-from .errors import Asked, explain
+from .errors import NOT_YET, Asked, explain
 from .http import BoundedSession
 from .redaction import redact
 from .token import SYSTEM_CLOCK, Clock, Fetch, Token, receive_token
@@ -170,11 +171,23 @@ class _ManagedIdentity(_MsalIdentity):
         return Asked(
             timeout=self.identity.request_timeout,
             managed=True,
-            named=self.named,
+            # Service Fabric's own settings name it.
+            named=self.named or service_fabric.is_here(),
             variable=next(filter(os.environ.get, _ENDPOINTS), None),
+            # Service Fabric's 404 tells of an identity that is not there.
+            not_yet=frozenset() if service_fabric.is_here() else NOT_YET,
         )
 
     def acquire(self) -> Answer:
+        if service_fabric.is_here():
+            if self.named:
+                raise TokenRequestError(
+                    "Service Fabric's own settings say which managed identity an "
+                    "application has: remove CLIENT_ID, OBJECT_ID, RESOURCE_ID and "
+                    "$AZURE_CLIENT_ID.",
+                    code="managed_identity_unknown",
+                )
+            return service_fabric.request_token(self.session, self.resource)
         answer: Answer = self.client.acquire_token_for_client(resource=self.resource)
         return answer
 

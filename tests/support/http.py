@@ -1,5 +1,6 @@
 """HTTP servers that answer as a test says."""
 
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -35,16 +36,26 @@ class _Endpoint(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serve_with(answer: Answer) -> Iterator[tuple[str, list[dict[str, str]]]]:
-    """Give the address of an endpoint that answers so, and the headers it was sent."""
+def serve_with(
+    answer: Answer, context: ssl.SSLContext | None = None
+) -> Iterator[tuple[str, list[dict[str, str]]]]:
+    """Give the address of an endpoint that answers so, and the headers it was sent.
+
+    Parameters:
+        answer: makes its answers.
+        context: for HTTPS.
+    """
     seen: list[dict[str, str]] = []
     members = {"answer": staticmethod(answer), "headers_seen": seen}
     handler = type("Handler", (_Endpoint,), members)
+    scheme = "http" if context is None else "https"
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        if context is not None:
+            server.socket = context.wrap_socket(server.socket, server_side=True)
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         try:
-            yield f"http://127.0.0.1:{server.server_address[1]}/", seen
+            yield f"{scheme}://127.0.0.1:{server.server_address[1]}/", seen
         finally:
             server.shutdown()
             thread.join()
