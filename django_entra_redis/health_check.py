@@ -32,7 +32,7 @@ class EntraRedis(_base.HealthCheck):  # type: ignore[misc]
         """
         cache = caches[self.cache]
         if not isinstance(cache, EntraRedisCache):
-            failure = f"'{self.cache}' is no cache of django_entra_redis"
+            failure = f"'{self.cache}' is not a cache of django_entra_redis"
         else:
             failure = cache_health(self.cache, cache).error or ""
         if failure:

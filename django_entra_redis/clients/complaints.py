@@ -31,10 +31,10 @@ def explain_refusal(error: Exception) -> Exception:
     # With a script: that is no refusal.
     if isinstance(error, ResponseError) and not str(error).startswith("BUSY "):
         return WrongBackendError(
-            f"The server is no node of a cluster that clients see ({error}): its "
+            f"The server is not a node of a cluster that clients see ({error}): its "
             "BACKEND should be 'django_entra_redis.cache.EntraRedisCache' "
             "(Enterprise cluster policy, or no cluster)."
         )
     return ClusterUnavailableError(
-        f"The cluster does not tell its nodes ({type(error).__name__}: {error})."
+        f"The cluster does not list its nodes ({type(error).__name__}: {error})."
     )

@@ -85,7 +85,7 @@ def make_reader(make_error: MakeError) -> ReplyReader:
                 return make_error(text)
         except Exception:
             pass  # It is told below.
-        return _protocol_error(f"{text[:100]!r} is no error reply")
+        return _protocol_error(f"{text[:100]!r} is not an error reply")
 
     if hiredis is None:
         return PythonReader(make)
@@ -125,7 +125,7 @@ def verify(reply: Any) -> None:
             raise item
         elif not isinstance(item, Exception):
             kind = type(item).__name__
-            raise _protocol_error(f"{kind} is no reply of RESP 2")
+            raise _protocol_error(f"{kind} is not a reply of RESP 2")
 
 
 class PythonReader:
@@ -241,7 +241,7 @@ def _number(line: bytes) -> int:
                 return number
     elif _NEGATIVE.fullmatch(line) and int(line) >= -(2**63):
         return int(line)
-    raise _protocol_error(f"{line[:40]!r} is no number")
+    raise _protocol_error(f"{line[:40]!r} is not a number")
 
 
 def _protocol_error(message: str) -> InvalidResponse:

@@ -276,7 +276,7 @@ def pool_settings(
 
 def _class(key: str, value: Any) -> Any:
     """Return the class that an option asks for."""
-    message = "it is no class."
+    message = "it is not a class."
     try:
         found = import_string(value) if isinstance(value, str) else value
     except Exception as error:  # whatever the module behind the path raises

@@ -89,7 +89,7 @@ class Link(asyncio.Protocol):
         self._name = name
         self._timeout = timeout
         self._wait_timeout = wait_timeout
-        self._reason: object = "closed by the server"
+        self._reason: object = "the server closed it"
         self._transport: Any = None
         self._reader = make_reader(DefaultParser.parse_error)
         # Commands that the transport has not got yet, and those to be answered; of the
@@ -156,12 +156,12 @@ class Link(asyncio.Protocol):
         self._sent.clear()
 
     def _broken(self, *, sent: bool) -> BrokenLinkError:
-        text = f"Connection to {self._name} lost: {self._reason}"
+        text = f"Connection to {self._name} closed: {self._reason}"
         return BrokenLinkError(text, sent=sent)
 
     def _close_if_done(self) -> None:
         if self._finishing and not self._sent and not self._waiting:
-            self.abort("it has been left")
+            self.abort("replaced by a newer one")
 
     # -- the transport's calls -------------------------------------------------------
 

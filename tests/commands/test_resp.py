@@ -252,7 +252,7 @@ def test_errors_that_can_not_be_read(text: str) -> None:
         raise ValueError(text)
 
     (reply,) = replies_of(make_reader(make_error), [f"-{text}\r\n".encode()])
-    with pytest.raises(InvalidResponse, match=f"'{text}' is no error reply"):
+    with pytest.raises(InvalidResponse, match=f"'{text}' is not an error reply"):
         verify([reply])
 
 

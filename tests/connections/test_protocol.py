@@ -434,8 +434,8 @@ def test_interrupted_before_sending() -> None:
 @pytest.mark.parametrize(
     ("end", "said"),
     [
-        (lambda link: link.eof_received(), "closed by the server"),
-        (lambda link: link.connection_lost(None), "closed by the server"),
+        (lambda link: link.eof_received(), "the server closed it"),
+        (lambda link: link.connection_lost(None), "the server closed it"),
         (lambda link: link.connection_lost(OSError("reset")), "reset"),
         (lambda link: link.data_received(b"HTTP/1.1 400\r\n"), "Protocol"),
         (lambda link: link.abort("enough"), "enough"),

@@ -95,7 +95,7 @@ def option_of_the_wrong_type(site: Site) -> None:
     site.options["pool_timeout"] = "long"
 
 
-@fault("settings_invalid", "settings", says="unexpected keyword argument 'sockets'")
+@fault("settings_invalid", "settings", says="there is no such option")
 def option_that_redis_py_does_not_know(site: Site) -> None:
     site.options["sockets"] = 2
 
@@ -910,7 +910,7 @@ def node_beyond_the_forwarded_port(site: Site) -> Iterator[None]:
         yield
 
 
-@fault("cluster_unavailable", "ping", says="does not tell its nodes")
+@fault("cluster_unavailable", "ping", says="does not list its nodes")
 def cluster_that_forgets_its_nodes(site: Site) -> Iterator[None]:
     with scripted(CLUSTER=b"*0\r\n") as server:
         site.use_server(server)
@@ -1088,7 +1088,7 @@ def test_passing_run(site: Site) -> None:
         r"renewed in (2|3|4)\d min",
         details["token"],
     )
-    assert details["auth"] == f"let in as {application.object_id}"
+    assert details["auth"] == f"authenticated as {application.object_id}"
     number = r"\d+\.\d\d"
     assert re.match(
         rf"min {number}, median {number}, max {number} ms of 20", details["round_trip"]
@@ -1115,7 +1115,7 @@ def test_managed_identity(site: Site) -> None:
     site.use_managed_identity()
     details = site.check().details
     assert details["settings"] == "identity 'default': managed_identity"
-    assert details["auth"] == f"let in as {site.emulator.system_assigned.object_id}"
+    assert details["auth"] == f"authenticated as {site.emulator.system_assigned.object_id}"
 
 
 def test_token_without_tenant_and_application(site: Site) -> None:

@@ -322,4 +322,4 @@ def test_health_check_of_another_cache(site: Site) -> None:
     with override_settings(CACHES={"default": LOCMEM}):
         status, text = health_check()
     assert status == 500
-    assert "is no cache of django_entra_redis" in text
+    assert "is not a cache of django_entra_redis" in text

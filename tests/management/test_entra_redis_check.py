@@ -158,7 +158,7 @@ def test_unknown_alias(site: Site) -> None:
         ("default", True),
     ]
     (step,) = reports[0]["steps"]
-    assert step["detail"] == "'x' is no cache of django_entra_redis in CACHES."
+    assert step["detail"] == "'x' is not a cache of django_entra_redis in CACHES."
     assert step["hint"] == "Those there are: default."
     assert status == 1
     assert text.startswith("Cache 'x' at ?\n  settings   FAIL 'x' is no cache")
@@ -230,7 +230,7 @@ def test_location_that_is_none(location: Any) -> None:
 @pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "soon"])
 def test_timeout_that_is_none(value: str) -> None:
     """It is to be a number of seconds."""
-    with pytest.raises(CommandError, match="no number of seconds"):
+    with pytest.raises(CommandError, match="not a number of seconds"):
         run(f"--timeout={value}")
 
 

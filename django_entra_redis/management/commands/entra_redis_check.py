@@ -156,7 +156,7 @@ def _seconds(text: str) -> float:
     except ValueError:
         seconds = 0.0
     if not 0 < seconds <= threading.TIMEOUT_MAX:
-        raise ArgumentTypeError(f"{text!r} is no number of seconds above 0")
+        raise ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
     return seconds
 
 
@@ -184,7 +184,7 @@ def _is_ours(alias: str) -> bool:
 
 def _missing(alias: str, known: str) -> Step:
     """Return why a cache is not among those to be checked."""
-    detail = f"'{alias}' is no cache of django_entra_redis in CACHES."
+    detail = f"'{alias}' is not a cache of django_entra_redis in CACHES."
     hint = f"Those there are: {known}."
     try:
         if alias in caches.settings:
