@@ -253,7 +253,7 @@ class Topology:
                 break
         if not found.all:
             raise failure or ClusterUnavailableError(
-                "The cluster does not tell its nodes: none of them has any slot."
+                "The cluster does not list its nodes: none of them has any slot."
             )
         if self.nodes.cluster_options["require_full_coverage"] and not found.complete:
             raise ClusterUnavailableError(

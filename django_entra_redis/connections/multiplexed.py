@@ -185,7 +185,10 @@ class MultiplexedConnection:
         """Return a link that is up; all that come meanwhile wait for the same one."""
         if self._link is not None and not self._link.closed:
             return self._link
-        closed = BrokenLinkError(f"Connection to {self.target} closed: the settings have changed.", sent=False)
+        closed = BrokenLinkError(
+            f"Connection to {self.target} closed: the settings have changed.",
+            sent=False,
+        )
         if self._closed:
             raise closed
         connecting = self._connecting

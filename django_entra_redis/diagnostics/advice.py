@@ -449,7 +449,7 @@ ADVICE: Mapping[str, Advice] = {
         "with certificates for names of their own need OPTIONS['node_domain'].",
     ),
     "cluster_unavailable": Advice(
-        "The cluster does not tell its nodes, or none of them serves a part of the "
+        "The cluster does not list its nodes, or none of them serves a part of the "
         "keys: a failover or a scaling is under way.",
         "Run the check again in a minute; look at the cache's activity log if it "
         "stays so.",

@@ -117,7 +117,9 @@ def _auth(exam: Examination) -> str:
         conversation = Conversation(server.connection(), exam.token)
         exam.conversations.append(conversation)
         conversation.begin()
-    return "not used" if exam.token is None else f"authenticated as {exam.token.username}"
+    return (
+        "not used" if exam.token is None else f"authenticated as {exam.token.username}"
+    )
 
 
 def _ping(exam: Examination) -> str:

@@ -254,10 +254,10 @@ def test_closed_while_connecting() -> None:
             task = asyncio.create_task(channel.call(PING))
             await asyncio.sleep(0)
             await channel.aclose()
-            with pytest.raises(BrokenLinkError, match="settings have changed") as raised:
+            with pytest.raises(BrokenLinkError, match="settings have") as raised:
                 await task
             assert not raised.value.sent
-            with pytest.raises(BrokenLinkError, match="settings have changed"):
+            with pytest.raises(BrokenLinkError, match="settings have"):
                 await channel.call(PING)
         with channel_to(host) as channel:
             await channel.aclose()

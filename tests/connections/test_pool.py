@@ -602,7 +602,10 @@ def test_a_token_is_waited_for_without_a_connection(
 @pytest.mark.parametrize("key", ["pool_class", "parser_class"])
 @pytest.mark.parametrize(
     ("value", "says"),
-    [("nowhere.Class", "No module named 'nowhere'"), ("os.getpid", "it is not a class")],
+    [
+        ("nowhere.Class", "No module named 'nowhere'"),
+        ("os.getpid", "it is not a class"),
+    ],
 )
 def test_class_that_is_none(key: str, value: str, says: str) -> None:
     """The option is named, and what it should be."""

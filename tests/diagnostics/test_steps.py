@@ -1115,7 +1115,9 @@ def test_managed_identity(site: Site) -> None:
     site.use_managed_identity()
     details = site.check().details
     assert details["settings"] == "identity 'default': managed_identity"
-    assert details["auth"] == f"authenticated as {site.emulator.system_assigned.object_id}"
+    assert (
+        details["auth"] == f"authenticated as {site.emulator.system_assigned.object_id}"
+    )
 
 
 def test_token_without_tenant_and_application(site: Site) -> None:

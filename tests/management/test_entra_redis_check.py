@@ -161,7 +161,7 @@ def test_unknown_alias(site: Site) -> None:
     assert step["detail"] == "'x' is not a cache of django_entra_redis in CACHES."
     assert step["hint"] == "Those there are: default."
     assert status == 1
-    assert text.startswith("Cache 'x' at ?\n  settings   FAIL 'x' is no cache")
+    assert text.startswith("Cache 'x' at ?\n  settings   FAIL 'x' is not a cache")
     with override_settings(CACHES={"default": LOCMEM}):
         assert "Those there are: none." in run("--cache=x")[1]
 
