@@ -63,6 +63,15 @@ class IdentitySettings(TypedDict, total=False):
     REQUEST_TIMEOUT: float | None
 
 
+class ClientSideCacheSettings(TypedDict, total=False):
+    """``OPTIONS["client_side_cache"]``."""
+
+    max_bytes: int
+    max_value_bytes: int
+    max_staleness: float
+    prefixes: Sequence[str] | None
+
+
 class StampedeSettings(TypedDict, total=False):
     """``OPTIONS["stampede"]``."""
 
@@ -84,6 +93,7 @@ class OwnOptions(TypedDict, total=False):
     serializer: Any
     pool_class: Any
     parser_class: Any
+    client_side_cache: ClientSideCacheSettings | bool | None
     stampede: StampedeSettings | bool | None
 
 

@@ -1,7 +1,7 @@
 """The cache backend."""
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import sync_to_async
 from django.core.cache import caches
@@ -23,6 +23,7 @@ from ..conf import app_installed as app_installed
 from ..conf.location import bare_urls, split_location
 from ..conf.options import CacheOptions, in_lower_case, parse_options
 from .arguments import whole
+from .copied_keys import CopyingMethods
 from .django_redis import KeyspaceMethods
 from .get_or_set import ComputingMethods
 from .replaced import ReplacedMethods
@@ -31,15 +32,14 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from ..clients.asynchronous import AsyncCacheClient
-    from ..clients.cluster import AsyncClusterClient, ClusterClient
     from ..clients.sync import Client
     from ..clients.topology import Topology
     from ..commands.operations import Operation, Operations
 
-    ClientKind = TypeVar("ClientKind", bound=Client)
 
-
-class EntraRedisCache(ReplacedMethods, ComputingMethods, KeyspaceMethods, RedisCache):
+class EntraRedisCache(
+    ReplacedMethods, CopyingMethods, ComputingMethods, KeyspaceMethods, RedisCache
+):
     """Django's Redis cache, let in with a Microsoft Entra ID token.
 
     Parameters:
@@ -125,14 +125,23 @@ class EntraRedisCache(ReplacedMethods, ComputingMethods, KeyspaceMethods, RedisC
     @cached_property
     # The client is none of Django's; what is inherited from there does not use it.
     def _cache(self) -> "Client":  # type: ignore[override]
+        kind, _ = self._client_kinds()
+        return self._connected_by(kind)
+
+    @cached_property
+    def _async_cache(self) -> "AsyncCacheClient":
+        _, kind = self._client_kinds()
+        client: AsyncCacheClient = kind(self._cache)
+        return client
+
+    def _client_kinds(self) -> tuple[Any, Any]:
+        options = self.options
         with no_fork():
-            from ..clients.sync import CacheClient
+            from ..clients.kinds import client_kinds
 
-        return self._connected_by(CacheClient)
+            return client_kinds(options, clustered=self.clustered)
 
-    def _connected_by(
-        self, kind: "Callable[[CacheOptions], ClientKind]"
-    ) -> "ClientKind":
+    def _connected_by(self, kind: Any) -> "Client":
         """Return a client of the cache's.
 
         Raises:
@@ -140,7 +149,8 @@ class EntraRedisCache(ReplacedMethods, ComputingMethods, KeyspaceMethods, RedisC
                 user's own has it.
         """
         try:
-            return kind(self.options)
+            client: Client = kind(self.options, *self.copying())
+            return client
         except ConfigurationError as error:
             problems = error.problems
         # As above: the frames know URLs.
@@ -149,13 +159,6 @@ class EntraRedisCache(ReplacedMethods, ComputingMethods, KeyspaceMethods, RedisC
     @cached_property
     def _operations(self) -> "Operations":
         return self._cache.operations
-
-    @cached_property
-    def _async_cache(self) -> "AsyncCacheClient":
-        with no_fork():
-            from ..clients.asynchronous import AsyncCacheClient
-
-        return AsyncCacheClient(self._cache)
 
     def get_pool(self) -> Any:
         """Return the pool of connections to the first server in ``LOCATION``."""
@@ -465,29 +468,17 @@ class EntraRedisClusterCache(EntraRedisCache):
 
     clustered = True
 
-    @cached_property
-    def _cache(self) -> "ClusterClient":  # type: ignore[override]
-        with no_fork():
-            from ..clients.cluster import ClusterClient
-
-        return self._connected_by(ClusterClient)
-
     def get_topology(self) -> "Topology":
         """Return what knows the cluster's nodes, and which has which key."""
-        return self._cache.topology
+        client: Any = self._cache
+        topology: Topology = client.topology
+        return topology
 
     def get_pools(self) -> list[Any]:
         """Return the pools of connections to all primaries."""
         topology = self.get_topology()
         topology.ensure()
         return [endpoint.pool for endpoint in topology.primaries.values()]
-
-    @cached_property
-    def _async_cache(self) -> "AsyncClusterClient":
-        with no_fork():
-            from ..clients.cluster import AsyncClusterClient
-
-        return AsyncClusterClient(self._cache)
 
 
 def entra_caches() -> dict[str, EntraRedisCache]:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ..clients.asynchronous import AsyncCacheClient
     from ..clients.sync import Client
     from ..commands.operations import Operations
+    from ..conf.options import CacheOptions
     from .locks import AsyncLock
 
 logger = logging.getLogger(__name__)
@@ -43,6 +44,11 @@ class KeyspaceMethods:
         version: Any
         key_func: Any
         make_key: Any
+
+        @property
+        def options(self) -> CacheOptions:
+            """What the settings ask for."""
+            ...
 
         @cached_property
         def _cache(self) -> Client:
@@ -307,6 +313,14 @@ class KeyspaceMethods:
 
         return strip
 
+    def around_name(self) -> tuple[str, str]:
+        """Return what stands before a key's name in Redis, and after it.
+
+        Raises:
+            ValueError: the KEY_FUNCTION hides the name.
+        """
+        return self._around(None)
+
     def _around(self, version: Any, prefix: str | None = None) -> tuple[str, str]:
         """Return what stands before a key's name in Redis, and after it."""
         if prefix is None:
@@ -351,8 +365,19 @@ class KeyspaceMethods:
             blocking=blocking,
             blocking_timeout=blocking_timeout,
             thread_local=thread_local,
+            lock_class=self._lock_class,
         )
         return lock
+
+    @cached_property
+    def _lock_class(self) -> "type[Lock] | None":
+        if self.options.client_side_cache is None:
+            return None  # redis-py's own
+        with no_fork():
+            from ..clients.client_side_cache import copying_lock
+
+        client: Any = self._cache
+        return copying_lock(client.local)
 
     def alock(
         self,

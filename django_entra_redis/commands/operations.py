@@ -248,7 +248,9 @@ class Operations:
         parse: Parse | None = None,
     ) -> Request:
         """Return the request for commands that have a key each."""
-        return Request(b"".join(commands), len(commands), write=write, parse=parse)
+        return Request(
+            b"".join(commands), len(commands), keys=keys, write=write, parse=parse
+        )
 
     # A command for each key: under active geo-replication, as on a cluster, DEL and
     # UNLINK take several only if they are in one slot.

@@ -6,6 +6,9 @@ from typing import Any
 from .packing import pack_all
 from .replies import Parse
 
+#: Commands that change nothing, though they go to the server that is written to.
+_READING = frozenset({"EXISTS", "GET", "MGET", "PTTL", "SCAN", "TTL"})
+
 
 class Request:
     """Commands to carry out.
@@ -15,12 +18,23 @@ class Request:
         count: 0 for one command, whose reply is wanted; else how many commands there
             are, whose replies are wanted as a list. Error replies stand in there.
         key: the key that decides which node of a cluster it is for.
+        keys: the keys of several commands.
         write: whether it must be the server that is written to.
         once: whether it must not be applied twice.
         parse: returns what a reply that is no error says, or raises that it is none.
     """
 
-    __slots__ = ("command", "count", "key", "once", "parse", "write")
+    __slots__ = ("command", "count", "key", "keys", "once", "parse", "write")
+
+    @property
+    def changes(self) -> Sequence[str | bytes] | None:
+        """The keys that it may change; ``None``: any of them."""
+        packed = isinstance(self.command, bytes)
+        if not self.write or (not packed and self.command[0] in _READING):
+            return ()
+        if self.key is not None:
+            return (self.key,)
+        return self.keys or None
 
     @property
     def name(self) -> str:
@@ -43,6 +57,7 @@ class Request:
         count: int = 0,
         *,
         key: str | bytes | None = None,
+        keys: Sequence[str | bytes] = (),
         write: bool = True,
         once: bool = False,
         parse: Parse | None = None,
@@ -50,6 +65,7 @@ class Request:
         self.command = command
         self.count = count
         self.key = key
+        self.keys = keys
         self.write = write
         self.once = once
         self.parse = parse
@@ -76,7 +92,7 @@ class Batch(Request):
     Error replies stand in there.
     """
 
-    __slots__ = ("commands", "keys")
+    __slots__ = ("commands",)
 
     def __init__(
         self,
@@ -86,9 +102,8 @@ class Batch(Request):
         write: bool = True,
         parse: Parse | None = None,
     ) -> None:
-        super().__init__(b"", len(commands), write=write, parse=parse)
+        super().__init__(b"", len(commands), keys=keys, write=write, parse=parse)
         self.commands = commands
-        self.keys = keys
 
     def part(self, places: Sequence[int]) -> Request:
         """Return the request for the commands in some places."""

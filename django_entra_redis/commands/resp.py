@@ -77,6 +77,23 @@ def make_reader(make_error: MakeError) -> ReplyReader:
         make_error: makes an exception of an error reply's text. It stands where the
             reply would.
     """
+    if hiredis is None:
+        return PythonReader(safely(make_error))
+    return hiredis_reader(make_error)
+
+
+def hiredis_reader(make_error: MakeError) -> ReplyReader:
+    """Return hiredis' reader, which is to be installed."""
+    reader: ReplyReader = hiredis.Reader(
+        protocolError=InvalidResponse,
+        replyError=safely(make_error),
+        notEnoughData=INCOMPLETE,
+    )
+    return reader
+
+
+def safely(make_error: MakeError) -> MakeError:
+    """Return what makes an exception of any error reply's text."""
 
     def make(text: str) -> Exception:
         # redis-py takes some errors apart as it makes them.
@@ -87,12 +104,7 @@ def make_reader(make_error: MakeError) -> ReplyReader:
             pass  # It is told below.
         return _protocol_error(f"{text[:100]!r} is not an error reply")
 
-    if hiredis is None:
-        return PythonReader(make)
-    reader: ReplyReader = hiredis.Reader(
-        protocolError=InvalidResponse, replyError=make, notEnoughData=INCOMPLETE
-    )
-    return reader
+    return make
 
 
 def is_malformed_redirect(text: str) -> bool:
@@ -141,8 +153,8 @@ class PythonReader:
         self._at = 0
         # How far the end of a line has been looked for in vain.
         self._searched = 0
-        # Arrays begun, the outermost first: what is there, and how much it is to be.
-        self._open: list[tuple[list[Any], int]] = []
+        # Arrays begun, the outermost first, each with what is there of it.
+        self._open: list[tuple[list[Any], Array]] = []
 
     def feed(self, data: bytes) -> None:
         """Take in what has come."""
@@ -162,17 +174,17 @@ class PythonReader:
             value = self._item()
             if value is INCOMPLETE:
                 return INCOMPLETE
-            if type(value) is _Array and value.size > 0:
+            if type(value) is Array and value.size > 0:
                 if len(self._open) == MAX_DEPTH:
                     raise _protocol_error(f"arrays more than {MAX_DEPTH} deep")
-                self._open.append(([], value.size))
+                self._open.append((value.kind(), value))
                 continue
-            if type(value) is _Array:
-                value = None if value.size < 0 else []
+            if type(value) is Array:
+                value = None if value.size < 0 else value.kind()
             while self._open:
-                items, size = self._open[-1]
+                items, array = self._open[-1]
                 items.append(value)
-                if len(items) < size:
+                if len(items) < array.size:
                     break
                 value = items
                 self._open.pop()
@@ -198,17 +210,22 @@ class PythonReader:
         if kind == _INTEGER:
             return _number(line)
         if kind == _ARRAY:
-            size = _number(line)
-            if not -1 <= size <= MAX_ARRAY:
-                raise _protocol_error(f"an array of {size}")
-            return _Array(size)
+            return Array(array_size(line))
         if kind not in (_STATUS, _ERROR):
-            raise _protocol_error(f"{chr(kind)!r} begins no reply")
+            return self.other(kind, line)
         if b"\r" in line or b"\n" in line:
             raise _protocol_error("half the end of a line is in a line")
         if kind == _STATUS:
             return line
         return self._make_error(line.decode(errors="replace"))
+
+    def other(self, kind: int, line: bytes) -> Any:
+        """Return what a line that begins in another way stands for.
+
+        Raises:
+            InvalidResponse: nothing, in RESP 2.
+        """
+        raise _protocol_error(f"{chr(kind)!r} begins no reply")
 
     def _bulk(self, size: int, start: int) -> Any:
         if size < 0:
@@ -225,11 +242,29 @@ class PythonReader:
         return bytes(self._buffer[start:end])
 
 
-class _Array:
-    """An array's header."""
+class Array:
+    """An array's header.
 
-    def __init__(self, size: int) -> None:
+    Parameters:
+        size: how many items it has, below 0 if it stands for nothing.
+        kind: what they are to be.
+    """
+
+    def __init__(self, size: int, kind: type[list[Any]] = list) -> None:
         self.size = size
+        self.kind = kind
+
+
+def array_size(line: bytes) -> int:
+    """Return how many items an array has.
+
+    Raises:
+        InvalidResponse: it is no number, or none that Redis would give.
+    """
+    size = _number(line)
+    if not -1 <= size <= MAX_ARRAY:
+        raise _protocol_error(f"an array of {size}")
+    return size
 
 
 def _number(line: bytes) -> int:

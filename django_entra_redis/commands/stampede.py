@@ -75,7 +75,8 @@ class Stampedes:
     def facts(self, names: Names) -> Operation[Facts]:
         """Return what is known of a value."""
         commands = [pack_all([("PTTL", names.value)]), pack_get(names.cost)]
-        replies = yield self._operations.each(commands, [names.value, names.cost])
+        keys = [names.value, names.cost]
+        replies = yield self._operations.each(commands, keys, write=False)
         for reply in replies:
             if isinstance(reply, Exception):
                 raise reply

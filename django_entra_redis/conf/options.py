@@ -98,6 +98,18 @@ FIXED: Rules = {
         "cache's own is OPTIONS['client_side_cache']",
     ),
 }
+_CLIENT_SIDE: Mapping[str, Callable[[Any], bool]] = {
+    "max_bytes": lambda value: type(value) is int and value > 0,
+    "max_value_bytes": lambda value: type(value) is int and value > 0,
+    "max_staleness": lambda value: _is_number(value) and value > 0,
+    "prefixes": lambda value: (
+        value is None
+        or (
+            isinstance(value, list | tuple | set | frozenset)
+            and all(isinstance(prefix, str) for prefix in value)
+        )
+    ),
+}
 _VALUES: Rules = {
     "allow_plaintext_token": _FLAG,
     "ignore_exceptions": _FLAG,
@@ -120,6 +132,11 @@ _VALUES: Rules = {
         "a domain, such as 'nodes.contoso.com', or None",
     ),
     "pool_timeout": (_is_number, "a number of seconds, such as 5"),
+    "client_side_cache": (
+        lambda value: _is_table(value, _CLIENT_SIDE),
+        "True, or a dict such as {'max_bytes': 33554432, 'max_value_bytes': 262144, "
+        "'max_staleness': 5, 'prefixes': ['menu', 'flags']}",
+    ),
     "stampede": (
         lambda value: _is_table(value, {"beta": _is_number}),
         "None, or a dict such as {'beta': 1.0}",
@@ -144,6 +161,28 @@ class Stampede:
     beta: float = 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class ClientSideCaching:
+    """Copies in this process of values that it has read.
+
+    Parameters:
+        max_bytes: what they take at most.
+        max_value_bytes: of a larger value there is no copy.
+        max_staleness: seconds that a copy is used at most without proof that Redis
+            would tell if it had changed.
+        prefixes: what the names of their keys begin with; ``None``: anything.
+    """
+
+    max_bytes: int = 32 * 1024 * 1024
+    max_value_bytes: int = 256 * 1024
+    max_staleness: float = 5.0
+    prefixes: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.prefixes is not None:
+            object.__setattr__(self, "prefixes", tuple(self.prefixes))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheOptions:
     """What a cache's settings ask for.
@@ -155,6 +194,7 @@ class CacheOptions:
         node_domain: where a cluster announces its nodes by names: the domain below
             which a node's certificate is to be for its own name, not for that in
             ``LOCATION``.
+        client_side_cache: ``None``: all values come from the server.
         stampede: ``None``: no value is computed before it expires, nor is another
             process waited for.
         connection: what goes on to redis-py.
@@ -173,6 +213,7 @@ class CacheOptions:
     serializer: Any = None
     pool_class: Any = None
     parser_class: Any = None
+    client_side_cache: ClientSideCaching | None = None
     stampede: Stampede | None = None
     connection: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
@@ -192,7 +233,10 @@ class CacheOptions:
 
 
 #: Those of them that are tables of their own: ``None`` is off, ``True`` the defaults.
-_TABLES: Mapping[str, Callable[..., Any]] = {"stampede": Stampede}
+_TABLES: Mapping[str, Callable[..., Any]] = {
+    "client_side_cache": ClientSideCaching,
+    "stampede": Stampede,
+}
 #: Those of them that are not redis-py's.
 OWN = tuple(
     one.name

@@ -8,7 +8,7 @@ import socket
 import ssl
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..commands.operations import ServerFacts
 from ..conf.options import CacheOptions
@@ -20,6 +20,10 @@ from .outage import Outage
 from .pool import ConnectionPool, pool_settings
 from .registry import share
 from .tls import SharedTls
+
+if TYPE_CHECKING:
+    from .copies import Copies
+    from .tracking import Tracker
 
 #: Options of redis-py's that the connection of an event loop has no equal of: the
 #: operations of such a cache are carried out in threads.
@@ -45,6 +49,8 @@ class Endpoint:
         self.pool = pool
         self.facts = ServerFacts()
         self.outage = Outage()
+        #: Its tracking connections, for caches that keep copies of values.
+        self.trackers: list[Tracker] = []
 
     @property
     def host(self) -> str:
@@ -68,8 +74,21 @@ class Endpoint:
         """What the connection of an event loop connects to, and how."""
         return _make_target(self.pool)
 
+    def track(self, copies: "Copies", max_staleness: float) -> "Tracker":
+        """Return a tracking connection, which tells copies when they have changed.
+
+        Parameters:
+            max_staleness: seconds for which copies are used without proof that it does.
+        """
+        from .tracking import Tracker
+
+        tracker = Tracker(lambda: self.target, copies, max_staleness)
+        self.trackers.append(tracker)
+        return tracker
+
     def disconnect(self) -> None:
         """Close all connections; new ones are made with the settings as they are."""
+        self._close_trackers("the settings have changed")
         if isinstance(self.pool, ConnectionPool):
             self.pool.close_connections()
         else:
@@ -78,12 +97,17 @@ class Endpoint:
 
     def retire(self) -> None:
         """Close all connections to a server that is gone, once they are idle."""
+        self._close_trackers("the server has left the cluster")
         retire_everywhere(self)
         if isinstance(self.pool, ConnectionPool):
             self.pool.close_connections()
         else:
             # redis-py's would close those in use, too, from this thread.
             self.pool.disconnect(inuse_connections=False)
+
+    def _close_trackers(self, reason: str) -> None:
+        for tracker in self.trackers:
+            tracker.close(reason)
 
 
 def get_endpoint(server: str, options: CacheOptions) -> Endpoint:

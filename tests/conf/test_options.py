@@ -19,6 +19,7 @@ from django_entra_redis.conf.location import is_loopback, split_location
 from django_entra_redis.conf.options import (
     OWN,
     CacheOptions,
+    ClientSideCaching,
     Stampede,
     parse_options,
 )
@@ -103,6 +104,24 @@ def test_stampede(given: Any, expected: Stampede | None) -> None:
     """It is off unless asked for; True asks for what is best on average."""
     assert parse(TLS, stampede=given).stampede == expected
     assert parse(TLS).stampede is None
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (None, None),
+        (False, None),
+        (True, ClientSideCaching(2**25, 2**18, 5.0, None)),
+        ({}, ClientSideCaching()),
+        ({"max_bytes": 10, "prefixes": ["a"]}, ClientSideCaching(10, prefixes=("a",))),
+        ({"max_staleness": 1, "prefixes": None}, ClientSideCaching(max_staleness=1)),
+    ],
+)
+def test_client_side_cache(given: Any, expected: ClientSideCaching | None) -> None:
+    """It is off unless asked for; what it asks for can be told apart."""
+    found = parse(TLS, client_side_cache=given).client_side_cache
+    assert found == expected
+    assert hash(found) == hash(expected)
 
 
 @pytest.mark.parametrize(
@@ -340,6 +359,15 @@ def test_credentials_of_absent_variables(nothing: Any) -> None:
         ("compressor_fallbacks", "zlib"),
         ("max_value_bytes", 0),
         ("max_value_bytes", True),
+        ("client_side_cache", 1),
+        ("client_side_cache", {"max_bytes": 0}),
+        ("client_side_cache", {"max_bytes": 1.5}),
+        ("client_side_cache", {"max_value_bytes": -1}),
+        ("client_side_cache", {"max_staleness": 0}),
+        ("client_side_cache", {"max_staleness": "5"}),
+        ("client_side_cache", {"prefixes": "menu"}),
+        ("client_side_cache", {"prefixes": [1]}),
+        ("client_side_cache", {"ttl": 1}),
         ("stampede", 1.0),
         ("stampede", "on"),
         ("stampede", {"beta": -1}),

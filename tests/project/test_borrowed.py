@@ -9,6 +9,7 @@ import asyncio
 import functools
 import importlib
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeGuard
@@ -346,6 +347,10 @@ OVERWRITTEN: dict[tuple[str, str], tuple[str, Callable[[], bool]]] = {
                 "deadlock_context",
             )
         ),
+    ),
+    ("self._close.atexit", "connections.wire"): (
+        "finalize's own documentation has it set so; it has no argument for it",
+        lambda: hasattr(weakref.finalize, "atexit"),
     ),
     ("signal.lock", "credentials.provider"): (
         "Django's signals have no hook for forks: a parent's thread may be sending one",

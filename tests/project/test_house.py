@@ -74,10 +74,15 @@ LAZY = {
     ("apps", "checks"),
     ("apps", "cache.in_use"),
     ("checks", "connections.arguments"),
-    ("cache.backend", "clients.asynchronous"),
-    ("cache.backend", "clients.sync"),
-    ("cache.backend", "clients.cluster"),
     ("cache.get_or_set", "cache.stampede"),
+    ("connections.endpoint", "connections.tracking"),
+    ("cache.backend", "clients.kinds"),
+    ("clients.kinds", "clients.asynchronous"),
+    ("clients.kinds", "clients.client_side_cache"),
+    ("clients.kinds", "clients.client_side_cluster"),
+    ("clients.kinds", "clients.cluster"),
+    ("clients.kinds", "clients.sync"),
+    ("cache.django_redis", "clients.client_side_cache"),
     ("cache.django_redis", "cache.locks"),
     ("credentials.provider", "identity.kinds"),
     ("serializers", "plain_pickles"),
@@ -85,7 +90,6 @@ LAZY = {
 
 #: Modules of more lines than `LENGTH`, and why each is one noun all the same.
 LONG = {
-    "cache.backend": "each method of Django's cache API, sync and async",
     "credentials.renewal": "the threads and those who wait for them share one lock",
 }
 LENGTH = 500

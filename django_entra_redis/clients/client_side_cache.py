@@ -1,0 +1,429 @@
+"""Clients of caches with ``OPTIONS["client_side_cache"]``: they read copies of values
+that this process has read before, until Redis says that these have changed.
+
+A read looks for a copy first. Each write drops the copies of its keys when its reply
+comes, whatever that is: this process reads what it has written, always.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Generator, Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
+
+from asgiref.sync import sync_to_async
+from redis.exceptions import ReadOnlyError
+from redis.lock import Lock
+
+from ..commands.operations import Operation
+from ..commands.request import Request
+from ..conf.options import CacheOptions, ClientSideCaching
+from ..connections.copies import Copies, Copy
+from ..connections.endpoint import Endpoint
+from ..connections.event_loops import LoopConnections, connections_of
+from ..connections.tracking import Tracker
+from ..status import ClientSideCacheInfo
+from .asynchronous import AsyncCacheClient
+from .sync import CacheClient, Client
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+#: Tells whether a key as Redis has it is one that copies are kept of.
+Keeps = Callable[[str], bool]
+
+#: Values as they have come; ``None`` where they must be asked for in another way.
+Fetched = list[bytes | None] | None
+#: A read that asks for keys that a tracking connection is to fetch, or for the
+#: operation as it is without copies.
+Reading = Generator[tuple[str, Any], Any, Any]
+
+
+class LocalCopies:
+    """The copies of all caches of this process with the same servers and settings.
+
+    Parameters:
+        settings: what ``OPTIONS`` ask for.
+        unsupported: why there are to be none.
+    """
+
+    def __init__(self, settings: ClientSideCaching, unsupported: str | None) -> None:
+        self.settings = settings
+        self.unsupported = unsupported
+        self.copies = Copies(settings.max_bytes, settings.max_value_bytes)
+        # Its uses are atomic.
+        self._trackers: dict[Endpoint, Tracker] = {}
+
+    def find(self, key: str) -> Copy | None:
+        """Return the copy of a value, if it is as good as what Redis would answer."""
+        copies = self.copies
+        wire: Any = copies.owner(key)
+        if wire is None or not wire.is_fresh(key):
+            return None
+        return copies.get(key, time.monotonic())
+
+    def find_at(self, key: str, endpoint: Endpoint) -> Copy | None:
+        """Do as :meth:`find` does, if the copy comes from the server that has the key
+        now."""
+        tracker = self._trackers.get(endpoint)
+        owner = self.copies.owner(key)
+        if owner is None or tracker is None or owner is not tracker.wire:
+            self.copies.drop([key])
+            return None
+        return self.find(key)
+
+    def tracker(self, endpoint: Endpoint) -> Tracker:
+        """Return the tracking connection to a server."""
+        found = self._trackers.get(endpoint)
+        if found is None:
+            made = endpoint.track(self.copies, self.settings.max_staleness)
+            found = self._trackers.setdefault(endpoint, made)
+        return found
+
+    def forget(self, keys: Iterable[str | bytes] | None) -> None:
+        """Drop the copies of keys that may have changed; ``None``: of all."""
+        if keys is None:
+            self.copies.flush()
+            return
+        self.copies.drop(
+            [
+                key if isinstance(key, str) else key.decode(errors="replace")
+                for key in keys
+            ]
+        )
+
+    def info(self) -> ClientSideCacheInfo:
+        """Return a snapshot."""
+        copies, trackers = self.copies, list(self._trackers.values())
+        proofs = [tracker.confirmed_at for tracker in trackers]
+        refusals = [self.unsupported, *(tracker.refusal for tracker in trackers)]
+        confirmed = [proof for proof in proofs if proof is not None]
+        ago = timedelta(seconds=time.monotonic() - min(confirmed, default=0.0))
+        return ClientSideCacheInfo(
+            hits=copies.hits,
+            misses=copies.misses,
+            invalidations=copies.invalidations,
+            flushes=copies.flushes,
+            entries=len(copies),
+            bytes=copies.bytes,
+            connected=bool(proofs) and len(confirmed) == len(proofs),
+            last_confirmed=datetime.now(UTC) - ago if confirmed else None,
+            unsupported=next(filter(None, refusals), None),
+        )
+
+
+#: Options of redis-py's that a tracking connection has no equal of.
+_UNTRACKED = (
+    "connection_class",
+    "credential_provider",
+    "redis_connect_func",
+    "socket_type",
+    "ssl_validate_ocsp",
+    "ssl_validate_ocsp_stapled",
+)
+
+_shared: WeakKeyDictionary[Any, dict[ClientSideCaching, LocalCopies]] = (
+    WeakKeyDictionary()
+)
+
+
+def local_copies(shared: Any, options: CacheOptions) -> LocalCopies:
+    """Return the copies of a process.
+
+    Parameters:
+        shared: what caches with the same servers have in common.
+        options: what a cache's settings ask for, copies among it.
+    """
+    settings = options.client_side_cache
+    assert settings is not None
+    by_settings = _shared.setdefault(shared, {})
+    found = by_settings.get(settings)
+    if found is None:
+        given = [name for name in _UNTRACKED if options.connection.get(name)]
+        reason = f"OPTIONS have {' and '.join(given)}" if given else None
+        if reason:
+            logger.warning(
+                "%s, which a tracking connection has no equal of: "
+                "OPTIONS['client_side_cache'] does nothing.",
+                reason,
+            )
+        found = by_settings.setdefault(settings, LocalCopies(settings, reason))
+    return found
+
+
+class CopyingClient(Client):
+    """What clients with copies do otherwise."""
+
+    local: LocalCopies
+    keeps: Keeps
+
+    def run(self, operation: Callable[..., Operation[T]], *args: Any) -> T:
+        """Carry out an operation, with copies as far as there are any."""
+        name = operation.__name__
+        if name == "get" and (copy := self.find(args[0])) is not None:
+            if copy.data is None:  # too large for a copy
+                return super().run(operation, *args)
+            found: T = self.operations.loads(copy.data)
+            return found
+        reading = self.reading(operation, name, args)
+        if reading is None:
+            return super().run(operation, *args)
+        result: T
+        try:
+            kind, wanted = next(reading)
+            while True:
+                if kind == "fetch":
+                    kind, wanted = reading.send(self.fetch(wanted))
+                else:
+                    kind, wanted = reading.send(super().run(operation, *wanted))
+        except StopIteration as stop:
+            result = stop.value
+        return result
+
+    def execute(self, request: Request) -> Any:
+        """Carry out a request, and drop the copies of what it may have changed."""
+        changes = request.changes
+        try:
+            return super().execute(request)  # type: ignore[safe-super]
+        finally:
+            if changes is None or changes:
+                self.local.forget(changes)
+
+    def persist(
+        self, attempt: Callable[[], T], before_retry: Callable[[], None] | None = None
+    ) -> T:
+        """See :meth:`Client.persist`."""
+
+        def attempting() -> T:
+            try:
+                return attempt()
+            except ReadOnlyError as error:
+                self.demoted(error)
+                raise
+
+        return super().persist(attempting, before_retry)
+
+    def find(self, key: str) -> Copy | None:
+        """Return the copy of a value, if it is as good as what Redis would answer."""
+        raise NotImplementedError
+
+    def trackers_of(self, keys: Sequence[str]) -> dict[Tracker, list[int]]:
+        """Return the tracking connections for keys, each with their places.
+
+        Raises:
+            RedisError: no server has one of them.
+        """
+        raise NotImplementedError
+
+    def demoted(self, error: ReadOnlyError) -> None:
+        """Take note that a server that was written to is a replica."""
+
+    def fetch(self, keys: Sequence[str]) -> Fetched:
+        """Return values, of which copies are kept; ``None`` if that can't be done."""
+        found: list[bytes | None] = [None] * len(keys)
+        for tracker, places in self.trackers_of(keys).items():
+            values = tracker.fetch([keys[place] for place in places])
+            if values is None:
+                return None
+            place_values(found, places, values)
+        return found
+
+    def reading(
+        self, operation: Callable[..., Any], name: str, args: Any
+    ) -> Reading | None:
+        """Return how an operation reads with copies; ``None``: it does not."""
+        if self.local.unsupported:
+            return None
+        if name == "get":
+            return self._get(*args)
+        if name == "get_many":
+            return self._get_many(*args)
+        if name == "has_key":
+            return self._has_key(*args)
+        return None
+
+    def _get(self, key: str, default: Any) -> Reading:
+        if self.keeps(key):
+            values = yield "fetch", [key]
+            if values is not None:
+                data = values[0]
+                return default if data is None else self.operations.loads(data)
+        return (yield "ask", (key, default))
+
+    def _has_key(self, key: str) -> Reading:
+        copy = self.find(key)
+        if copy is not None and copy.data is not None:
+            return True
+        return (yield "ask", (key,))
+
+    def _get_many(self, keys: Sequence[str], names: Iterable[Any]) -> Reading:
+        pairs = list(zip(keys, names, strict=True))
+        loads = self.operations.loads
+        found, wanted, others = {}, [], []
+        for key, name in pairs:
+            copy = self.find(key)
+            if copy is not None and copy.data is not None:
+                found[name] = loads(copy.data)
+            elif copy is None and self.keeps(key):
+                wanted.append((key, name))
+            else:
+                others.append((key, name))
+        if wanted:
+            values = yield "fetch", [key for key, _ in wanted]
+            if values is None:
+                others += wanted
+            else:
+                for (_, name), data in zip(wanted, values, strict=True):
+                    if data is not None:
+                        found[name] = loads(data)
+        if others:
+            found |= yield "ask", tuple(map(list, zip(*others, strict=True)))
+        return {name: found[name] for _, name in pairs if name in found}
+
+
+def place_values(
+    found: list[bytes | None], places: Sequence[int], values: Sequence[bytes | None]
+) -> None:
+    """Put values in their places."""
+    for place, value in zip(places, values, strict=True):
+        found[place] = value
+
+
+class CopyingCacheClient(CopyingClient, CacheClient):
+    """What ``EntraRedisCache`` does its work with, with copies.
+
+    Parameters:
+        options: what the cache's settings ask for.
+        keeps: tells of which keys copies are kept.
+    """
+
+    def __init__(self, options: CacheOptions, keeps: Keeps) -> None:
+        super().__init__(options)
+        self.keeps = keeps
+        self.local = local_copies(self.endpoints[0], options)
+
+        # The server that is written to: a replica may lag behind.
+        self.find = self.local.find  # type: ignore[method-assign]
+        self._tracker = self.local.tracker(self.endpoints[0])
+
+    def trackers_of(self, keys: Sequence[str]) -> dict[Tracker, list[int]]:
+        """Return the tracking connection to the one server."""
+        return {self._tracker: list(range(len(keys)))}
+
+    def demoted(self, error: ReadOnlyError) -> None:
+        """Drop all copies: what hears of changes is connected to the replica, too."""
+        self._tracker.close(error)
+
+
+class CopyingAsyncClient(AsyncCacheClient):
+    """Carries out the operations of a cache with copies in an event loop.
+
+    Parameters:
+        client: the synchronous client of the same cache.
+    """
+
+    client: CopyingClient
+
+    async def run(self, operation: Callable[..., Operation[T]], *args: Any) -> T:
+        """See :meth:`CopyingClient.run`."""
+        client, name = self.client, operation.__name__
+        if name == "get" and (copy := client.find(args[0])) is not None:
+            if copy.data is None:  # too large for a copy
+                return await super().run(operation, *args)
+            found: T = client.operations.loads(copy.data)
+            return found
+        reading = client.reading(operation, name, args)
+        if reading is None:
+            return await super().run(operation, *args)
+        result: T
+        try:
+            kind, wanted = next(reading)
+            while True:
+                if kind == "fetch":
+                    kind, wanted = reading.send(await self.fetch(wanted))
+                else:
+                    kind, wanted = reading.send(await super().run(operation, *wanted))
+        except StopIteration as stop:
+            result = stop.value
+        return result
+
+    async def execute(self, connections: LoopConnections, request: Request) -> Any:
+        """See :meth:`CopyingClient.execute`."""
+        changes = request.changes
+        try:
+            return await super().execute(connections, request)
+        finally:
+            if changes is None or changes:
+                self.client.local.forget(changes)
+
+    async def fetch(self, keys: Sequence[str]) -> Fetched:
+        """See :meth:`CopyingClient.fetch`."""
+        connections = connections_of(asyncio.get_running_loop())
+        if not self._native or not (connections.open or await connections.count()):
+            return await sync_to_async(self.client.fetch)(keys)
+        return await self.fetch_natively(keys)
+
+    async def fetch_natively(self, keys: Sequence[str]) -> Fetched:
+        """Fetch values on tracking connections that this loop watches."""
+        found: list[bytes | None] = [None] * len(keys)
+        for tracker, places in self.client.trackers_of(keys).items():
+            values = await tracker.afetch([keys[place] for place in places])
+            if values is None:
+                return None
+            place_values(found, places, values)
+        return found
+
+    async def persist(self, attempt: Any, before_retry: Any = None) -> Any:
+        """See :meth:`CopyingClient.persist`."""
+
+        async def attempting() -> Any:
+            try:
+                return await attempt()
+            except ReadOnlyError as error:
+                self.client.demoted(error)
+                raise
+
+        return await super().persist(attempting, before_retry)
+
+
+def copying_lock(local: LocalCopies) -> type[Lock]:
+    """Return redis-py's lock, which drops the copy of its key with each command."""
+
+    class CopyingLock(Lock):
+        def forget(self) -> None:
+            """Drop the copy of its key."""
+            name: Any = self.name
+            local.forget([name])
+
+        def do_acquire(self, token: str) -> bool:
+            """Take it."""
+            try:
+                return super().do_acquire(token)
+            finally:
+                self.forget()
+
+        def do_release(self, expected_token: Any) -> None:
+            """Let go of it."""
+            try:
+                super().do_release(expected_token)
+            finally:
+                self.forget()
+
+        def do_extend(self, *args: Any) -> Any:
+            """Hold it for longer."""
+            try:
+                return super().do_extend(*args)
+            finally:
+                self.forget()
+
+        def do_reacquire(self) -> Any:
+            """Hold it for its whole time again."""
+            try:
+                return super().do_reacquire()
+            finally:
+                self.forget()
+
+    return CopyingLock

@@ -1,0 +1,78 @@
+"""Clients of caches with ``OPTIONS["client_side_cache"]`` on a Redis Cluster."""
+
+from collections.abc import Sequence
+
+from ..conf.options import CacheOptions
+from ..connections.copies import Copy
+from ..connections.tracking import Tracker
+from ..exceptions import ClusterUnavailableError
+from .client_side_cache import (
+    CopyingAsyncClient,
+    CopyingClient,
+    Fetched,
+    Keeps,
+    local_copies,
+)
+from .cluster import AsyncClusterClient, ClusterClient
+
+
+class CopyingClusterClient(CopyingClient, ClusterClient):
+    """What ``EntraRedisClusterCache`` does its work with, with copies.
+
+    Each primary has a tracking connection of its own. A copy counts only as long as
+    the topology says that its key is where it came from.
+
+    Parameters:
+        options: what the cache's settings ask for.
+        keeps: tells of which keys copies are kept.
+    """
+
+    def __init__(self, options: CacheOptions, keeps: Keeps) -> None:
+        super().__init__(options)
+        self.keeps = keeps
+        self.local = local_copies(self.topology, options)
+
+    def find(self, key: str) -> Copy | None:
+        """Return the copy of a value, if it is as good as what Redis would answer."""
+        if self.local.copies.owner(key) is None:
+            return None
+        try:
+            endpoint = self.topology.endpoint_of(key)
+        except ClusterUnavailableError:
+            return None
+        return self.local.find_at(key, endpoint)
+
+    def fetch(self, keys: Sequence[str]) -> Fetched:
+        """See :meth:`CopyingClient.fetch`."""
+        if not self.topology.known:
+            return None  # Asking in another way has a look at it.
+        try:
+            return super().fetch(keys)
+        except ClusterUnavailableError:
+            return None
+
+    def trackers_of(self, keys: Sequence[str]) -> dict[Tracker, list[int]]:
+        """Return the tracking connections to the primaries that have the keys."""
+        parts = self.topology.parts(keys)
+        return {
+            self.local.tracker(endpoint): places for endpoint, places in parts.items()
+        }
+
+
+class CopyingAsyncClusterClient(CopyingAsyncClient, AsyncClusterClient):
+    """The same for a cluster.
+
+    Parameters:
+        client: the synchronous client of the same cache.
+    """
+
+    client: CopyingClusterClient
+
+    async def fetch_natively(self, keys: Sequence[str]) -> Fetched:
+        """See :meth:`CopyingAsyncClient.fetch_natively`."""
+        if not self.client.topology.known:
+            return None
+        try:
+            return await super().fetch_natively(keys)
+        except ClusterUnavailableError:
+            return None

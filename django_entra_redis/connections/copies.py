@@ -1,0 +1,182 @@
+"""Copies of values that this process has read: a store, and nothing else.
+
+No socket and no clock of its own; who reads values, and who hears that they have
+changed, is in :mod:`.tracking`.
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Hashable, Iterable
+
+#: Bytes that a copy takes beside its key and its value: the objects that hold them and
+#: their place in the dictionary, as measured with tracemalloc.
+OVERHEAD = 400
+
+
+class Copy:
+    """A value as Redis has it.
+
+    Parameters:
+        data: the value; ``None`` stands for one that is not worth a copy.
+        expires_at: when its key expires, on the store's clock.
+        owner: the connection that hears when it changes.
+    """
+
+    __slots__ = ("data", "expires_at", "owner", "size")
+
+    def __init__(
+        self, key: str, data: bytes | None, expires_at: float, owner: Hashable
+    ) -> None:
+        self.data = data
+        self.expires_at = expires_at
+        self.owner = owner
+        self.size = len(key) + len(data or b"") + OVERHEAD
+
+
+class Fill:
+    """A value on its way.
+
+    Parameters:
+        key: whose.
+        owner: the connection that it comes on.
+        tainted: whether the key may have changed since it was asked for.
+    """
+
+    __slots__ = ("key", "owner", "tainted")
+
+    def __init__(self, key: str, owner: Hashable) -> None:
+        self.key = key
+        self.owner = owner
+        self.tainted = False
+
+
+class Copies:
+    """The copies of a process, the least recently used of which go first.
+
+    Parameters:
+        max_bytes: bytes that they take at most.
+        max_value_bytes: of a larger value there is no copy.
+    """
+
+    def __init__(self, max_bytes: int, max_value_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.max_value_bytes = max_value_bytes
+        self.hits = 0
+        self.misses = 0
+        self.invalidations = 0
+        self.flushes = 0
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin anew, as a child process must."""
+        self.bytes = 0
+        # Guards all attributes. Reentrant for the sake of signal handlers that use the
+        # cache.
+        self._lock = threading.RLock()
+        # The least recently used one first.
+        self._copies: OrderedDict[str, Copy] = OrderedDict()
+        self._fills: dict[str, list[Fill]] = {}
+
+    def __len__(self) -> int:
+        return len(self._copies)
+
+    def owner(self, key: str) -> Hashable:
+        """Return the connection that hears when a key's copy changes; ``None`` if there
+        is no copy."""
+        copy = self._copies.get(key)
+        return None if copy is None else copy.owner
+
+    def get(self, key: str, now: float) -> Copy | None:
+        """Return a copy that is good, and count it as used.
+
+        Parameters:
+            now: what the clock says.
+        """
+        with self._lock:
+            copy = self._copies.get(key)
+            if copy is None:
+                return None
+            if copy.expires_at <= now:
+                self._remove(key)
+                return None
+            self._copies.move_to_end(key)
+            if copy.data is not None:
+                self.hits += 1
+            return copy
+
+    def miss(self, count: int) -> None:
+        """Count values that there were no copies of."""
+        with self._lock:
+            self.misses += count
+
+    def begin(self, key: str, owner: Hashable) -> Fill:
+        """Take note that a value has been asked for."""
+        fill = Fill(key, owner)
+        with self._lock:
+            self._fills.setdefault(key, []).append(fill)
+        return fill
+
+    def end(self, fill: Fill, data: bytes | None, expires_at: float) -> None:
+        """Keep a value that has come, unless its key has changed meanwhile.
+
+        Parameters:
+            fill: what :meth:`begin` gave.
+            data: the value; ``None`` if there is none to keep.
+            expires_at: when its key expires.
+        """
+        with self._lock:
+            under_way = self._fills[fill.key]
+            under_way.remove(fill)
+            if not under_way:
+                del self._fills[fill.key]
+            if fill.tainted or data is None:
+                return
+            kept = data if len(data) <= self.max_value_bytes else None
+            copy = Copy(fill.key, kept, expires_at, fill.owner)
+            self._remove(fill.key)
+            if copy.size > self.max_bytes:
+                return
+            self._copies[fill.key] = copy
+            self.bytes += copy.size
+            while self.bytes > self.max_bytes:
+                self._remove(next(iter(self._copies)))
+
+    def drop(self, keys: Iterable[str]) -> None:
+        """Drop the copies of keys that have changed, also those on their way."""
+        with self._lock:
+            for key in keys:
+                self._remove(key)
+                for fill in self._fills.get(key, ()):
+                    fill.tainted = True
+
+    def invalidate(self, keys: Iterable[str]) -> None:
+        """Do as :meth:`drop` does, for keys that the server says have changed."""
+        keys = list(keys)
+        with self._lock:
+            self.invalidations += len(keys)
+            self.drop(keys)
+
+    def flush(self, owner: Hashable = None) -> None:
+        """Drop all copies, also those on their way.
+
+        Parameters:
+            owner: only those of this connection; ``None``: of each.
+        """
+        with self._lock:
+            self.flushes += 1
+            for fills in self._fills.values():
+                for fill in fills:
+                    fill.tainted = fill.tainted or owner in (None, fill.owner)
+            if owner is None:
+                self._copies.clear()
+                self.bytes = 0
+                return
+            for key in [
+                key for key, copy in self._copies.items() if copy.owner == owner
+            ]:
+                self._remove(key)
+
+    def _remove(self, key: str) -> None:
+        copy = self._copies.pop(key, None)
+        if copy is not None:
+            self.bytes -= copy.size

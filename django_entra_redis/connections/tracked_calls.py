@@ -1,0 +1,187 @@
+"""Calls on a tracking connection: what is asked, and what becomes of the answers."""
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from redis.exceptions import (
+    AskError,
+    ClusterDownError,
+    InvalidResponse,
+    ReadOnlyError,
+    TryAgainError,
+)
+
+from ..commands.packing import pack_all
+from ..identity.token import Token
+from .copies import Fill
+
+#: Tells whether the connection lives, and whether it leads to a replica.
+CHECK = pack_all([("PING",), ("HELLO", "3")])
+CHECKS = 2
+
+
+class Call:
+    """Commands under way.
+
+    Parameters:
+        count: how many replies are to come.
+        waited: whether a thread will wait for them.
+    """
+
+    __slots__ = ("count", "done", "replies", "turn")
+
+    def __init__(self, count: int, *, waited: bool = False) -> None:
+        self.count = count
+        self.replies: list[Any] = []
+        self.done = False
+        #: Of a call that a thread waits for: released when it is done, or when it is
+        #: the thread's turn to wait for bytes.
+        self.turn = threading.Lock() if waited else None
+        if self.turn is not None:
+            self.turn.acquire()
+
+    def finish(self, wire: Any, *, lost: bool) -> None:
+        """Take note of the replies, or that none will come; with the gate held."""
+        self.done = True
+        if self.turn is not None:
+            with contextlib.suppress(RuntimeError):  # released already
+                self.turn.release()
+
+
+class Fetch(Call):
+    """Values asked for, each with the time that its key has left.
+
+    Parameters:
+        fills: the copies to be made.
+        lead: replies that come before them.
+        sent_at: when it was asked.
+        future: what is done when they are there.
+        waited: whether a thread will wait for them.
+    """
+
+    __slots__ = ("fills", "future", "lead", "sent_at", "values")
+
+    def __init__(
+        self,
+        fills: Sequence[Fill],
+        lead: int,
+        sent_at: float,
+        *,
+        future: "asyncio.Future[None] | None",
+        waited: bool,
+    ) -> None:
+        super().__init__(lead + 2 * len(fills), waited=waited)
+        self.fills = fills
+        self.lead = lead
+        self.sent_at = sent_at
+        #: The values as they have come; ``None`` where one must be asked for elsewhere.
+        self.values: list[bytes | None] | None = None
+        self.future = future
+
+    def finish(self, wire: Any, *, lost: bool) -> None:
+        """Make the copies."""
+        replies = self.replies[self.lead :]
+        failures = [reply for reply in self.replies if isinstance(reply, Exception)]
+        values, lives = replies[::2], replies[1::2]
+        if self.lead and not (lost or failures) and is_replica(self.replies[1]):
+            failures = [ReadOnlyError("The server has become a replica.")]
+        if not (lost or failures or _are_plain(values, lives)):
+            failures = [InvalidResponse("Replies of another kind than asked for.")]
+        sound = not (lost or failures)
+        for place, fill in enumerate(self.fills):
+            data, left = (values[place], lives[place]) if sound else (None, 0)
+            # From when it was asked: no copy outlives its key. None is for ever.
+            expires_at = self.sent_at + left / 1000 if left >= 0 else float("inf")
+            gone = left in (-2, 0)
+            wire.copies.end(fill, None if gone else data, expires_at)
+        if sound:
+            self.values = values
+            wire.confirm(self.sent_at)
+        for failure in failures:
+            if _tells_of_lost_access(failure):
+                wire.lose(failure)
+        super().finish(wire, lost=lost)
+        if self.future is not None:
+            _set_done(self.future)
+
+
+def _set_done(future: "asyncio.Future[None]") -> None:
+    """Have a task of any event loop go on."""
+
+    def done() -> None:
+        if not future.done():
+            future.set_result(None)
+
+    loop = future.get_loop()
+    if _running_loop() is loop:
+        done()
+        return
+    with contextlib.suppress(RuntimeError):  # a loop that is closed
+        loop.call_soon_threadsafe(done)
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+class Authentication(Call):
+    """AUTH with a newer token, in the same stream.
+
+    Parameters:
+        token: what the server will know the connection by.
+    """
+
+    __slots__ = ("token",)
+
+    def __init__(self, token: Token) -> None:
+        super().__init__(1)
+        self.token = token
+
+    def finish(self, wire: Any, *, lost: bool) -> None:
+        """Take note of the answer."""
+        if not lost:
+            refused = isinstance(self.replies[0], Exception)
+            wire.authenticated(None if refused else self.token)
+        super().finish(wire, lost=lost)
+
+
+def pack_auth(token: Token) -> bytes:
+    """Return AUTH with a token."""
+    return pack_all([("AUTH", token.username, token.value)])
+
+
+def pack_fetch(key: str) -> bytes:
+    """Return what asks for a value, and for the time that its key has left."""
+    name = key.encode()
+    form = b"*2\r\n$3\r\nGET\r\n$%d\r\n%b\r\n*2\r\n$4\r\nPTTL\r\n$%d\r\n%b\r\n"
+    return form % (len(name), name, len(name), name)
+
+
+def is_replica(greeting: Any) -> bool:
+    """Whether the reply to HELLO is a replica's."""
+    if isinstance(greeting, dict):
+        return greeting.get(b"role") == b"replica"
+    fields = greeting if isinstance(greeting, list) else []
+    return (b"role", b"replica") in zip(fields[::2], fields[1::2], strict=False)
+
+
+def _are_plain(values: Sequence[Any], lives: Sequence[Any]) -> bool:
+    """Whether replies are of the kind that was asked for."""
+    return all(value is None or type(value) is bytes for value in values) and all(
+        type(left) is int for left in lives
+    )
+
+
+def _tells_of_lost_access(failure: Exception) -> bool:
+    """Whether an error reply is about more than the one key."""
+    if isinstance(failure, AskError | ClusterDownError | TryAgainError):
+        return False
+    # Before its version 6, redis-py knows these in its cluster client alone.
+    word = str(failure).partition(" ")[0]
+    return word not in ("ASK", "CLUSTERDOWN", "MOVED", "TRYAGAIN", "WRONGTYPE")

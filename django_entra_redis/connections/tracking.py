@@ -1,0 +1,287 @@
+"""Tracking connections: values come on them, and word of when they change.
+
+Redis remembers what it has been asked for on such a connection, and pushes a message
+when that changes ("Client-side caching in Redis"). Values and messages come in one
+stream, in the order in which all has happened: Azure Managed Redis knows no other way
+(no REDIRECT, no RESP 2).
+"""
+
+import asyncio
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from redis.connection import DefaultParser
+from redis.exceptions import ReadOnlyError, RedisError, ResponseError
+
+from .._fork import Order, register
+from ..commands.packing import pack_all
+from ..commands.resp import INCOMPLETE
+from ..commands.resp3 import make_push_reader
+from ..identity.token import Token
+from .copies import Copies
+from .multiplexed import Target
+from .refusals import authentication_error, selection_error
+from .tracked_calls import is_replica, pack_auth
+from .wire import BROKEN, PIECE, Wire
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between two tries to connect at least, and after the server has refused to
+#: track.
+RETRY_AFTER = 1.0
+RETRY_REFUSED_AFTER = 300.0
+_NO_CONNECTION: tuple[type[Exception], ...] = (RedisError, *BROKEN)
+#: Seconds to wait for a reply where ``socket_timeout`` sets no bound.
+_TIMEOUT = 5.0
+
+
+class TrackingRefusedError(Exception):
+    """The server does not track what is read: it is too old, or may not."""
+
+
+class Tracker:
+    """A tracking connection to one server, made anew when it is lost.
+
+    Parameters:
+        target: gives what to connect to.
+        copies: what is told of changes.
+        max_staleness: seconds after the last proof of the connection's health in which
+            copies may be used.
+    """
+
+    def __init__(
+        self, target: Callable[[], Target], copies: Copies, max_staleness: float
+    ) -> None:
+        self._target = target
+        self.copies = copies
+        self._max_staleness = max_staleness
+        self.wire: Wire | None = None
+        #: Why the server does not track, if it has said so.
+        self.refusal: str | None = None
+        self._begin()
+        register(self, Order.CONNECTIONS)
+
+    def after_fork_in_child(self) -> None:
+        """Begin anew, with no copies: the connection is the parent's."""
+        self.copies.reset()
+        self._begin()
+
+    def _begin(self) -> None:
+        # Held by whoever connects; nobody waits for it.
+        self._connecting = threading.Lock()
+        self._retry_at = 0.0
+        if self.wire is not None:
+            _inherited.append(self.wire)
+        self.wire = None
+
+    @property
+    def confirmed_at(self) -> float | None:
+        """When the last proof of the connection's health was asked for, on the
+        monotonic clock; ``None`` without a connection."""
+        wire = self.wire
+        return None if wire is None or wire.closed else wire.confirmed_at
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection."""
+        return self.wire is not None and not self.wire.closed
+
+    def close(self, reason: object = "the settings have changed") -> None:
+        """Close the connection; the next one is made when it is needed."""
+        self._retry_at = 0.0
+        if self.wire is not None:
+            self.wire.lose(reason)
+
+    def fetch(self, keys: Sequence[str]) -> list[bytes | None] | None:
+        """Return values, and keep copies of them.
+
+        Returns:
+            ``None`` where the values must be asked for in another way.
+        """
+        self.copies.miss(len(keys))
+        wire = self._current() or self._connect()
+        call = None if wire is None else wire.fetch(keys)
+        if wire is None or call is None:
+            return None
+        wire.wait(call)
+        return call.values
+
+    async def afetch(self, keys: Sequence[str]) -> list[bytes | None] | None:
+        """Do as :meth:`fetch` does, without blocking the event loop."""
+        self.copies.miss(len(keys))
+        loop = asyncio.get_running_loop()
+        wire = self._current()
+        if wire is None and self._may_connect:
+            wire = await loop.run_in_executor(None, self._connect)
+        if wire is None or not wire.watch(loop):
+            return None
+        future = loop.create_future()
+        call = wire.fetch(keys, future, waited=False)
+        if call is None:
+            return None
+        timer = loop.call_later(wire.timeout, wire.lose, "it does not answer")
+        try:
+            await future
+        finally:
+            timer.cancel()
+        return call.values
+
+    @property
+    def _may_connect(self) -> bool:
+        return time.monotonic() >= self._retry_at and not self._connecting.locked()
+
+    def _current(self) -> Wire | None:
+        """Return the connection that is there, with AUTH sent if it is time to."""
+        wire = self.wire
+        if wire is None or wire.closed:
+            return None
+        wire.keep_up()
+        return wire if self.connected else None
+
+    def _connect(self) -> Wire | None:
+        """Return a new connection; ``None`` if there is none to be had now."""
+        if not self._may_connect or not self._connecting.acquire(blocking=False):
+            return None
+        try:
+            if self.connected:
+                return self.wire
+            self._retry_at = time.monotonic() + RETRY_AFTER
+            self.wire = self._attempt()
+            if self.wire is not None:
+                self.refusal = None
+            return self.wire
+        finally:
+            self._connecting.release()
+
+    def _attempt(self) -> Wire | None:
+        try:
+            return _open(self._target(), self.copies, self._max_staleness)
+        except TrackingRefusedError as error:
+            self._retry_at = time.monotonic() + RETRY_REFUSED_AFTER
+            if self.refusal is None:
+                logger.warning(
+                    "Redis does not track what is read here (%s): "
+                    "OPTIONS['client_side_cache'] does nothing.",
+                    error,
+                )
+            self.refusal = str(error)
+        except _NO_CONNECTION as error:
+            # Whoever reads without a copy hears the reason.
+            logger.debug("No tracking connection: %s", error)
+        except BaseException as error:
+            # A signal handler's; without the frames that hold the token.
+            raise error.with_traceback(None) from None
+        return None
+
+
+# What is the parent's: to collect it would be to meddle with its sockets.
+_inherited: list[object] = []
+
+
+# -- connecting ----------------------------------------------------------------------
+
+
+def _open(target: Target, copies: Copies, max_staleness: float) -> Wire:
+    """Connect, authenticate and have the server track.
+
+    Raises:
+        TrackingRefusedError: it does not.
+        OSError, ResponseError, AuthenticationError, TokenError: there is no connection.
+    """
+    token = None if target.provide is None else target.provide().current()
+    sock = _dial(target)
+    try:
+        now = time.monotonic()
+        _greet(sock, target, token)
+        sock.setblocking(False)
+        return Wire(
+            sock,
+            copies,
+            timeout=target.timeout or _TIMEOUT,
+            max_staleness=max_staleness,
+            now=now,
+            held=token,
+            provide=target.provide,
+        )
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _dial(target: Target) -> Any:
+    where = target.where
+    if "path" in where:
+        sock = socket.socket(socket.AF_UNIX)
+        try:
+            sock.settimeout(target.connect_timeout)
+            sock.connect(where["path"])
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+    address = where["host"], where["port"]
+    sock = socket.create_connection(address, target.connect_timeout)
+    try:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for option in target.socket_options:
+            sock.setsockopt(*option)
+        if target.make_ssl is not None:
+            context = target.make_ssl()
+            return context.wrap_socket(sock, server_hostname=target.server_hostname)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _greet(sock: Any, target: Target, token: Token | None) -> None:
+    """Authenticate, and have the server speak RESP 3 and track."""
+    commands: list[Sequence[Any]] = [
+        ("HELLO", "3"),
+        *target.greeting,
+        ("CLIENT", "TRACKING", "ON"),
+    ]
+    names: list[tuple[Any, ...]] = [tuple(command[:2]) for command in commands]
+    if token is not None or target.credentials:
+        names.insert(0, ("AUTH",))
+    sock.sendall(_pack_greeting(target, token, commands))
+    reader = make_push_reader(DefaultParser.parse_error)
+    for name in names:
+        while (reply := reader.gets()) is INCOMPLETE:
+            data = sock.recv(PIECE)
+            if not data:
+                raise ConnectionError("The server has closed the connection.")
+            reader.feed(data)
+        if isinstance(reply, Exception) and (error := _objection(name, reply)):
+            raise error
+        if name[0] == "HELLO" and is_replica(reply):
+            raise ReadOnlyError("The server is a replica.")
+
+
+def _objection(name: Sequence[Any], reply: Exception) -> Exception | None:
+    """Return what an error reply to one of the first commands stands for."""
+    if not isinstance(reply, ResponseError):
+        return reply  # Of a server that is not ready yet, whatever it is asked.
+    if name[0] == "AUTH":
+        return authentication_error(reply)
+    if name[0] == "SELECT":
+        return selection_error(reply, name[1])
+    if name[0] == "HELLO" or name[1] == "TRACKING":
+        return TrackingRefusedError(f"{' '.join(name)}: {reply}")
+    return None  # Servers older than 7.2 know no CLIENT SETINFO.
+
+
+# Apart, since a debug page shows the local variables of each frame of a traceback.
+def _pack_greeting(
+    target: Target, token: Token | None, commands: Sequence[Sequence[Any]]
+) -> bytes:
+    packed = pack_all(commands)
+    if token is not None:
+        return pack_auth(token) + packed
+    if target.credentials:
+        return pack_all([("AUTH", *target.credentials)]) + packed
+    return packed

@@ -1,0 +1,59 @@
+"""Which keys copies are kept of."""
+
+from typing import Any
+
+from django_entra_redis.cache import EntraRedisCache
+from django_entra_redis.cache.copied_keys import SESSIONS
+
+
+class Keyed(EntraRedisCache):
+    """A cache that makes its keys in its own way."""
+
+    def make_key(self, key: str, version: int | None = None) -> str:
+        """Return a key."""
+        return f"<{version}|{key}>"
+
+
+def keeps(
+    key: str,
+    prefixes: Any = None,
+    *,
+    kind: type[EntraRedisCache] = EntraRedisCache,
+    version: Any = None,
+    **params: Any,
+) -> bool:
+    """Return whether copies are kept of a key."""
+    options = {"identity": None, "client_side_cache": {"prefixes": prefixes}}
+    cache = kind("redis://h", {**params, "OPTIONS": options})
+    client: Any = cache._cache
+    kept: bool = client.keeps(cache.make_key(key, version))
+    return kept
+
+
+def test_all_but_sessions() -> None:
+    """Unless asked for otherwise."""
+    assert keeps("menu")
+    assert keeps("menu", KEY_PREFIX="a:b", version=7)
+    assert not keeps(f"{SESSIONS}cacheabc")
+    assert not keeps(f"{SESSIONS}cacheabc", [""])
+
+
+def test_prefixes() -> None:
+    """Are those of the names, whatever is put before these."""
+    assert keeps("menu:1", ["flags", "menu"])
+    assert keeps("menu:1", ["flags", "menu"], KEY_PREFIX="x", version=9)
+    assert not keeps("other", ["flags", "menu"])
+    assert not keeps("x", [])
+    assert keeps(f"{SESSIONS}cacheabc", ["menu", SESSIONS])
+
+
+def test_keys_of_one_s_own() -> None:
+    """Where the name can be found in them."""
+    parts: Any = {"KEY_FUNCTION": lambda key, prefix, version: f"{version}|{key}!"}
+    assert keeps("menu", ["menu"], **parts)
+    assert not keeps("other", ["menu"], **parts)
+    assert not keeps("menu", ["menu"], version=9, **parts)
+    hidden: Any = {"KEY_FUNCTION": lambda key, prefix, version: str(hash(key))}
+    assert not keeps("menu", **hidden)
+    assert keeps("menu", ["menu"], kind=Keyed)
+    assert not keeps(f"{SESSIONS}x", kind=Keyed)

@@ -1,0 +1,214 @@
+"""Copies of values on a cluster: a connection for each primary, and none to others."""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import pytest
+from django.core.cache import caches
+from django.test import override_settings
+from redis.crc import key_slot
+from redis.exceptions import RedisError
+
+from django_entra_redis.connections import event_loops, registry, tracking
+from emulator import Emulator
+from tests.support.caches import let_in, wait_until
+from tests.support.clusters import admin, primaries, replica_of
+
+NAMES = [f"name-{number}" for number in range(30)]
+#: Slots that move, the first of the first node's.
+SLOTS = 100
+VALUES = {name: {"name": name} for name in NAMES}
+
+
+@contextmanager
+def use(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Give caches on a cluster, let in with Entra: with copies, and without."""
+    settings = {
+        "BACKEND": "django_entra_redis.cache.EntraRedisClusterCache",
+        "LOCATION": emulator.redis_url,
+    }
+    options = {"ssl_ca_certs": str(emulator.ca_file)}
+    copying = {**options, "client_side_cache": {"max_staleness": 1.0}}
+    both = {
+        "default": {**settings, "OPTIONS": copying},
+        "other": {**settings, "OPTIONS": options},
+    }
+    with let_in(emulator, monkeypatch), override_settings(CACHES=both):
+        yield caches["default"], caches["other"]
+
+
+@pytest.fixture
+def both(cluster: Emulator, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Give the caches on the module's cluster."""
+    with use(cluster, monkeypatch) as made:
+        yield made
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Have loops and tracking connections connect at once; leave no connection."""
+    monkeypatch.setattr(event_loops, "FIRST_OPERATIONS", 0)
+    monkeypatch.setattr(tracking, "RETRY_AFTER", 0.0)
+    yield
+    registry.reset()
+
+
+def copied(cache: Any, names: Any = NAMES) -> None:
+    """Have there be a copy of each key, and of no other."""
+    wait_until(
+        lambda: (cache.get_many(names), info(cache).entries >= len(list(names)))[1]
+    )
+
+
+def info(cache: Any) -> Any:
+    """Return a snapshot of the copies."""
+    return cache.client_side_cache_info()
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_reads_and_writes(both: Any, native: bool) -> None:
+    """Hits ask nobody; own writes are read at once, others' soon."""
+    cache, other = both
+    other.set_many(VALUES)
+
+    def get(name: str) -> Any:
+        return asyncio.run(cache.aget(name)) if native else cache.get(name)
+
+    assert get("name-0") == VALUES["name-0"]
+    copied(cache)
+    hits = info(cache).hits
+    assert [get(name) for name in NAMES] == list(VALUES.values())
+    assert cache.get_many(NAMES) == VALUES
+    assert info(cache).hits == hits + 2 * len(NAMES)
+    assert info(cache).connected
+    for name in NAMES:
+        cache.set(name, 1)
+        assert get(name) == 1
+        other.set(name, 2)
+        wait_until(lambda: get(name) == 2)  # noqa: B023 - it ends in here
+    copied(cache)
+    cache.set_many(dict.fromkeys(NAMES, 3))
+    assert info(cache).entries == 0
+    assert cache.get_many(NAMES) == dict.fromkeys(NAMES, 3)
+    copied(cache)
+    cache.delete_many(NAMES[:10])
+    assert cache.get_many(NAMES) == dict.fromkeys(NAMES[10:], 3)
+    assert asyncio.run(cache.aget_many(NAMES)) == dict.fromkeys(NAMES[10:], 3)
+    cache.clear()
+    assert info(cache).entries == 0
+    assert cache.get_many(NAMES) == {}
+
+
+def test_one_connection_for_each_primary(cluster: Emulator, both: Any) -> None:
+    """And none to a replica."""
+    cache, other = both
+    other.set_many(VALUES)
+    copied(cache)
+    tracked = {}
+    for node in cluster.nodes():
+        with admin(cluster, node.number) as connection:
+            clients = [each["flags"] for each in connection.client_list()]
+        tracked[node.number] = sum("t" in flags for flags in clients)
+    numbers = {node.number for node in primaries(cluster)}
+    assert tracked == {number: int(number in numbers) for number in tracked}
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_failover(cluster: Emulator, both: Any, native: bool) -> None:
+    """What a primary has told is believed no longer than it is one."""
+    cache, other = both
+    other.set_many(VALUES)
+    copied(cache)
+    for node in primaries(cluster):
+        cluster.failover(replica_of(cluster, node.number).number)
+    other.set_many(dict.fromkeys(NAMES, 1))
+
+    def read() -> Any:
+        if native:
+            return asyncio.run(cache.aget_many(NAMES))
+        return {name: cache.get(name) for name in NAMES}
+
+    wait_until(lambda: read() == dict.fromkeys(NAMES, 1))
+    cache.set_many(dict.fromkeys(NAMES, 2))
+    assert read() == dict.fromkeys(NAMES, 2)
+    copied(cache)
+
+
+def test_a_primary_dies(cluster: Emulator, both: Any) -> None:
+    """Its copies go, and the others' stay."""
+    cache, other = both
+    other.set_many(VALUES)
+    copied(cache)
+    cluster.kill_node(primaries(cluster)[0].number)
+
+    def lost() -> Any:
+        for name in NAMES:
+            with suppress(RedisError):
+                cache.get(name)
+        return info(cache).flushes > 0
+
+    wait_until(lost)
+    assert 0 < info(cache).entries < len(NAMES)
+
+    def back() -> Any:
+        with suppress(RedisError):
+            return cache.get_many(NAMES) == VALUES
+
+    wait_until(back)
+
+
+def test_resharding(cluster_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slot that moves takes its copies along, whoever tells of it first."""
+    with (
+        Emulator(cluster=3, redis_server=cluster_server) as emulator,
+        use(emulator, monkeypatch) as (cache, other),
+    ):
+        names = [
+            name
+            for name in (f"n{number}" for number in range(2000))
+            if key_slot(cache.make_key(name).encode()) < SLOTS
+        ]
+        assert len(names) > 5
+        other.set_many(dict.fromkeys(names, 0))
+        copied(cache, names)
+        emulator.migrate_slots(1, 2, SLOTS)
+        other.set_many(dict.fromkeys(names, 1))
+        wait_until(lambda: {cache.get(name) for name in names} == {1})
+        cache.set_many(dict.fromkeys(names, 2))
+        assert {cache.get(name) for name in names} == {2}
+        copied(cache, names)
+        registry.reset()
+
+
+def test_a_copy_from_elsewhere(both: Any) -> None:
+    """A copy counts only if it comes from where the key is now."""
+    cache, other = both
+    other.set_many(VALUES)
+    copied(cache)
+    client = cache._cache
+    slots = list(client.topology._slots)
+    key = cache.make_key("name-0")
+    slot = key_slot(key.encode())
+    client.topology._slots[slot] = next(
+        endpoint for endpoint in slots if endpoint is not slots[slot]
+    )
+    assert client.find(key) is None
+    assert info(cache).entries == len(NAMES) - 1
+    client.topology._slots[slot] = None
+    client.local.copies.end(client.local.copies.begin(key, object()), b"1", 1e12)
+    assert client.find(key) is None
+    assert client.fetch([key]) is None
+    client.topology._slots = slots
+    assert cache.get("name-0") == VALUES["name-0"]
+
+
+def test_before_the_first_look(both: Any) -> None:
+    """The nodes are asked for as ever, and copies are kept from then on."""
+    cache, other = both
+    assert asyncio.run(cache.aget("k")) is None
+    registry.reset()
+    other.set("k", 1)
+    assert cache.get("k") == 1
+    copied(cache, ["k"])

@@ -1,0 +1,131 @@
+"""The store of copies: pure, with a clock of the test's."""
+
+import tracemalloc
+
+import pytest
+
+from django_entra_redis.connections.copies import OVERHEAD, Copies
+
+NEVER = float("inf")
+
+
+def keep(
+    copies: Copies, key: str, data: bytes = b"", until: float = NEVER, owner: str = "o"
+) -> None:
+    """Have a value come."""
+    copies.end(copies.begin(key, owner), data, until)
+
+
+def held(copies: Copies) -> set[str]:
+    """Return the keys that there are copies of."""
+    return {key for key in "abcdefgh" if copies.owner(key) is not None}
+
+
+def test_a_copy_lives_as_long_as_its_key() -> None:
+    """Not a moment longer, on the clock that it is asked with."""
+    copies = Copies(10_000, 1000)
+    keep(copies, "a", b"1", until=5.0)
+    copy = copies.get("a", 4.999)
+    assert copy is not None
+    assert copy.data == b"1"
+    assert copies.get("a", 5.0) is None
+    assert (len(copies), copies.bytes, copies.hits) == (0, 0, 1)
+    assert copies.get("never there", 0.0) is None
+
+
+def test_what_is_not_there_is_not_kept() -> None:
+    """A key without a value gets no copy, and leaves none of before."""
+    copies = Copies(10_000, 1000)
+    copies.end(copies.begin("a", "o"), None, NEVER)
+    assert len(copies) == 0
+
+
+@pytest.mark.parametrize("how", ["drop", "invalidate", "flush", "flush all"])
+def test_a_change_on_the_way_keeps_it_out(how: str) -> None:
+    """What was asked for before its key changed may be what it was before."""
+    copies = Copies(10_000, 1000)
+    keep(copies, "a", b"old")
+    fills = [copies.begin("a", "o") for _ in range(2)]
+    other = copies.begin("b", "p")
+    if how == "drop":
+        copies.drop(["a"])
+    elif how == "invalidate":
+        copies.invalidate(iter(["a"]))
+    else:
+        copies.flush("o" if how == "flush" else None)
+    after = copies.begin("a", "o")
+    for fill in fills:
+        copies.end(fill, b"old", NEVER)
+    assert held(copies) == set()
+    copies.end(other, b"other", NEVER)
+    copies.end(after, b"new", NEVER)
+    assert held(copies) == ({"a"} if how == "flush all" else {"a", "b"})
+    assert copies.invalidations == (how == "invalidate")
+    assert copies.flushes == how.startswith("flush")
+
+
+def test_the_least_recently_used_goes_first() -> None:
+    """However often it was used before, and whatever was put in first."""
+    copies = Copies(3 * (OVERHEAD + 11), 1000)
+    for key in "abc":
+        keep(copies, key, b"0123456789")
+    for key in "cab":
+        assert copies.get(key, 0.0) is not None
+    keep(copies, "d", b"0123456789")
+    assert held(copies) == {"a", "b", "d"}
+    assert copies.bytes <= copies.max_bytes
+    keep(copies, "e", b"0" * 600)
+    assert held(copies) == {"e"}
+    keep(copies, "e", b"")
+    assert copies.bytes == OVERHEAD + 1
+    keep(Copies(10, 1000), "f", b"")
+
+
+def test_a_value_that_is_too_large() -> None:
+    """Has a copy that says so; it is no hit, and goes as others do."""
+    copies = Copies(10_000, 10)
+    keep(copies, "a", b"0" * 11)
+    copy = copies.get("a", 0.0)
+    assert copy is not None
+    assert copy.data is None
+    assert copies.hits == 0
+    assert copies.bytes == OVERHEAD + 1
+    copies.drop(["a"])
+    assert held(copies) == set()
+    small = Copies(100, 10)
+    keep(small, "a", b"1")
+    assert len(small) == 0
+
+
+def test_the_copies_of_one_server() -> None:
+    """Go without the others'."""
+    copies = Copies(10_000, 1000)
+    keep(copies, "a", owner="o")
+    keep(copies, "b", owner="p")
+    copies.flush("o")
+    assert held(copies) == {"b"}
+    assert copies.bytes == OVERHEAD + 1
+
+
+def test_they_take_what_they_count() -> None:
+    """Bounded by bytes means by those of the process: within a tenth."""
+    tracemalloc.start()
+    try:
+        for size in (10, 200, 2000):
+            before = tracemalloc.get_traced_memory()[0]
+            copies = Copies(2_000_000, 10_000)
+            for number in range(20_000):
+                keep(copies, f":1:some-name-{number}", bytes(size))
+            taken = tracemalloc.get_traced_memory()[0] - before
+            assert taken <= 2_200_000
+            del copies
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_child_begins_with_nothing() -> None:
+    """Of what the parent has the child does not hear when it changes."""
+    copies = Copies(10_000, 1000)
+    keep(copies, "a")
+    copies.reset()
+    assert (len(copies), copies.bytes) == (0, 0)

@@ -1,0 +1,380 @@
+"""A tracking connection, byte by byte: its server is the test."""
+
+import asyncio
+import select
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from django_entra_redis.connections import wire as wires
+from django_entra_redis.connections.copies import Copies
+from django_entra_redis.connections.wire import Wire
+from tests.support.caches import wait_until
+
+GET = b"*2\r\n$3\r\nGET\r\n$1\r\na\r\n*2\r\n$4\r\nPTTL\r\n$1\r\na\r\n"
+
+
+def push(*keys: str) -> bytes:
+    """Return the message that keys have changed."""
+    names = b"".join(b"$%d\r\n%b\r\n" % (len(key), key.encode()) for key in keys)
+    return b">2\r\n$10\r\ninvalidate\r\n*%d\r\n%b" % (len(keys), names)
+
+
+class Server:
+    """The other end of a connection."""
+
+    def __init__(self, **options: Any) -> None:
+        ours, self.sock = socket.socketpair()
+        ours.setblocking(False)
+        self.sock.settimeout(30)
+        self.copies = Copies(100_000, 1000)
+        given = {"timeout": 5.0, "max_staleness": 60.0, "now": time.monotonic()}
+        self.wire = Wire(ours, self.copies, **{**given, **options})
+
+    def send(self, data: bytes) -> None:
+        """Send something."""
+        self.sock.sendall(data)
+
+    def expect(self, data: bytes) -> None:
+        """Wait for something."""
+        found = b""
+        while len(found) < len(data):
+            found += self.sock.recv(len(data) - len(found))
+        assert found == data
+
+    def fill(self, key: str = "a", data: bytes = b"1") -> None:
+        """Have there be a copy."""
+        call = self.wire.fetch([key])
+        assert call is not None
+        self.send(b"$%d\r\n%b\r\n:-1\r\n" % (len(data), data))
+        self.wire.wait(call)
+        assert call.values == [data]
+
+    def kept(self, key: str = "a") -> bool:
+        """Return whether there is a copy."""
+        return self.copies.owner(key) is not None
+
+    def close(self) -> None:
+        """Close both ends."""
+        self.wire.lose("the test is over")
+        self.sock.close()
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    """Give a connection and its other end."""
+    made = Server()
+    yield made
+    made.close()
+
+
+@pytest.fixture(params=["epoll", "poll", "select"])
+def system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Be a system without epoll, or without poll too: gevent and eventlet make them."""
+    if request.param != "epoll":
+        monkeypatch.delattr(select, "epoll", raising=False)
+    if request.param == "select":
+        monkeypatch.delattr(select, "poll", raising=False)
+
+
+@pytest.mark.usefixtures("system")
+def test_on_any_system() -> None:
+    """Values come, and so do messages."""
+    server = Server()
+    server.fill()
+    server.expect(GET)
+    assert server.wire.is_fresh("a")
+    assert server.kept()
+    server.send(push("b", "a"))
+    assert server.wire.is_fresh("a")
+    assert not server.kept()
+    assert server.copies.invalidations == 2
+    server.close()
+    assert not server.wire.is_fresh("a")
+
+
+@pytest.mark.parametrize(
+    ("stream", "kept"),
+    [
+        (b"$1\r\n1\r\n:-1\r\n", True),
+        (b"$1\r\n1\r\n:5000\r\n", True),
+        (b"$1\r\n1\r\n:0\r\n", False),
+        (b"$1\r\n1\r\n:-2\r\n", False),
+        (b"_\r\n:-2\r\n", False),
+        (push("a") + b"$1\r\n1\r\n:-1\r\n", False),
+        (b"$1\r\n1\r\n" + push("a") + b":-1\r\n", False),
+        (b"$1\r\n1\r\n:-1\r\n" + push("a"), False),
+        (b"$1\r\n1\r\n" + push("b") + b":-1\r\n", True),
+        (b">2\r\n$10\r\ninvalidate\r\n_\r\n$1\r\n1\r\n:-1\r\n", False),
+        (b">2\r\n$5\r\nother\r\n_\r\n$1\r\n1\r\n:-1\r\n", True),
+    ],
+)
+@pytest.mark.parametrize("step", [1, 1000])
+def test_messages_between_replies(
+    server: Server, stream: bytes, kept: bool, step: int
+) -> None:
+    """A key that changes while its value is on its way gets no copy."""
+    call = server.wire.fetch(["a"])
+    assert call is not None
+    for at in range(0, len(stream), step):
+        server.send(stream[at : at + step])
+        server.wire.take_in()
+    assert call.done
+    assert call.values == ([None] if stream.startswith(b"_") else [b"1"])
+    assert server.kept() == kept
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        b"+what nobody asked for\r\n",
+        b"@no reply\r\n",
+        b"",
+    ],
+)
+def test_a_stream_that_ends_or_makes_no_sense(server: Server, stream: bytes) -> None:
+    """All copies of the connection go; the next value is asked for elsewhere."""
+    server.fill()
+    if stream:
+        server.send(stream)
+    else:
+        server.sock.close()
+    assert not server.wire.is_fresh("a")
+    assert not server.kept()
+    assert server.copies.flushes == 1
+    assert server.wire.fetch(["a"]) is None
+    server.wire.lose("again")
+    assert server.copies.flushes == 1
+
+
+@pytest.mark.parametrize(
+    ("replies", "lost"),
+    [
+        (b"-WRONGTYPE Operation\r\n:-1\r\n", False),
+        (b"-MOVED 1 127.0.0.1:1\r\n-MOVED 1 127.0.0.1:1\r\n", False),
+        (b"-CLUSTERDOWN The cluster is down\r\n:1\r\n", False),
+        (b"-NOPERM no\r\n:-1\r\n", True),
+        (b"-NOAUTH Authentication required.\r\n-NOAUTH x\r\n", True),
+        (b"*0\r\n:-1\r\n", True),
+        (b"$1\r\n1\r\n+x\r\n", True),
+    ],
+)
+def test_error_replies(server: Server, replies: bytes, lost: bool) -> None:
+    """Those about the key cost it its copy, the others cost the connection."""
+    server.fill("b")
+    call = server.wire.fetch(["a"])
+    assert call is not None
+    server.send(replies)
+    server.wire.wait(call)
+    assert call.values is None
+    assert not server.kept()
+    assert server.wire.closed == lost
+    assert server.kept("b") != lost
+
+
+def test_nothing_comes() -> None:
+    """After so long the connection counts as lost."""
+    server = Server(timeout=0.05)
+    server.fill()
+    call = server.wire.fetch(["b"])
+    assert call is not None
+    server.wire.wait(call)
+    assert call.done
+    assert call.values is None
+    assert server.wire.closed
+    assert not server.kept()
+    server.close()
+
+
+def test_a_server_that_takes_nothing_in(server: Server) -> None:
+    """What does not fit counts as lost: there are a thousand answers to come."""
+    server.wire._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+    keys = ["x" * 1000] * 500
+    call = server.wire.fetch(keys)
+    assert call is not None
+    assert call.values is None
+    assert server.wire.closed
+
+
+def test_too_many_at_once(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others read without a copy then."""
+    monkeypatch.setattr(wires, "_MOST_UNDER_WAY", 1)
+    assert server.wire.fetch(["a"]) is not None
+    assert server.wire.fetch(["b"]) is None
+
+
+def test_a_lot_at_once(server: Server) -> None:
+    """Is taken in piece by piece."""
+    server.fill()
+    names = [f"key-{number}" for number in range(1000)]
+    sender = threading.Thread(target=server.send, args=(push(*names) * 20,))
+    sender.start()
+    while server.copies.invalidations < 20_000:
+        assert server.wire.is_fresh("a")
+    sender.join()
+    assert server.kept()
+
+
+def test_threads_hand_over(server: Server) -> None:
+    """One waits for bytes on behalf of all, until its own value is there."""
+    with ThreadPoolExecutor(3) as pool:
+
+        def read(key: str) -> Any:
+            call = server.wire.fetch([key])
+            assert call is not None
+            server.wire.wait(call)
+            return call.values
+
+        found = []
+        for key in "abc":
+            found.append(pool.submit(read, key))
+            server.expect(GET.replace(b"\na\r", b"\n%b\r" % key.encode()))
+        for number in b"123":
+            server.send(b"$1\r\n%c\r\n:-1\r\n" % number)
+        assert [future.result() for future in found] == [[b"1"], [b"2"], [b"3"]]
+    assert server.wire._poller is None
+
+
+def test_lost_while_threads_wait(server: Server) -> None:
+    """All of them go on at once."""
+    with ThreadPoolExecutor(3) as pool:
+
+        def read(key: str) -> Any:
+            call = server.wire.fetch([key])
+            assert call is not None
+            server.wire.wait(call)
+            return call.values
+
+        found = [pool.submit(read, key) for key in "abc"]
+        wait_until(lambda: len(server.wire._under_way) == 3 and server.wire._poller)
+        server.wire.lose("the test says so")
+        assert [future.result(30) for future in found] == [None] * 3
+    assert server.wire._sock.fileno() == -1
+
+
+def test_a_signal_handler(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It reads while its thread waits for bytes, or is at the socket: no harm done."""
+    server.fill()
+    nested: list[Any] = []
+    waiting = server.wire._wait_for_bytes
+
+    def interrupted(seconds: float) -> None:
+        monkeypatch.setattr(server.wire, "_wait_for_bytes", waiting)
+        call = server.wire.fetch(["c"])
+        assert call is not None
+        server.send(b"$1\r\nb\r\n:-1\r\n$1\r\nc\r\n:-1\r\n")
+        server.wire.wait(call)
+        nested.append(call.values)
+        waiting(0)
+
+    monkeypatch.setattr(server.wire, "_wait_for_bytes", interrupted)
+    call = server.wire.fetch(["b"])
+    assert call is not None
+    server.wire.wait(call)
+    assert call.values == [b"b"]
+    assert nested == [[b"c"]]
+
+    def busy(key: str) -> Any:
+        nested.append(server.wire.fetch(["d"]))
+        server.wire.take_in()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(server.copies, "invalidate", busy)
+    server.send(push("a"))
+    with pytest.raises(KeyboardInterrupt):
+        server.wire.is_fresh("a")
+    assert nested[1] is None
+    assert server.wire.closed
+
+
+def test_interrupted_while_sending(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody knows what has been sent."""
+
+    class Socket:
+        def send(self, data: bytes) -> int:
+            raise KeyboardInterrupt
+
+        def shutdown(self, how: int) -> None:
+            raise OSError
+
+        def close(self) -> None:
+            server.wire._sock = sock
+
+    sock = server.wire._sock
+    server.wire._sock = Socket()
+    with pytest.raises(KeyboardInterrupt):
+        server.wire.fetch(["a"])
+    assert server.wire.closed
+    sock.close()
+
+
+def test_proof_is_asked_for() -> None:
+    """Early and without waiting; later, no copy is used before it is there."""
+    server = Server(max_staleness=1000.0)
+    server.fill()
+    server.expect(GET)
+    wire = server.wire
+    wire.confirmed_at -= 600.0
+    wire._ask_at -= 600.0
+    check = b"*1\r\n$4\r\nPING\r\n*2\r\n$5\r\nHELLO\r\n$1\r\n3\r\n"
+    assert wire.is_fresh("a")
+    assert wire.is_fresh("a")
+    server.expect(check + GET)
+    server.send(b"+PONG\r\n%1\r\n$4\r\nrole\r\n$6\r\nmaster\r\n$1\r\n2\r\n:-1\r\n")
+    wait_until(lambda: wire.is_fresh("a") and wire.confirmed_at > time.monotonic() - 60)
+    copy = server.copies.get("a", 0.0)
+    assert copy is not None
+    assert copy.data == b"2"
+    wire.confirmed_at -= 1001.0
+    wire._ask_at -= 1001.0
+    assert not wire.is_fresh("a")
+    assert server.kept()
+    call = wire.fetch(["a"])
+    server.expect(check + GET)
+    assert call is not None
+    server.send(b"+PONG\r\n%1\r\n$4\r\nrole\r\n$7\r\nreplica\r\n$1\r\n2\r\n:-1\r\n")
+    wire.wait(call)
+    assert call.values is None
+    assert wire.closed
+    server.close()
+
+
+def test_a_loop_that_can_t_watch(server: Server) -> None:
+    """Such as Windows' default one: it reads without copies."""
+
+    def refuse(*args: Any) -> None:
+        raise NotImplementedError
+
+    loop: Any = asyncio.new_event_loop()
+    loop.add_reader = refuse
+    assert not server.wire.watch(loop)
+    loop.close()
+
+
+def test_a_loop_that_is_gone(server: Server) -> None:
+    """Has nobody wait for it, and leaves nothing open."""
+
+    async def begin() -> Any:
+        loop = asyncio.get_running_loop()
+        assert server.wire.watch(loop)
+        assert server.wire.watch(loop)
+        return server.wire.fetch(["a"], loop.create_future(), waited=False)
+
+    call = asyncio.run(begin())
+    assert len(server.wire._watches) == 1
+    server.send(b"$1\r\n1\r\n:-1\r\n")
+    wait_until(lambda: server.wire.is_fresh("a") and server.kept())
+    assert call.values == [b"1"]
+    loop = asyncio.new_event_loop()
+    assert server.wire.watch(loop)
+    assert list(server.wire._watches) == [loop]
+    server.wire.lose("the test says so")
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
