@@ -4,12 +4,14 @@ However many providers are made, an identity has one token and one renewal threa
 a process.
 """
 
+import contextlib
 import sys
 import threading
 from collections.abc import Callable
 from typing import Any
 
 from django.core.signals import setting_changed
+from django.dispatch import Signal
 from redis.auth.token import TokenInterface
 from redis.credentials import StreamingCredentialProvider
 
@@ -176,18 +178,11 @@ def _make_renewal(identity: Identity) -> Renewal:
         return fetch
 
     def renewed(status: Status, token: Token) -> None:
-        token_renewed.send_robust(
-            sender=identity.alias, identity=identity.alias, status=status
-        )
+        _send(token_renewed, identity.alias, status=status)
         _get_subscriptions(identity.alias)[0].notify(RedisToken(renewal, token))
 
     def failed(status: Status, error: Exception) -> None:
-        token_renewal_failed.send_robust(
-            sender=identity.alias,
-            identity=identity.alias,
-            status=status,
-            error=str(error),
-        )
+        _send(token_renewal_failed, identity.alias, status=status, error=str(error))
         _get_subscriptions(identity.alias)[1].notify(error)
 
     renewal = Renewal(
@@ -199,6 +194,13 @@ def _make_renewal(identity: Identity) -> Renewal:
         on_failed=failed,
     )
     return renewal
+
+
+def _send(signal: Signal, alias: str, **kwargs: Any) -> None:
+    """Send a signal; whoever is told after it is told whatever becomes of it."""
+    # Of a receiver that fails Django logs, and a site's handler may raise in turn.
+    with contextlib.suppress(Exception):
+        signal.send_robust(sender=alias, identity=alias, **kwargs)
 
 
 def _get_subscriptions(alias: str) -> tuple[Subscriptions, Subscriptions]:

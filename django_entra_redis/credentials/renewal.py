@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from .._fork import Order, register
 from ..conf.policy import Policy
 from ..exceptions import TokenError, TokenRequestError
-from ..identity.token import SYSTEM_CLOCK, Clock, Fetch, Token
+from ..identity.token import ROUNDING, SYSTEM_CLOCK, Clock, Fetch, Token
 from ..status import Status
 from .schedule import (
     forced_interval,
@@ -32,6 +32,8 @@ from .state import State
 
 logger = logging.getLogger(__name__)
 
+#: Seconds from a token's arrival to the next request at least, however short its life.
+SHORTEST_PAUSE = 1.0
 #: Seconds between two looks at the wall clock, which a suspended machine steps.
 LOOK = 30.0
 #: Requests that hang at one time from which on further ones are begun seldom, and the
@@ -53,6 +55,12 @@ class _Attempt:
         """Have those who wait for it look at the state."""
         if not self.done.done():
             self.done.set_result(None)
+
+
+def _log(level: int, message: str, *args: object) -> None:
+    """Log, whatever a site's handlers raise: the next request is due all the same."""
+    with contextlib.suppress(Exception):
+        logger.log(level, message, *args)
 
 
 def _ignore(status: Status, token: Token) -> None:
@@ -319,6 +327,7 @@ class Renewal:
                 due_at = token.received_at + delay
             outage = state.outage if self._warned else 0
             self._warned = False
+            due_at = max(due_at, now + SHORTEST_PAUSE)
             self.state = state.succeeded(token, self._wall()).due(due_at)
             self._end(attempt)
             if self._attempt is not None:
@@ -329,13 +338,14 @@ class Renewal:
         if self._stopped:
             return
         if outage:
-            logger.info(
+            _log(
+                logging.INFO,
                 "Identity '%s' has a token again after %d failed requests.",
                 self.identity,
                 outage,
             )
         elif old is None:
-            logger.info("Identity '%s' has a token.", self.identity)
+            _log(logging.INFO, "Identity '%s' has a token.", self.identity)
         if not same:
             self._on_renewed(status, token)
 
@@ -364,7 +374,7 @@ class Renewal:
             status = self.status()
         if self._stopped:
             return
-        logger.log(
+        _log(
             logging.WARNING if warn else logging.DEBUG,
             "Identity '%s' got no token (retried until it does): %s",
             self.identity,
@@ -470,7 +480,12 @@ class Renewal:
             return
         pause = LOOK if state.due_at is None else state.due_at - now
         token = state.token
-        stepped = token is not None and self._wall() >= token.expires_on
+        # Somebody has set the wall clock, or the machine was suspended.
+        stepped = (
+            token is not None
+            and self._wall() >= token.expires_on
+            and now < token.expires_at - ROUNDING
+        )
         if pause <= 0 or (stepped and not state.outage):
             self._begin()
         else:

@@ -80,7 +80,8 @@ class State:
         if token is not None:
             # Whose token it is says an endpoint; with USERNAME it may say anything.
             claim = token.claims.get("oid")
-            oid = claim if isinstance(claim, str) else token.username
+            shown = isinstance(claim, str) and claim.isprintable()
+            oid = claim if shown else token.username
         due_on = None
         if self.due_at is not None:
             due_on = clock.wall() + self.due_at - clock.monotonic()
@@ -98,4 +99,8 @@ class State:
 
 
 def _datetime(seconds: float | None) -> datetime | None:
-    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+    """Return a time as the status has it, ``None`` for one that no calendar shows."""
+    try:
+        return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+    except (ValueError, OverflowError, OSError):
+        return None

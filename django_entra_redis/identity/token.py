@@ -29,6 +29,13 @@ SYSTEM_CLOCK = Clock()
 #: Seconds that an expiry computed anew may differ by, and be the same.
 ROUNDING = 1.0
 
+#: Seconds that a token is good for at least; a shorter one would be over before it is
+#: used, and asked for without end.
+SHORTEST = 0.5
+#: Seconds that one is taken to be good for at most: ten years, so that a calendar shows
+#: its end.
+LONGEST = 10 * 366 * 86400.0
+
 _YEAR_9999 = 253_370_764_800
 
 #: A JSON Web Token, whoever's: what it begins with is '{"' (RFC 7519).
@@ -138,17 +145,22 @@ def receive_token(
     now, today = clock.monotonic(), clock.wall()
     stated = _number(expires_in)
     lives = [] if stated is None else [stated]
-    # An endpoint that says "an hour from now" does not hand out a token that has
-    # expired: then it is this machine's wall clock that is wrong, and only the
-    # stated life is believed.
-    if until is not None and (until > today or not lives):
+    # An endpoint that says "an hour from now" does not hand out a token that is over:
+    # then it is this machine's wall clock that is wrong, and only the stated life is
+    # believed.
+    if until is not None and (until >= today + SHORTEST or not lives):
         lives.append(until - today)
     if not lives:
         raise TokenRequestError(
             "The identity endpoint stated no expiry with its token, and the token has "
             "no 'exp' claim."
         )
-    life = min(lives)
+    life = min(*lives, LONGEST)
+    if 0 < life < SHORTEST:
+        raise TokenRequestError(
+            f"The token handed out is good for {life:.3f} s, too short to be used.",
+            code="token_expired_already",
+        )
     if life <= 0:
         there = _number(answered_at)
         raise _expired(today + life if until is None else until, today, there, ends)
