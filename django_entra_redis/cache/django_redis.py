@@ -358,7 +358,7 @@ class KeyspaceMethods:
             blocking_timeout: seconds to wait at most; ``None`` for ever.
             thread_local: whether only the thread that took it may let go of it.
         """
-        lock: Lock = self.get_client(write=True).lock(
+        lock: Lock = self._cache.get_lock_client().lock(
             self.make_and_validate_key(key, version=version),
             timeout=timeout,
             sleep=sleep,

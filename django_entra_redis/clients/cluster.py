@@ -78,6 +78,10 @@ class ClusterClient(Client):
         """
         return self.topology.client
 
+    def get_lock_client(self) -> Any:
+        """Return redis-py's client for locks."""
+        return self.topology.client
+
     def endpoint_for(self, request: Request) -> Endpoint:
         """Return the node that a request for one command goes to."""
         if isinstance(request, Visit):

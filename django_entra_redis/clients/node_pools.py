@@ -22,6 +22,8 @@ from ..connections.defaults import with_defaults
 from ..connections.endpoint import Endpoint
 from ..connections.pool import ConnectionPool, pool_settings
 from ..connections.tls import SharedTls
+from .lending import LentRetry, lending
+from .retry import make_policy
 
 # Before redis-py 6, its parser knows redirections in its cluster client alone.
 _parser = getattr(cluster, "ClusterParser", None)
@@ -77,6 +79,7 @@ class NodePools:
             key: connection.pop(key) for key in CLUSTER_OPTIONS if key in connection
         }
         self._options = replace(options, connection=connection)
+        self._retry = LentRetry(make_policy(options.connection))
         self._startup = [(location.host, location.port) for location in read]
         names = [host for host, _ in self._startup]
         self._tls = SharedTls(names, options.node_domain)
@@ -87,6 +90,10 @@ class NodePools:
     def __call__(self, *, host: str, port: int, **ignored: Any) -> Any:
         """Return a node's pool, as redis-py makes one: it drops options of ours."""
         return self.at(host, port).pool
+
+    def lend(self, **kwargs: Any) -> Any:
+        """Do the same for redis-py's client."""
+        return lending(self(**kwargs), self._retry)
 
     def at(self, host: str, port: int) -> Endpoint:
         """Return the endpoint of the node with that address.

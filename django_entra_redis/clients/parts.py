@@ -6,6 +6,7 @@ from typing import Any, Self
 from redis.exceptions import ConnectionError, TimeoutError
 
 from ..commands.request import Request
+from ..connections.pool import check_out
 from .sync import read_many
 
 
@@ -37,7 +38,7 @@ class Part:
         """Check the connection out and send commands."""
         self._request = request
         try:
-            self._connection = self._pool.get_connection()
+            self._connection = check_out(self._pool)
             self._connection.send_packed_command([request.packed])
         except (ConnectionError, TimeoutError) as error:
             self._failure = error

@@ -30,8 +30,10 @@ from ..commands.resp import UNREADABLE
 from ..conf.options import CacheOptions
 from ..connections.endpoint import Endpoint, get_endpoint
 from ..connections.outage import OUTAGE_ERRORS
+from ..connections.pool import check_out
 from ..exceptions import InvalidReplyError, UncertainResultError, WrongBackendError
 from ..serializers import make_serializer
+from .lending import LentRetry, PoolView, lending
 from .observation import SEAM, Seam
 from .redirects import cluster_error, concerns_all, redirection
 from .retry import make_policy
@@ -76,6 +78,13 @@ class Client(ABC):
     @abstractmethod
     def get_client(self, key: str | None = None, *, write: bool = False) -> redis.Redis:
         """Return redis-py's client for what Django's cache API does not have."""
+
+    @abstractmethod
+    def get_lock_client(self) -> redis.Redis:
+        """Return redis-py's client for locks.
+
+        It repeats nothing: a lock that was taken twice would be nobody's.
+        """
 
     @abstractmethod
     def endpoint_for(self, request: Request) -> Endpoint:
@@ -178,9 +187,16 @@ class CacheClient(Client):
     # of these need none.
     @cached_property
     def _clients(self) -> list[redis.Redis]:
+        retry = LentRetry(self.policy)
         return [
-            redis.Redis(connection_pool=endpoint.pool) for endpoint in self.endpoints
+            redis.Redis(connection_pool=lending(one.pool, retry))
+            for one in self.endpoints
         ]
+
+    @cached_property
+    def _lock_client(self) -> redis.Redis:
+        pool: Any = PoolView(self._writer.pool, None)
+        return redis.Redis(connection_pool=pool)
 
     def get_client(self, key: str | None = None, *, write: bool = False) -> redis.Redis:
         """Return redis-py's client for what Django's cache API does not have.
@@ -192,6 +208,10 @@ class CacheClient(Client):
         if write or len(self.endpoints) == 1:
             return self._clients[0]
         return random.choice(self._clients[1:])
+
+    def get_lock_client(self) -> redis.Redis:
+        """Return redis-py's client for locks."""
+        return self._lock_client
 
     def endpoint_for(self, request: Request) -> Endpoint:
         """Return a server that may carry out a request."""
@@ -238,7 +258,7 @@ def empty_answer(operation: Any, *args: Any) -> Any:
 def carry_out(pool: Any, request: Request) -> Any:
     """Carry out a request once; return the reply, or the replies."""
     packed = request.packed
-    connection = pool.get_connection()
+    connection = check_out(pool)
     clean = False
     try:
         # Packed here, not by redis-py: its packers differ with and without hiredis,

@@ -201,7 +201,7 @@ class Topology:
         return make(
             url=self.nodes.url,
             startup_nodes=self.nodes.startup_nodes()[1:],
-            connection_pool_class=self.nodes,
+            connection_pool_class=self.nodes.lend,
             **self.nodes.cluster_options,
         )
 

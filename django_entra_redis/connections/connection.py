@@ -10,9 +10,12 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+from redis.backoff import NoBackoff
 from redis.connection import AbstractConnection, SSLConnection
 from redis.credentials import CredentialProvider
 from redis.exceptions import AuthenticationError, RedisError, ResponseError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.retry import Retry
 
 from ..credentials.provider import EntraCredentialProvider
 from ..credentials.reauthentication import Step, next_step
@@ -20,6 +23,8 @@ from ..exceptions import EntraRedisError
 from ..identity.token import Token
 from .refusals import greeting_error, refusal
 from .tls import SharedTlsConnection
+
+_ONCE = Retry(NoBackoff(), 0)
 
 
 class _Handover(CredentialProvider):
@@ -41,6 +46,8 @@ class PlainConnection(AbstractConnection):
     """
 
     _connected = False
+    # What is repeated while redis-py's own client has it; None for nothing.
+    lent: Any = None
     # The last command that redis-py sent word by word, as it does when it connects.
     _asked: object = None
 
@@ -49,11 +56,26 @@ class PlainConnection(AbstractConnection):
         self._asked = args[0]
         super().send_command(*args, **kwargs)
 
+    def lend(self, retry: Any) -> None:
+        """Be redis-py's client's, or with ``None`` the cache's again.
+
+        Parameters:
+            retry: redis-py's retry policy, by which commands and connects are repeated.
+        """
+        if retry is not None:
+            if self.lent is None:
+                self._own = self.retry, self.retry_on_error
+            # redis-py 5.3 wants the errors here, too.
+            self.retry, self.retry_on_error = retry, list(retry._supported_errors)
+        elif self.lent is not None:
+            self.retry, self.retry_on_error = self._own
+        self.lent = retry
+
     def connect(self) -> None:
         """Be connected."""
         if not self._connected:
             try:
-                self._open()
+                self._repeat(self._open)
             except BaseException:
                 # Also a signal handler's, halfway, which redis-py would take for
                 # connected.
@@ -66,8 +88,16 @@ class PlainConnection(AbstractConnection):
         self._connected = False
         super().disconnect(*args, **kwargs)
 
+    def _repeat(self, connect: Callable[[], None]) -> None:
+        """Connect, repeatedly while lent: otherwise that is done above."""
+        if self.lent is None:
+            connect()
+        else:
+            self.lent.call_with_retry(connect, self.disconnect)
+
     def _open(self) -> None:
-        """Have redis-py connect once; what is to be repeated is repeated above."""
+        """Have redis-py connect once."""
+        retry, self.retry = self.retry, _ONCE
         try:
             if hasattr(AbstractConnection, "connect_check_health"):
                 super().connect_check_health(check_health=True)
@@ -77,6 +107,8 @@ class PlainConnection(AbstractConnection):
             failure = self._meaning(error)
         else:
             return
+        finally:
+            self.retry = retry
         raise failure
 
     def _meaning(self, error: ResponseError) -> Exception:
@@ -127,14 +159,12 @@ class EntraConnection(PlainConnection):
             if step is Step.ADOPT:
                 self._held = current
                 return
-            # In RESP 2 a subscribed connection takes no AUTH: it would read a message
-            # for the reply. redis-py subscribes anew where it reconnects.
-            if step is Step.AUTHENTICATE and not self._subscribed:
+            if step is Step.AUTHENTICATE:
                 send = functools.partial(self._authenticate, current)
                 if self._attempt(send) is None:
                     return
             self.disconnect()
-        self._establish(self._open)
+        self._repeat(functools.partial(self._establish, self._open))
 
     def connect_check_health(self, *args: Any, **kwargs: Any) -> None:
         """Connect where redis-py 6.2 and newer skips :meth:`connect`."""
@@ -150,17 +180,43 @@ class EntraConnection(PlainConnection):
     def register_connect_callback(self, callback: Any) -> None:
         """Call back at each connect, as redis-py's PubSub wants it."""
         self._subscribed = True
+        # In place of the method, which each checkout calls.
+        vars(self)["can_read"] = self._poll
         super().register_connect_callback(callback)
 
     def deregister_connect_callback(self, callback: Any) -> None:
         """Call back no longer."""
         self._subscribed = False
+        vars(self).pop("can_read", None)
         super().deregister_connect_callback(callback)
 
+    def _poll(self, *args: Any, **kwargs: Any) -> Any:
+        """Return whether there is something to read for a subscriber."""
+        if not super().can_read():
+            self.connect()
+        return super().can_read(*args, **kwargs)
+
     def _authenticate(self, token: Token) -> None:
-        self.send_command("AUTH", token.username, token.value, check_health=False)
-        self.read_response()
+        """Authenticate anew in place.
+
+        Raises:
+            ConnectionError: it has to reconnect for that.
+        """
+        if not self._subscribed:
+            self._send_token(token)
+            self.read_response()
+        elif str(self.protocol) == "3" and not self.encoder.decode_responses:
+            # The reply is the subscriber's to read, who takes it for a PONG, and an
+            # error for one; one who decodes its messages would not.
+            self._send_token(token)
+        else:
+            # In RESP 2 a subscribed connection takes no AUTH. redis-py subscribes anew
+            # where it reconnects.
+            raise RedisConnectionError("A subscriber reconnects.")
         self._held = token
+
+    def _send_token(self, token: Token) -> None:
+        self.send_command("AUTH", token.username, token.value, check_health=False)
 
     def _establish(self, open_: Callable[[], None]) -> None:
         error = self._attempt(open_)

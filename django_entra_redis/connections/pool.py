@@ -5,6 +5,7 @@ import os
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 from weakref import WeakSet, finalize
@@ -60,6 +61,9 @@ class ConnectionPool(redis.ConnectionPool):
         pool_timeout: seconds to wait for a free connection at ``max_connections``.
     """
 
+    # What connections repeat while redis-py's own clients have them.
+    _lent_retry: Any = None
+
     def __init__(self, *args: Any, pool_timeout: float = 5.0, **kwargs: Any) -> None:
         self.pool_timeout = pool_timeout
         kwargs["max_connections"] = kwargs.get("max_connections") or MAX_CONNECTIONS
@@ -91,6 +95,10 @@ class ConnectionPool(redis.ConnectionPool):
         self.reset()
 
     def get_connection(self, *args: Any, **kwargs: Any) -> Any:
+        """Do as :meth:`check_out` does, for redis-py's own clients."""
+        return lend(self.check_out, self._lent_retry)
+
+    def check_out(self) -> Any:
         """Check a connection out: connected, authenticated, with nothing to read.
 
         Raises:
@@ -125,6 +133,8 @@ class ConnectionPool(redis.ConnectionPool):
         if not connection.pool_lent:
             return
         connection.pool_lent = False
+        if connection.lent is not None:
+            connection.lend(None)
         if connection.pid != self.pid:
             connection.disconnect()
             return
@@ -159,9 +169,14 @@ class ConnectionPool(redis.ConnectionPool):
 
     def set_retry(self, retry: Any) -> None:
         """Set the retry policy of connections from now on."""
+        self.lend_with(retry)
         self.connection_kwargs["retry"] = retry
         for connection in list(self._idle):
             connection.retry = retry
+
+    def lend_with(self, retry: Any) -> None:
+        """Have redis-py's own clients repeat by this policy what they do."""
+        self._lent_retry = retry
 
     def re_auth_callback(self, token: Any) -> None:
         """Do nothing: the connections see to it themselves."""
@@ -229,6 +244,31 @@ class ConnectionPool(redis.ConnectionPool):
             if place in self._queue:
                 self._queue.remove(place)
             return place.connection
+
+
+def check_out(pool: Any) -> Any:
+    """Check a connection out of whichever pool, for the cache itself."""
+    own = isinstance(pool, ConnectionPool)
+    return pool.check_out() if own else pool.get_connection()
+
+
+def lend(take: Callable[[], Any], retry: Any) -> Any:
+    """Return a connection for one of redis-py's clients, until it is released.
+
+    Parameters:
+        take: checks it out.
+        retry: redis-py's retry policy for that, and for what is done with the
+            connection; ``None`` for no repetition.
+    """
+    if retry is None:
+        return take()
+    connection = retry.call_with_retry(take, _ignore)
+    connection.lend(retry)
+    return connection
+
+
+def _ignore(error: Exception) -> None:
+    """Do nothing about a failure: no connection has been lent."""
 
 
 def _wake_all(queue: deque[_Place]) -> None:

@@ -148,7 +148,7 @@ BORROWED = {
     ),
     "_supported_errors": Borrowed(
         "redis.retry.Retry",
-        frozenset({"clients.retry"}),
+        frozenset({"clients.retry", "connections.connection"}),
         "a way to ask a retry policy which errors it covers",
         lambda: hasattr(Retry(NoBackoff(), 1), "_supported_errors"),
     ),

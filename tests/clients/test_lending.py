@@ -1,0 +1,245 @@
+"""The clients that a cache lends: ``get_client()``, through expiries and restarts."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import redis
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.retry import Retry
+
+from django_entra_redis.cache import EntraRedisClusterCache
+from django_entra_redis.clients import lending
+from django_entra_redis.exceptions import TokenError
+from emulator import Emulator
+from tests.support.caches import PATIENCE, Database, let_in, make_cache, wait_until
+
+#: Seconds of life of the tokens.
+LIFETIME = 2.0
+
+
+@pytest.fixture
+def brief() -> Iterator[Emulator]:
+    """Run a Redis whose tokens expire soon."""
+    with Emulator(token_lifetime=LIFETIME) as running:
+        yield running
+
+
+@pytest.fixture
+def database(tmp_path: Path, redis_server: str) -> Iterator[Database]:
+    """Run a redis-server, with nothing before it."""
+    made = Database(tmp_path, redis_server)
+    yield made
+    made.stop()
+
+
+@contextmanager
+def lent(
+    emulator: Emulator, monkeypatch: pytest.MonkeyPatch, **options: Any
+) -> Iterator[Any]:
+    """Give the client of a cache."""
+    with let_in(emulator, monkeypatch):
+        cache = make_cache(
+            emulator.redis_url, ssl_ca_certs=str(emulator.ca_file), **options
+        )
+        yield cache.get_client()
+        cache.get_pool().disconnect()
+
+
+class Subscriber:
+    """Somebody who listens in a thread, in one of redis-py's ways.
+
+    Parameters:
+        subscriber: of redis-py's client, subscribed to nothing yet.
+        poll: "thread", "timeout" or "listen".
+    """
+
+    def __init__(self, subscriber: Any, poll: str) -> None:
+        self.heard: list[Any] = []
+        self.failures: list[Exception] = []
+        self._subscriber = subscriber
+        self._ended = threading.Event()
+        self._polling: Any = None
+        if poll == "thread":
+            subscriber.subscribe(news=self.heard.append)
+            self._polling = subscriber.run_in_thread(
+                sleep_time=0.1,
+                exception_handler=lambda error, *_: self.failures.append(error),
+            )
+            return
+        subscriber.subscribe("news")
+        self._thread = threading.Thread(target=self._listen, args=(poll,))
+        self._thread.start()
+
+    def end(self, publish: Callable[[], Any]) -> None:
+        """End it; publish something that ends it at once."""
+        self._ended.set()
+        if self._polling is not None:
+            self._polling.stop()
+            self._polling.join(PATIENCE)
+            return
+        publish()
+        self._thread.join(PATIENCE)
+        self._subscriber.close()
+
+    def _listen(self, poll: str) -> None:
+        try:
+            for message in self._messages(poll):
+                if message and message["type"] == "message":
+                    self.heard.append(message)
+                if self._ended.is_set():
+                    return
+        except Exception as error:
+            self.failures.append(error)
+
+    def _messages(self, poll: str) -> Iterator[Any]:
+        if poll == "listen":
+            yield from self._subscriber.listen()
+        while True:
+            yield self._subscriber.get_message(timeout=1)
+
+
+def hears(subscriber: Subscriber, publish: Callable[[], Any]) -> None:
+    """Publish until it has been heard."""
+    before = len(subscriber.heard)
+    deadline = time.monotonic() + PATIENCE
+    while len(subscriber.heard) == before:
+        assert subscriber.failures == []
+        assert time.monotonic() < deadline, "nothing has been heard"
+        publish()
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+@pytest.mark.parametrize("poll", ["thread", "timeout", "listen"])
+def test_subscriber(
+    brief: Emulator, monkeypatch: pytest.MonkeyPatch, poll: str, protocol: int
+) -> None:
+    """However it polls, it goes on through expiries, and hears what comes after."""
+    # Connections authenticate as soon as there is a new token.
+    monkeypatch.setattr("random.random", lambda: 0.0)
+    with lent(brief, monkeypatch, protocol=protocol) as client:
+        subscriber = Subscriber(client.pubsub(), poll)
+        first = brief.authentications[0].connection
+
+        def publish() -> Any:
+            return client.publish("news", "text")
+
+        for _ in range(3):
+            hears(subscriber, publish)
+            time.sleep(LIFETIME * 0.7)
+        hears(subscriber, publish)
+        subscriber.end(publish)
+        assert subscriber.failures == []
+        again = [one for one in brief.authentications if one.again]
+        in_place = first in [one.connection for one in again]
+        assert in_place == (protocol == 3)
+
+
+def test_blocking_command(brief: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command that waits while its connection is cut is sent again."""
+    with lent(brief, monkeypatch) as client:
+        popped: list[Any] = []
+        thread = threading.Thread(
+            target=lambda: popped.append(client.blpop("list", timeout=4))
+        )
+        thread.start()
+        wait_until(lambda: brief.stats.closed_by_expiry_in_use)
+        client.rpush("list", "value")
+        thread.join(PATIENCE)
+        assert popped == [(b"list", b"value")]
+
+
+def test_cut_connection(database: Database) -> None:
+    """The server cuts connections, and restarts: commands and subscribers go on."""
+    client: Any = database.cache().get_client()
+    subscriber = client.pubsub(ignore_subscribe_messages=True)
+    subscriber.subscribe("news")
+    assert subscriber.get_message(timeout=1) is None
+    client.set("key", "value")
+    for _ in range(3):
+        database.admin.client_kill_filter(_type="normal", skipme=True)
+        database.admin.client_kill_filter(_type="pubsub")
+        assert client.get("key") == b"value"
+        # Subscribed again, and told so.
+        subscriber.get_message(timeout=1)
+        database.admin.publish("news", "text")
+        message = subscriber.get_message(timeout=5)
+        assert message["data"] == b"text"
+    subscriber.close()
+    client.connection_pool.disconnect()
+
+
+def test_nobody_there() -> None:
+    """A server that is not there is tried as often as the cache tries it."""
+    tried = []
+
+    class Counting(redis.Connection):
+        def _connect(self) -> Any:
+            tried.append(1)
+            raise ConnectionRefusedError
+
+    cache = make_cache("redis://127.0.0.1:1", identity=None, connection_class=Counting)
+    with pytest.raises(RedisConnectionError):
+        cache.get("key")
+    once = len(tried)
+    with pytest.raises(RedisConnectionError):
+        cache.get_client().get("key")
+    assert len(tried) == 2 * once == 8
+
+
+def test_no_token(brief: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a token nothing is tried again."""
+    with lent(brief, monkeypatch) as client:
+        client.ping()
+        brief.faults.fail("AADSTS90002")
+        time.sleep(LIFETIME + 0.1)
+        waited: list[float] = []
+        clock = SimpleNamespace(sleep=waited.append)
+        monkeypatch.setattr(lending, "time", clock)
+        with pytest.raises(TokenError):
+            client.ping()
+        assert waited == []
+
+
+def test_own_policy(database: Database) -> None:
+    """The policy in OPTIONS is theirs, too, and a client may have another one."""
+    client: Any = database.cache(retry=Retry(NoBackoff(), 0)).get_client()
+    other = database.cache(retry=Retry(NoBackoff(), 0)).get_client()
+    other.set_retry(Retry(NoBackoff(), 1))
+    for one, goes_on in ((client, False), (other, True)):
+        borrowed = one.connection_pool.get_connection()
+        database.admin.client_kill_filter(_type="normal", skipme=True)
+        one.connection = borrowed  # as a client has one that is its own
+        if goes_on:
+            assert one.ping()
+        else:
+            with pytest.raises(RedisConnectionError):
+                one.ping()
+        one.connection = None
+        one.connection_pool.release(borrowed)
+    client.connection_pool.disconnect()
+
+
+def test_cluster(cluster: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A subscriber of a cluster's client, too."""
+    cluster.token_lifetime = LIFETIME
+    with let_in(cluster, monkeypatch):
+        cache = EntraRedisClusterCache(
+            cluster.redis_url, {"OPTIONS": {"ssl_ca_certs": str(cluster.ca_file)}}
+        )
+        client: Any = cache.get_client()
+        subscriber = Subscriber(client.pubsub(), "timeout")
+        for _ in range(2):
+            hears(subscriber, lambda: client.publish("news", "text"))
+            time.sleep(LIFETIME * 0.7)
+        hears(subscriber, lambda: client.publish("news", "text"))
+        subscriber.end(lambda: client.publish("news", "text"))
+        assert subscriber.failures == []
+        cache.get_topology().disconnect()
