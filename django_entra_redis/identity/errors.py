@@ -115,7 +115,8 @@ def _explain_exception(
         if isinstance(error, OSError):
             what = f"'{error.filename}' can't be read: {error.strerror}"
         return TokenRequestError(
-            f"The key file that Azure Arc's agent asks for {what}.",
+            f"The key file that Azure Arc's agent asks for {what}. Its readers are "
+            "the members of the group himds.",
             code="arc_key_unreadable",
         )
     return None

@@ -65,7 +65,6 @@ class BoundedSession(requests.Session):
     ) -> None:
         super().__init__()
         self.trust_env = trust_env
-        # Also for msal's own session on Service Fabric, which copies this one's.
         self.max_redirects = 0
         # Without it requests adds what ~/.netrc has for the host.
         self.auth = _add_nothing
@@ -76,6 +75,17 @@ class BoundedSession(requests.Session):
         self._bounds = _Bounds(monotonic)
         for prefix in ("https://", "http://"):
             self.mount(prefix, _BoundedAdapter(self._bounds))
+
+    def pin(self, thumbprint: str) -> None:
+        """Have HTTPS reach the server with that certificate alone, whoever signed it.
+
+        Parameters:
+            thumbprint: of the certificate (SHA-1), in hexadecimal digits.
+        """
+        self.verify = False
+        self.mount(
+            "https://", _BoundedAdapter(self._bounds, assert_fingerprint=thumbprint)
+        )
 
     def get_redirect_target(self, resp: requests.Response) -> None:
         """See no redirect anywhere: not even the next request is made ready."""
@@ -311,14 +321,21 @@ class _BoundedResponse(http.client.HTTPResponse):
 
 
 class _BoundedAdapter(HTTPAdapter):
-    """Has urllib3's connections read their responses within bounds."""
+    """Has urllib3's connections read their responses within bounds.
 
-    def __init__(self, bounds: _Bounds) -> None:
+    Parameters:
+        bounds: what one token's requests may take.
+        pools: arguments for urllib3's pools besides.
+    """
+
+    def __init__(self, bounds: _Bounds, **pools: Any) -> None:
         self._respond = staticmethod(partial(_BoundedResponse, bounds))
+        self._pools = pools
         super().__init__()
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         """Make the pools, and bound their connections."""
+        kwargs |= self._pools
         super().init_poolmanager(*args, **kwargs)
         self._bound(self.poolmanager)
 

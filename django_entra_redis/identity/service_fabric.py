@@ -9,8 +9,6 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from requests.adapters import HTTPAdapter
-
 from ..exceptions import TokenRequestError
 from .http import BoundedSession
 
@@ -21,19 +19,6 @@ _ENDPOINT, _SECRET, _THUMBPRINT = VARIABLES = (
     "IDENTITY_HEADER",
     "IDENTITY_SERVER_THUMBPRINT",
 )
-
-
-class _PinnedAdapter(HTTPAdapter):
-    """Talks to no server but the one whose certificate has that SHA-1 thumbprint."""
-
-    def __init__(self, thumbprint: str) -> None:
-        self._thumbprint = "".join(thumbprint.split())
-        super().__init__()
-
-    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        """Have urllib3 compare the thumbprint, before it sends anything."""
-        kwargs["assert_fingerprint"] = self._thumbprint
-        super().init_poolmanager(*args, **kwargs)
 
 
 def is_here() -> bool:
@@ -56,12 +41,12 @@ def request_token(session: BoundedSession, resource: str) -> Mapping[str, Any]:
             "secret is sent there.",
             code="managed_identity_refused",
         )
-    session.mount("https://", _PinnedAdapter(os.environ[_THUMBPRINT]))
+    # The certificate is self-signed.
+    session.pin("".join(os.environ[_THUMBPRINT].split()))
     response = session.get(
         endpoint,
         params={"api-version": "2019-07-01-preview", "resource": resource},
         headers={"Secret": os.environ[_SECRET]},
-        verify=False,
     )
     answer = json.loads(response.text)
     if not isinstance(answer, Mapping) or not answer.get("access_token"):

@@ -90,6 +90,19 @@ def identity_with_an_unknown_key(site: Site) -> None:
     site.identity = {"CLIENT": "x"}
 
 
+@fault("settings_invalid", "settings", says="['CLIENT_SECRET']")
+def secret_with_a_line_break(site: Site) -> None:
+    site.identity["CLIENT_SECRET"] += "\n"
+
+
+@fault("settings_invalid", "settings", says="$AZURE_CLIENT_SECRET")
+def secret_of_the_environment_with_a_line_break(site: Site) -> None:
+    environ = site.emulator.environ("service_principal")
+    for name, value in environ.items():
+        site.patch.setenv(name, f"{value}\n" if name.endswith("SECRET") else value)
+    site.identity = {}
+
+
 @fault("settings_invalid", "settings", says="['pool_timeout']")
 def option_of_the_wrong_type(site: Site) -> None:
     site.options["pool_timeout"] = "long"

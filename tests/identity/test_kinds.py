@@ -940,6 +940,7 @@ def test_failing_status_of_entra(host: Host, body: str | None, status: str) -> N
     error = failure(fetch)
     assert error.code == "token_endpoint_failing"
     assert f"HTTP {status}" in str(error)
+    assert ("AADSTS9" in str(error)) is (body is None)  # Entra's own words
 
 
 class Arc:
@@ -983,6 +984,17 @@ def test_azure_arc(host: Host, arc: Arc) -> None:
     assert (error.code, "another" in str(error)) == ("managed_identity_refused", False)
 
 
+@pytest.mark.parametrize("body", [b"", b"busy", b'{"error": "x"}'])
+@pytest.mark.parametrize("status", [404, 429, 500])
+def test_azure_arc_that_fails(host: Host, arc: Arc, status: int, body: bytes) -> None:
+    """Its agent's status decides as others' does, before a key is read."""
+    with serve(status, body, Retry_After="5") as (url, _):
+        host.monkeypatch.setenv("IDENTITY_ENDPOINT", url)
+        error = failure(host.fetch(KIND="managed_identity"))
+    assert (error.code, error.retry_after) == ("token_endpoint_failing", 5.0)
+    assert f"HTTP {status}" in str(error)
+
+
 def remove(key: Path) -> None:
     """Have it not be there."""
     key.unlink()
@@ -1011,6 +1023,7 @@ def test_key_of_azure_arc(
     error = failure(host.fetch(KIND="managed_identity"))
     assert error.code == "arc_key_unreadable"
     assert "HTTP" not in str(error)
+    assert "himds" in str(error)
     assert [r for r in caplog.records if r.levelno >= logging.ERROR] == []
 
 

@@ -153,7 +153,8 @@ def test_refusals(fabric: Fabric, status: int, code: str, meaning: str) -> None:
     fabric.content = {"error": {"correlationId": "1", "code": code, "message": "No."}}
     error = failure(managed())
     assert error.code == meaning
-    assert f"HTTP {status}: {code}: No" in str(error)
+    assert f"HTTP {status}: " in str(error)
+    assert str(error).endswith(": No.")
     assert error.retry_after == 7.0
 
 
@@ -192,6 +193,20 @@ def test_silence(fabric: Fabric) -> None:
         error = failure(managed(REQUEST_TIMEOUT=0.3))
         assert error.code in ("token_timeout", "managed_identity_not_up")
         assert "0.3 s" in str(error)
+
+
+def test_bounds(fabric: Fabric) -> None:
+    """What a server sends is bounded here as everywhere."""
+    fabric.raw = b" " * (2**20 + 1)
+    error = failure(managed())
+    assert error.code == "token_bad_answer"
+    assert "more than" in str(error)
+
+
+def test_redirect(fabric: Fabric) -> None:
+    """A redirect is not followed, with the secret."""
+    fabric.status, fabric.headers = 307, {"Location": "https://other.example/"}
+    assert failure(managed()).code == "token_redirected"
 
 
 def test_not_up_yet(fabric: Fabric) -> None:

@@ -35,6 +35,13 @@ class _Endpoint(BaseHTTPRequestHandler):
         """Keep silent."""
 
 
+class _Server(ThreadingHTTPServer):
+    """A server that says nothing of clients who have heard enough."""
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Keep silent."""
+
+
 @contextmanager
 def serve_with(
     answer: Answer, context: ssl.SSLContext | None = None
@@ -49,7 +56,7 @@ def serve_with(
     members = {"answer": staticmethod(answer), "headers_seen": seen}
     handler = type("Handler", (_Endpoint,), members)
     scheme = "http" if context is None else "https"
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+    with _Server(("127.0.0.1", 0), handler) as server:
         if context is not None:
             server.socket = context.wrap_socket(server.socket, server_side=True)
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
