@@ -57,7 +57,7 @@ class AsyncCacheClient:
         if connections and not (connections.open or await connections.count()):
             connections = None
         execute: Callable[[Request], Awaitable[Any]]
-        if not self.seam.idle():
+        if self.seam.observed():
             execute = functools.partial(self.observe, connections)
         elif connections is None:
             return await sync_to_async(client.run)(operation, *args)

@@ -143,4 +143,5 @@ ASYNC_CLUSTER_SEAM = Seam(
     lambda pool, carry_out, commands: _AsyncPipeline(
         AsyncPool(pool, carry_out), carry_out, commands
     ),
+    asynchronous=True,
 )

@@ -9,7 +9,8 @@ are redis-py's own, nothing of this runs but a comparison.
 
 import copy
 import functools
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractContextManager
 from types import FunctionType
 from typing import Any
 
@@ -24,6 +25,12 @@ from ..commands.resp import PythonReader
 #: Carries a request out: returns its reply, or in an event loop an awaitable of it.
 CarryOut = Callable[[], Any]
 Command = tuple[Any, ...]
+#: Returns a context manager around a request, from its commands and the options of the
+#: connections that it goes out on.
+Observer = Callable[[list[Command], Mapping[str, Any]], AbstractContextManager[None]]
+
+_observer: Observer | None = None
+_seams: list["Seam"] = []
 
 
 class Seam:
@@ -36,9 +43,11 @@ class Seam:
             use and from what carries the request out.
         make_pipeline: returns a pipeline for one request, from the same and the
             commands.
+        asynchronous: whether what these return is to be awaited.
     """
 
     __slots__ = (
+        "asynchronous",
         "client",
         "make_client",
         "make_pipeline",
@@ -53,7 +62,10 @@ class Seam:
         pipeline: Any,
         make_client: Callable[[Any, CarryOut], Any],
         make_pipeline: Callable[[Any, CarryOut, list[Command]], Any],
+        *,
+        asynchronous: bool = False,
     ) -> None:
+        self.asynchronous = asynchronous
         self.client = client
         self.pipeline = pipeline
         self.make_client = make_client
@@ -62,19 +74,33 @@ class Seam:
         # here before, and may go again.
         self.own_command: Any = None
         self.own_execute: Any = None
+        _seams.append(self)
 
-    def idle(self) -> bool:
-        """Whether nobody observes.
+    def observed(self) -> bool:
+        """Whether anybody observes.
 
-        Callers in a hurry compare for themselves first: while nobody does, both
+        Callers in a hurry make the comparison themselves: while nobody does, both
         functions are the ``own`` ones.
         """
+        return (
+            self.client.execute_command is not self.own_command
+            or self.pipeline.execute is not self.own_execute
+        ) and not self.idle()
+
+    def idle(self) -> bool:
+        """Whether nobody observes, found out from the beginning."""
         command, execute = self.client.execute_command, self.pipeline.execute
         if is_own(command):
             self.own_command = command
         if is_own(execute):
             self.own_execute = execute
+        if _observer is not None:
+            self.forget()
         return command is self.own_command and execute is self.own_execute
+
+    def forget(self) -> None:
+        """Have everybody ask :meth:`idle` who compares."""
+        self.own_command = self.own_execute = None
 
     def call(self, pool: Any, request: Request, carry_out: CarryOut) -> Any:
         """Carry a request out through the functions of those who observe.
@@ -87,10 +113,35 @@ class Seam:
         Returns:
             The reply, or in an event loop an awaitable of it.
         """
-        commands = commands_of(request)
-        if request.count:
-            return self.make_pipeline(pool, carry_out, commands).execute()
-        return self.make_client(pool, carry_out).execute_command(*commands[0])
+        commands, observer = commands_of(request), _observer
+
+        def through() -> Any:
+            if request.count:
+                return self.make_pipeline(pool, carry_out, commands).execute()
+            return self.make_client(pool, carry_out).execute_command(*commands[0])
+
+        if observer is None:
+            return through()
+        within = observer(commands, pool.connection_kwargs)
+        if self.asynchronous:
+            return _await_within(within, through)
+        with within:
+            return through()
+
+
+async def _await_within(
+    within: AbstractContextManager[None], through: Callable[[], Awaitable[Any]]
+) -> Any:
+    with within:
+        return await through()
+
+
+def observe_with(observer: Observer | None) -> None:
+    """Have a context manager around each request from now on; ``None`` ends that."""
+    global _observer
+    _observer = observer
+    for seam in _seams:
+        seam.forget()
 
 
 def is_own(function: Any) -> bool:
@@ -227,4 +278,5 @@ ASYNC_SEAM = Seam(
     redis.asyncio.client.Pipeline,
     _async_client,
     functools.partial(_pipeline, _async_client),
+    asynchronous=True,
 )

@@ -73,6 +73,7 @@ class ConnectionPool(redis.ConnectionPool):
         own = isinstance(provider, EntraCredentialProvider)
         self._provider = provider if own else None
         register(self, Order.CONNECTIONS)
+        _pools.add(self)
 
     def reset(self) -> None:
         """Forget all connections, as a child process must."""
@@ -276,6 +277,14 @@ def _wake_all(queue: deque[_Place]) -> None:
     # Without the lock: this may run between any two lines of any thread.
     for place in list(queue):
         place.wake()
+
+
+_pools: WeakSet[ConnectionPool] = WeakSet()
+
+
+def known_pools() -> list[ConnectionPool]:
+    """Return the pools of this process, for metrics."""
+    return list(_pools)
 
 
 def pool_settings(

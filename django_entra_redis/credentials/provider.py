@@ -5,6 +5,7 @@ a process.
 """
 
 import contextlib
+import functools
 import sys
 import threading
 from collections.abc import Callable
@@ -29,6 +30,10 @@ from .renewal import Renewal
 _lock = ForkSafeLock()
 _renewals: dict[str, Renewal] = {}
 _subscriptions: dict[str, tuple[Subscriptions, Subscriptions]] = {}
+
+
+TokenObserver = Callable[[str, str], contextlib.AbstractContextManager[None]]
+_observer: TokenObserver | None = None
 
 
 class RedisToken(TokenInterface):
@@ -174,8 +179,7 @@ def _make_renewal(identity: Identity) -> Renewal:
     def make_fetch() -> Fetch:
         # At the first request, in its thread: msal costs start-up time.
         identities = import_module("..identity.kinds", __package__)
-        fetch: Fetch = identities.make_fetch(identity)
-        return fetch
+        return functools.partial(_fetch, identity, identities.make_fetch(identity))
 
     def renewed(status: Status, token: Token) -> None:
         _send(token_renewed, identity.alias, status=status)
@@ -201,6 +205,24 @@ def _send(signal: Signal, alias: str, **kwargs: Any) -> None:
     # Of a receiver that fails Django logs, and a site's handler may raise in turn.
     with contextlib.suppress(Exception):
         signal.send_robust(sender=alias, identity=alias, **kwargs)
+
+
+def observe_token_requests(observer: TokenObserver | None) -> None:
+    """Have a context manager around each request for a token from now on.
+
+    Parameters:
+        observer: returns it, from the identity's alias and kind; ``None`` ends that.
+    """
+    global _observer
+    _observer = observer
+
+
+def _fetch(identity: Identity, fetch: Fetch) -> Token:
+    observer = _observer
+    if observer is None:
+        return fetch()
+    with observer(identity.alias, identity.kind):
+        return fetch()
 
 
 def _get_subscriptions(alias: str) -> tuple[Subscriptions, Subscriptions]:

@@ -58,7 +58,14 @@ SHOWN = {"mermaid", "yaml", "dockerfile", "ini", "toml", "html"}
 #: What a block of commands may begin with; how they are called is for others to say.
 PROGRAMS = {"az", "celery", "docker", "git", "gunicorn", "kubectl", "uvicorn"}
 #: Packages that examples import, and that need not be installed.
-OTHERS = ("prometheus_client", "opentelemetry", "opentelemetry.metrics", "fakeredis")
+OTHERS = (
+    "azure.monitor.opentelemetry",
+    "django_entra_redis.opentelemetry",
+    "fakeredis",
+    "opentelemetry",
+    "opentelemetry.metrics",
+    "prometheus_client",
+)
 
 
 def prose(text: str) -> str:
@@ -404,8 +411,12 @@ def test_dotted_paths_lead_somewhere() -> None:
     """Modules, classes and functions are there; so are the checks and the extras."""
     names = set(re.findall(r"\bdjango_entra_redis(?:\.[A-Za-z_]\w*)+", TEXT))
     checks = {name for name in names if re.search(r"\.[EW]\d{3}$", name)}
-    # Needs a package of somebody else's.
-    names -= checks | {"django_entra_redis.health_check.EntraRedis"}
+    # These need packages of somebody else's.
+    names -= checks | {
+        "django_entra_redis.health_check.EntraRedis",
+        "django_entra_redis.opentelemetry",
+        "django_entra_redis.opentelemetry.EntraRedisInstrumentor",
+    }
     assert len(names) > 5
     assert [name for name in sorted(names) if missing(name)] == []
     ids = set(re.findall(r"\b[EW]0\d\d\b", TEXT))

@@ -1,0 +1,318 @@
+"""OpenTelemetry: spans of the cache's requests and of token requests, and metrics.
+
+``EntraRedisInstrumentor().instrument()`` begins (extra ``opentelemetry``); the entry
+point ``opentelemetry_instrumentor`` has ``opentelemetry-instrument`` find it. Names are
+those of the semantic conventions for database clients and for Redis.
+"""
+
+import functools
+import re
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from opentelemetry.instrumentation.instrumentor import BaseInstrumentor
+from opentelemetry.instrumentation.utils import suppress_instrumentation
+from opentelemetry.metrics import Meter, Observation, get_meter
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, get_tracer
+
+from . import __version__
+from .clients.observation import Command, observe_with
+from .connections.pool import ConnectionPool, known_pools
+from .credentials.provider import (
+    get_credential_provider,
+    observe_token_requests,
+    started_identities,
+)
+from .exceptions import ConnectionPoolTimeout, TokenError
+
+Attributes = dict[str, Any]
+
+#: Seconds, as the conventions advise.
+_DURATIONS = [0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0]
+#: Commands that are named with the word after them.
+_CONTAINERS = frozenset({"ACL", "CLIENT", "CLUSTER", "CONFIG", "SCRIPT"})
+
+
+class EntraRedisInstrumentor(BaseInstrumentor):
+    """Instruments the caches and identities of this process."""
+
+    def instrumentation_dependencies(self) -> Collection[str]:
+        """Return the packages that have to be there, beside this one: none."""
+        return ()
+
+    def _instrument(
+        self,
+        *,
+        tracer_provider: Any = None,
+        meter_provider: Any = None,
+        capture_keys: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Begin.
+
+        Parameters:
+            tracer_provider, meter_provider: in place of the global ones.
+            capture_keys: whether spans have the commands with their keys, as
+                ``db.query.text``. Values they never have.
+        """
+        tracer = get_tracer(__name__, __version__, tracer_provider)
+        meter = get_meter(__name__, __version__, meter_provider)
+        observe_with(_Requests(tracer, meter, capture_keys))
+        observe_token_requests(functools.partial(_token_request, tracer))
+        self._pools = _Pools(meter)
+        _observe_identities(meter)
+
+    def _uninstrument(self, **kwargs: Any) -> None:
+        """End; the observable metrics of the meter stay, as OpenTelemetry has it."""
+        observe_with(None)
+        observe_token_requests(None)
+        self._pools.end()
+
+
+class _Requests:
+    """Returns a context manager around each request of a cache.
+
+    Parameters:
+        tracer, meter: of OpenTelemetry's.
+        capture_keys: whether spans have the keys.
+    """
+
+    def __init__(self, tracer: Tracer, meter: Meter, capture_keys: bool) -> None:
+        self._tracer = tracer
+        self._capture_keys = capture_keys
+        self._duration = meter.create_histogram(
+            "db.client.operation.duration",
+            "s",
+            "Duration of database client operations.",
+            explicit_bucket_boundaries_advisory=_DURATIONS,
+        )
+
+    @contextmanager
+    def __call__(
+        self, commands: list[Command], options: Mapping[str, Any]
+    ) -> Iterator[None]:
+        """Make a span of what happens within, and measure it."""
+        name = _operation(commands)
+        measured = {**_server(options), "db.operation.name": name}
+        attributes: Attributes = {**measured}
+        if len(commands) > 1:
+            attributes["db.operation.batch.size"] = len(commands)
+        if self._capture_keys:
+            attributes["db.query.text"] = "\n".join(map(_query, commands))
+        begun = time.perf_counter()
+        try:
+            # Another instrumentation of redis-py would make a second span of it.
+            with (
+                _span(self._tracer, name, attributes, measured),
+                suppress_instrumentation(),
+            ):
+                yield
+        finally:
+            self._duration.record(time.perf_counter() - begun, measured)
+
+
+@contextmanager
+def _token_request(tracer: Tracer, identity: str, kind: str) -> Iterator[None]:
+    """Make a span of a request for a token."""
+    attributes: Attributes = {
+        "entra_redis.identity": identity,
+        "entra_redis.identity.kind": kind,
+    }
+    with _span(tracer, "entra_redis.token_request", attributes, {}):
+        yield
+
+
+@contextmanager
+def _span(
+    tracer: Tracer, name: str, attributes: Attributes, measured: Attributes
+) -> Iterator[Span]:
+    """Make a span; put into ``measured``, too, what kind of error there was.
+
+    An error is told by its type and text, not by its traceback, which OpenTelemetry
+    would add.
+    """
+    with tracer.start_as_current_span(
+        name,
+        kind=SpanKind.CLIENT,
+        attributes=attributes,
+        record_exception=False,
+        set_status_on_exception=False,
+    ) as span:
+        try:
+            yield span
+        except Exception as error:
+            told = _error(error)
+            measured.update(told)
+            span.set_attributes(told)
+            span.set_status(Status(StatusCode.ERROR, str(error)))
+            raise
+
+
+def _error(error: Exception) -> Attributes:
+    """Return what the conventions say of an error."""
+    kind = type(error).__qualname__
+    if isinstance(error, TokenError):
+        return {"error.type": error.code}
+    code = re.match(r"[A-Z]+(?= )", str(error))
+    if code is None:
+        return {"error.type": kind}
+    return {"error.type": kind, "db.response.status_code": code[0]}
+
+
+def _operation(commands: list[Command]) -> str:
+    """Return the name of a command, or of what is the same in several."""
+    names = {_name(command) for command in commands}
+    if len(commands) == 1:
+        return names.pop()
+    return f"PIPELINE {names.pop()}" if len(names) == 1 else "PIPELINE"
+
+
+def _name(command: Command) -> str:
+    name = str(command[0])
+    return f"{name} {command[1]}" if name in _CONTAINERS else name
+
+
+def _query(command: Command) -> str:
+    """Return a command with its keys, and with marks for what it has besides."""
+    words = [_text(word) for word in command]
+    if words[0] == "EVAL":
+        words[1] = "?"
+        shown = 4  # the script and the number of keys come before the one key
+    elif words[0] in ("DEL", "MGET", "UNLINK"):
+        shown = len(words)
+    else:
+        shown = 2
+    return " ".join(words[:shown] + ["?"] * len(words[shown:]))
+
+
+def _text(word: Any) -> str:
+    return word.decode(errors="replace") if isinstance(word, bytes) else str(word)
+
+
+def _server(options: Mapping[str, Any]) -> Attributes:
+    """Return what the conventions say of a server."""
+    found: Attributes = {
+        "db.system.name": "redis",
+        "db.namespace": str(options.get("db") or 0),
+        "server.address": options.get("path") or options.get("host") or "localhost",
+    }
+    if "path" not in options:
+        found["server.port"] = int(options.get("port") or 6379)
+    return found
+
+
+class _Pools:
+    """Measures the pools of connections of this process."""
+
+    def __init__(self, meter: Meter) -> None:
+        self._wait_time = meter.create_histogram(
+            "db.client.connection.wait_time",
+            "s",
+            "The time it took to obtain an open connection from the pool.",
+            explicit_bucket_boundaries_advisory=_DURATIONS,
+        )
+        self._timeouts = meter.create_counter(
+            "db.client.connection.timeouts",
+            "{timeout}",
+            "Connection timeouts that occurred trying to obtain one from the pool.",
+        )
+        meter.create_observable_up_down_counter(
+            "db.client.connection.count",
+            [_connections],
+            "{connection}",
+            "Connections that are in the state of the attribute.",
+        )
+        meter.create_observable_up_down_counter(
+            "db.client.connection.max",
+            [_limits],
+            "{connection}",
+            "The maximum number of open connections allowed.",
+        )
+        self._get_connection = ConnectionPool.get_connection
+        ConnectionPool.get_connection = self._measured(self._get_connection)  # type: ignore[method-assign]  # as long as it is measured
+
+    def end(self) -> None:
+        """Measure no longer."""
+        ConnectionPool.get_connection = self._get_connection  # type: ignore[method-assign]  # as it was
+
+    def _measured(self, get_connection: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(get_connection)
+        def measured(pool: ConnectionPool, *args: Any, **kwargs: Any) -> Any:
+            begun = time.perf_counter()
+            try:
+                return get_connection(pool, *args, **kwargs)
+            except ConnectionPoolTimeout:
+                self._timeouts.add(1, _pool(pool))
+                raise
+            finally:
+                self._wait_time.record(time.perf_counter() - begun, _pool(pool))
+
+        return measured
+
+
+def _pool(pool: ConnectionPool) -> Attributes:
+    """Return the name of a pool: that of its server, and the database."""
+    server = _server(pool.connection_kwargs)
+    parts = (server["server.address"], server.get("server.port"))
+    where = ":".join(str(part) for part in parts if part is not None)
+    return {"db.client.connection.pool.name": f"{where}/{server['db.namespace']}"}
+
+
+def _connections(options: Any) -> Iterable[Observation]:
+    return _summed(
+        ({**_pool(pool), "db.client.connection.state": state}, count)
+        for pool in known_pools()
+        for state, count in zip(("idle", "used"), pool.counts(), strict=True)
+    )
+
+
+def _limits(options: Any) -> Iterable[Observation]:
+    return _summed((_pool(pool), pool.max_connections) for pool in known_pools())
+
+
+def _summed(measured: Iterable[tuple[Attributes, int]]) -> Iterable[Observation]:
+    """Return one observation for what has the same attributes: a server has several
+    pools where caches differ in their options."""
+    sums: dict[tuple[tuple[str, Any], ...], int] = {}
+    for attributes, value in measured:
+        key = tuple(attributes.items())
+        sums[key] = sums.get(key, 0) + value
+    return [Observation(value, dict(key)) for key, value in sums.items()]
+
+
+def _observe_identities(meter: Meter) -> None:
+    """Measure the identities whose tokens are renewed in this process."""
+    meter.create_observable_counter(
+        "entra_redis.token.renewals",
+        [lambda options: _of_identities(lambda status, now: status.renewals)],
+        "{renewal}",
+        "Tokens that have replaced another one.",
+    )
+    meter.create_observable_counter(
+        "entra_redis.token.failures",
+        [lambda options: _of_identities(lambda status, now: status.failures)],
+        "{request}",
+        "Requests for a token that failed.",
+    )
+    meter.create_observable_gauge(
+        "entra_redis.token.time_to_expiry",
+        [lambda options: _of_identities(_time_to_expiry)],
+        "s",
+        "Seconds until the token expires; negative once it has.",
+    )
+
+
+def _time_to_expiry(status: Any, now: float) -> float | None:
+    return None if status.expires_at is None else status.expires_at.timestamp() - now
+
+
+def _of_identities(
+    measure: Callable[[Any, float], float | None],
+) -> Iterable[Observation]:
+    for identity in sorted(started_identities()):
+        status = get_credential_provider(identity).status()
+        value = measure(status, time.time())
+        if value is not None:
+            yield Observation(value, {"entra_redis.identity": identity})
