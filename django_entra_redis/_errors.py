@@ -6,6 +6,7 @@ time than ``manage.py check`` should.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 from django.core.exceptions import ImproperlyConfigured
 
@@ -51,6 +52,15 @@ class ConfigurationError(EntraRedisError, ImproperlyConfigured):
 
     def __str__(self) -> str:
         return " ".join(str(problem) for problem in self.problems)
+
+
+def refuse_pickling(self: object, protocol: object) -> NoReturn:
+    """Stand in for ``__reduce_ex__`` of what holds a secret.
+
+    Raises:
+        TypeError: always; it would be written to wherever the pickle goes.
+    """
+    raise TypeError(f"{type(self).__name__} holds a secret: it can't be pickled.")
 
 
 @dataclass(frozen=True, slots=True)

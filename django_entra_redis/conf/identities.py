@@ -13,7 +13,7 @@ from typing import Any
 
 from django.conf import settings
 
-from .._errors import ConfigurationError, Problem
+from .._errors import ConfigurationError, Problem, refuse_pickling
 from .keys import (
     DAY,
     PUBLIC_CLOUD,
@@ -50,6 +50,8 @@ class Identity:
     ``workload_identity`` and ``credential``; ``environment`` has been resolved to the
     one that the environment asks for.
     """
+
+    __reduce_ex__ = refuse_pickling
 
     alias: str
     kind: str

@@ -33,7 +33,8 @@ class BrokenLinkError(RedisConnectionError):
         sent: whether the command may have reached the server.
     """
 
-    def __init__(self, message: str, *, sent: bool) -> None:
+    # The default is for pickle alone, which sets the attribute afterwards.
+    def __init__(self, message: str, *, sent: bool = True) -> None:
         super().__init__(message)
         self.sent = sent
 

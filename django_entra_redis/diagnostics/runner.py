@@ -54,9 +54,14 @@ class StepError(Exception):
     """
 
     def __init__(self, code: str, detail: str, hint: str | None = None) -> None:
-        super().__init__(detail)
+        # All of them, so that it survives pickling.
+        super().__init__(code, detail, hint)
         self.code = code
+        self.detail = detail
         self.hint = hint or str(ADVICE[code])
+
+    def __str__(self) -> str:
+        return self.detail
 
 
 @dataclass(slots=True)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from .._errors import refuse_pickling
 from ..exceptions import TokenRequestError
 
 
@@ -74,6 +75,8 @@ class Token:
     received_at: float
     expires_at: float
     expires_on: float
+
+    __reduce_ex__ = refuse_pickling
 
     @property
     def life(self) -> float:
