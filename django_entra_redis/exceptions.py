@@ -27,6 +27,7 @@ __all__ = [
     "GreetingRefusedError",
     "InvalidReplyError",
     "MissingExtraError",
+    "ServerDownError",
     "TokenError",
     "TokenRefusedError",
     "TokenRequestError",
@@ -83,6 +84,11 @@ class InvalidReplyError(EntraRedisError, ConnectionError):
 
 class ClusterUnavailableError(EntraRedisError, ConnectionError):
     """No node of a cluster can be asked, or none serves a key at the moment."""
+
+
+class ServerDownError(EntraRedisError, ConnectionError):
+    """The server failed a moment ago, and another request is finding out whether it
+    still does: this one was not sent."""
 
 
 class WrongBackendError(EntraRedisError, ResponseError):

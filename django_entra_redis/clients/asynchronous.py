@@ -9,18 +9,21 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from asgiref.sync import sync_to_async
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from ..commands.drivers import adrive
 from ..commands.operations import Operation
+from ..commands.packing import pack_all
 from ..commands.request import Request
 from ..connections.endpoint import Endpoint
 from ..connections.event_loops import LoopConnections, connections_of
+from ..connections.outage import SECOND_OPINION
 from ..connections.protocol import BrokenLinkError, SilentLinkError
 from ..exceptions import InvalidReplyError
 from .observation import ASYNC_SEAM
 from .redirects import concerns_all
 from .sync import Client, empty_answer, uncertain
+from .tries import Tries
 
 T = TypeVar("T")
 
@@ -66,10 +69,9 @@ class AsyncCacheClient:
         try:
             result = await adrive(operation(*args), execute, client.explain)
         except client.ignored as error:
-            client.outage.begin(error)
+            client.note_ignored(error)
         else:
-            if client.ignored:
-                client.outage.end()
+            client.note_success()
             return result
         answer: T = empty_answer(operation, *args)
         return answer
@@ -79,11 +81,33 @@ class AsyncCacheClient:
         endpoint = self.client.endpoint_for(request)
         return self.execute_at(connections, endpoint, request)
 
-    def execute_at(
+    async def execute_at(
         self, connections: LoopConnections, endpoint: Endpoint, request: Request
-    ) -> Awaitable[Any]:
+    ) -> Any:
         """Do as :meth:`execute` does, with an endpoint of ``endpoint_seen()``."""
-        return self.persist(lambda: self.call(connections, endpoint, request))
+        tries = self.client.tries(request)
+
+        async def attempt() -> Any:
+            tries.begin(endpoint)
+            return await self.call(connections, endpoint, request)
+
+        try:
+            reply = await self.persist(attempt)
+        except RedisError as error:
+            await self.give_up(tries, connections, error)
+            raise
+        tries.succeeded(reply)
+        return reply
+
+    async def give_up(
+        self, tries: Tries, connections: LoopConnections, error: Exception
+    ) -> bool:
+        """Do as :meth:`Client.give_up` does, without blocking the event loop."""
+        if (endpoint := tries.gave_up(error)) is None:
+            return False
+        well = await _answers(connections, endpoint)
+        tries.second_opinion(well)
+        return not well
 
     async def observe(
         self, connections: LoopConnections | None, request: Request
@@ -148,3 +172,16 @@ class AsyncCacheClient:
             await asyncio.sleep(pause)
             if before_retry is not None:
                 await before_retry()
+
+
+async def _answers(connections: LoopConnections, endpoint: Endpoint) -> bool:
+    """Return whether a server answers on the loop's next connection, after one that has
+    broken."""
+    try:
+        async with asyncio.timeout(SECOND_OPINION):
+            await connections.to(endpoint).call(pack_all([("PING",)]))
+    except ResponseError:
+        return True  # It may not be asked that, but it answers.
+    except (RedisError, TimeoutError):
+        return False
+    return True

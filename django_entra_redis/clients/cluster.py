@@ -5,9 +5,10 @@ knows of, and go where nodes redirect them ("Redis cluster specification").
 """
 
 import asyncio
-from collections.abc import Awaitable, Generator, Sequence
-from contextlib import ExitStack
-from typing import Any
+import time
+from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, TypeVar
 
 from redis.exceptions import (
     AskError,
@@ -30,9 +31,11 @@ from ..commands.request import Batch, Broadcast, Request, Visit
 from ..conf.options import CacheOptions
 from ..connections.endpoint import Endpoint
 from ..connections.event_loops import LoopConnections
+from ..connections.outage import OUTAGE_ERRORS
 from ..exceptions import (
     ClusterUnavailableError,
     ConnectionPoolTimeout,
+    ServerDownError,
 )
 from .asynchronous import AsyncCacheClient
 from .cluster_observation import ASYNC_CLUSTER_SEAM, CLUSTER_SEAM
@@ -41,6 +44,9 @@ from .redirects import cluster_error
 from .retry import is_final
 from .sync import Client, carry_out
 from .topology import get_topology
+from .tries import Tries
+
+T = TypeVar("T")
 
 #: Redirections that one command may meet, as redis-py has it.
 REDIRECTIONS = 16
@@ -82,6 +88,18 @@ class ClusterClient(Client):
         """Return redis-py's client for locks."""
         return self.topology.client
 
+    def note_ignored(self, error: Exception) -> None:
+        """Note that an operation has been answered as from an empty cache."""
+        if self.topology.known and isinstance(error, ClusterUnavailableError):
+            self.topology.outages.failed(
+                error, began=time.monotonic(), tries=1, command="", covered=True
+            )
+
+    def note_success(self) -> None:
+        """Note that an operation has been carried out."""
+        if self.topology.outages.any:
+            self.topology.outages.answered(write=False)
+
     def endpoint_for(self, request: Request) -> Endpoint:
         """Return the node that a request for one command goes to."""
         if isinstance(request, Visit):
@@ -98,14 +116,57 @@ class ClusterClient(Client):
     def execute(self, request: Request) -> Any:
         """Carry out a request, repeatedly if need be and if that is safe."""
         if not self.topology.known:
-            self.persist(self.topology.ensure, self.topology.catch_up)
+            with self.first_look():
+                self.persist(self.topology.ensure, self.topology.catch_up)
         if isinstance(request, Batch):
-            return drive(self.settle(request, self._scatter(request)), self.execute)
+            replies = self._rechecked(lambda: self._scatter(request))
+            return drive(self.settle(request, replies), self.execute)
         if isinstance(request, Broadcast):
             return drive(self.broadcast(request), self._visit)
-        return self.persist(
-            lambda: drive(self.route(request), _hop), self.topology.catch_up
-        )
+        tries = self.tries(request)
+
+        def hop(hop: Hop) -> Any:
+            endpoint, request = hop
+            tries.begin(endpoint)
+            return carry_out(endpoint.pool, request)
+
+        try:
+            reply = self.persist(
+                lambda: self._rechecked(lambda: drive(self.route(request), hop)),
+                self.topology.catch_up,
+            )
+        except RedisError as error:
+            self.give_up(tries, error)
+            raise
+        tries.succeeded(reply)
+        return reply
+
+    @contextmanager
+    def first_look(self) -> Iterator[None]:
+        """Note whether it can be found out which nodes there are.
+
+        Raises:
+            ServerDownError: it could not a moment ago, and somebody is asking already.
+        """
+        outages = self.topology.outages
+        began = outages.enter()
+        try:
+            yield
+        except OUTAGE_ERRORS as error:
+            covered = bool(self.ignored)
+            # Each node has been asked, several times.
+            outages.failed(error, began=began, tries=2, command="", covered=covered)
+            raise
+        outages.answered(write=False)
+
+    def _rechecked(self, attempt: Callable[[], T]) -> T:
+        """Attempt something, anew if a node is down that another may stand in for."""
+        try:
+            return attempt()
+        except ServerDownError:
+            if not self.topology.recheck():
+                raise
+        return attempt()
 
     def execute_at(self, endpoint: Endpoint, request: Request) -> Any:
         """Do as :meth:`execute` does, which finds the nodes."""
@@ -194,17 +255,43 @@ class ClusterClient(Client):
         waited = False
         with ExitStack() as stack:
             parts = [
-                (Part(endpoint.pool), places)
+                (
+                    self.tries_of_part(batch, endpoint, places),
+                    Part(endpoint.pool),
+                    places,
+                )
                 for endpoint, places in self.topology.parts(batch.keys).items()
             ]
-            for part, places in parts:
+            for tries, part, _ in parts:
                 stack.enter_context(part)
-                part.send(batch.part(places))
-            for part, places in parts:
+                part.send(tries.request)
+            for tries, part, places in parts:
                 got = part.receive(wait=not waited)
-                waited = waited or isinstance(got, TimeoutError)
+                if not isinstance(got, Exception):
+                    tries.succeeded(got)
+                elif isinstance(got, TimeoutError) and not waited:
+                    waited = True
+                    if self.give_up(tries, got):
+                        self.suspect(got)
+                        raise got
                 self.place(replies, places, got)
         return replies
+
+    def tries_of_part(
+        self, batch: Batch, endpoint: Endpoint, places: Sequence[int]
+    ) -> Tries:
+        """Return the first try of a node's part of a batch.
+
+        Raises:
+            ServerDownError: the node is down, and somebody else is asking already.
+        """
+        tries = self.tries(batch.part(places))
+        try:
+            tries.begin(endpoint)
+        except ServerDownError as error:
+            self.suspect(error)
+            raise
+        return tries
 
     def place(self, replies: list[Any], places: Sequence[int], got: Any) -> None:
         """Put the replies of a node, or its one failure, in their places."""
@@ -237,7 +324,10 @@ class AsyncClusterClient(AsyncCacheClient):
         async def again(request: Request) -> Any:
             return await self.execute(connections, request)
 
+        tries = cluster.tries(request)
+
         async def hop(hop: Hop) -> Any:
+            tries.begin(hop[0])
             return await self.call(connections, *hop)
 
         async def visit(visits: Visits) -> Any:
@@ -251,35 +341,63 @@ class AsyncClusterClient(AsyncCacheClient):
             return replies
 
         if not topology.known:
-            await self.persist(topology.alook)
+            with cluster.first_look():
+                await self.persist(topology.alook)
         if isinstance(request, Batch):
-            replies = await self._scatter(connections, request)
+            replies = await self._rechecked(lambda: self._scatter(connections, request))
             return await adrive(cluster.settle(request, replies), again)
         if isinstance(request, Broadcast):
             return await adrive(cluster.broadcast(request), visit)
-        return await self.persist(
-            lambda: adrive(cluster.route(request), hop), topology.acatch_up
-        )
+        try:
+            reply = await self.persist(
+                lambda: self._rechecked(lambda: adrive(cluster.route(request), hop)),
+                topology.acatch_up,
+            )
+        except RedisError as error:
+            await self.give_up(tries, connections, error)
+            raise
+        tries.succeeded(reply)
+        return reply
 
-    def execute_at(
+    async def _rechecked(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        """Attempt something, anew if a node is down that another may stand in for."""
+        try:
+            return await attempt()
+        except ServerDownError:
+            if not await self.cluster.topology.arecheck():
+                raise
+        return await attempt()
+
+    async def execute_at(
         self, connections: LoopConnections, endpoint: Endpoint, request: Request
-    ) -> Awaitable[Any]:
+    ) -> Any:
         """Do as :meth:`execute` does, which finds the nodes."""
-        return self.execute(connections, request)
+        return await self.execute(connections, request)
 
     async def _scatter(self, connections: LoopConnections, batch: Batch) -> list[Any]:
         """Carry out commands on all their nodes at once; return the replies."""
         replies: list[Any] = [None] * batch.count
         parts = self.cluster.topology.parts(batch.keys)
+        tried = [
+            self.cluster.tries_of_part(batch, endpoint, places)
+            for endpoint, places in parts.items()
+        ]
         answers = await asyncio.gather(
             *(
-                self.ask(connections, endpoint, batch.part(places))
-                for endpoint, places in parts.items()
+                self.ask(connections, endpoint, tries.request)
+                for tries, endpoint in zip(tried, parts, strict=True)
             ),
             return_exceptions=True,
         )
-        for places, answer in zip(parts.values(), answers, strict=True):
+        for tries, places, answer in zip(tried, parts.values(), answers, strict=True):
             if isinstance(answer, BaseException) and not isinstance(answer, RedisError):
+                raise answer
+            if not isinstance(answer, BaseException):
+                tries.succeeded(answer)
+            elif isinstance(answer, TimeoutError) and (
+                await self.give_up(tries, connections, answer)
+            ):
+                self.cluster.suspect(answer)
                 raise answer
             self.cluster.place(replies, places, answer)
         return replies
@@ -290,11 +408,6 @@ def tells_of_change(error: Exception) -> bool:
     known = isinstance(error, AuthenticationError | ConnectionPoolTimeout)
     kinds = (ConnectionError, TimeoutError, *RETRIED)
     return isinstance(error, kinds) and not known
-
-
-def _hop(hop: Hop) -> Any:
-    endpoint, request = hop
-    return carry_out(endpoint.pool, request)
 
 
 def _asking(request: Request) -> Request:

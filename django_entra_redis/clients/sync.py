@@ -29,7 +29,7 @@ from ..commands.request import Request
 from ..commands.resp import UNREADABLE
 from ..conf.options import CacheOptions
 from ..connections.endpoint import Endpoint, get_endpoint
-from ..connections.outage import OUTAGE_ERRORS
+from ..connections.outage import OUTAGE_ERRORS, SECOND_OPINION
 from ..connections.pool import check_out
 from ..exceptions import InvalidReplyError, UncertainResultError, WrongBackendError
 from ..serializers import make_serializer
@@ -37,6 +37,7 @@ from .lending import LentRetry, PoolView, lending
 from .observation import SEAM, Seam
 from .redirects import cluster_error, concerns_all, redirection
 from .retry import make_policy
+from .tries import Tries
 
 T = TypeVar("T")
 
@@ -64,7 +65,6 @@ class Client(ABC):
         self.options = options
         self.endpoints = endpoints
         self.policy = make_policy(options.connection, *retried)
-        self.outage = endpoints[0].outage
         #: Errors that a cache with ``ignore_exceptions`` covers up.
         self.ignored = OUTAGE_ERRORS if options.ignore_exceptions else ()
         serializer = make_serializer(
@@ -114,10 +114,9 @@ class Client(ABC):
         try:
             result = drive(operation(*args), execute, self.explain)
         except self.ignored as error:
-            self.outage.begin(error)
+            self.note_ignored(error)
         else:
-            if self.ignored:
-                self.outage.end()
+            self.note_success()
             return result
         answer: T = empty_answer(operation, *args)
         return answer
@@ -125,6 +124,29 @@ class Client(ABC):
     @abstractmethod
     def execute(self, request: Request) -> Any:
         """Carry out a request, repeatedly if need be and if that is safe."""
+
+    # What servers are blamed for is noted with each request's tries; this is for what
+    # is not, or not theirs alone.
+    @abstractmethod
+    def note_ignored(self, error: Exception) -> None:
+        """Note that an operation has been answered as from an empty cache."""
+
+    @abstractmethod
+    def note_success(self) -> None:
+        """Note that an operation has been carried out."""
+
+    def tries(self, request: Request) -> Tries:
+        """Return what is to be told of each try of a request."""
+        return Tries(request, covered=bool(self.ignored))
+
+    def give_up(self, tries: Tries, error: Exception) -> bool:
+        """Note that a request has failed in the end; return whether that has told that
+        its server is down."""
+        if (endpoint := tries.gave_up(error)) is None:
+            return False
+        well = endpoint.answers(SECOND_OPINION)
+        tries.second_opinion(well)
+        return not well
 
     @abstractmethod
     def execute_at(self, endpoint: Endpoint, request: Request) -> Any:
@@ -221,12 +243,29 @@ class CacheClient(Client):
 
     def execute(self, request: Request) -> Any:
         """Carry out a request, repeatedly if need be and if that is safe."""
-        pool = self.endpoint_for(request).pool
-        return self.persist(lambda: carry_out(pool, request))
+        return self.execute_at(self.endpoint_for(request), request)
 
     def execute_at(self, endpoint: Endpoint, request: Request) -> Any:
         """Do as :meth:`execute` does, on a given server."""
-        return self.persist(lambda: carry_out(endpoint.pool, request))
+        tries = self.tries(request)
+
+        def attempt() -> Any:
+            tries.begin(endpoint)
+            return carry_out(endpoint.pool, request)
+
+        try:
+            reply = self.persist(attempt)
+        except RedisError as error:
+            self.give_up(tries, error)
+            raise
+        tries.succeeded(reply)
+        return reply
+
+    def note_ignored(self, error: Exception) -> None:
+        """Do nothing: one server is to blame, and that is noted."""
+
+    def note_success(self) -> None:
+        """Do nothing."""
 
     def endpoint_seen(self, request: Request) -> Endpoint:
         """Return the server that tools are told a request goes to."""

@@ -25,6 +25,7 @@ from ..commands.resp import SLOTS
 from ..commands.slots import NO_HOST, Address, SlotRange, read_slots
 from ..conf.options import CacheOptions
 from ..connections.endpoint import Endpoint
+from ..connections.outage import Outages
 from ..connections.registry import share
 from ..exceptions import ClusterUnavailableError, EntraRedisError
 from .complaints import explain, explain_refusal
@@ -39,6 +40,9 @@ PAUSE = 0.1
 PATIENCE = 1.0
 #: Seconds for which a node that could not be asked is asked after the others.
 AVOIDED = 30.0
+#: Seconds that one waits for it whose node is known to be down: where other nodes
+#: answer, a look takes some milliseconds.
+SHORT_PATIENCE = 0.2
 
 
 class Topology:
@@ -56,6 +60,11 @@ class Topology:
         # By slot; None before the first look. Replaced as a whole, but for the slots
         # that redirections tell of: readers need no lock.
         self._slots: list[Endpoint | None] | None = None
+        # Looks that have succeeded, and whether the last has not when somebody waited.
+        #: Those of the cluster as a whole: no node can be asked, or none has a slot.
+        self.outages = Outages(f"the cluster of {self.nodes.first.name}")
+        self._looks = 0
+        self._unseen = False
         self.replicas = 0
         #: The endpoints of all primaries, by address.
         self.primaries: dict[str, Endpoint] = {}
@@ -161,6 +170,29 @@ class Topology:
         """Do as :meth:`catch_up` does, without blocking the event loop."""
         await self._flight.acatch_up(PATIENCE)
 
+    def recheck(self) -> bool:
+        """Have somebody look at it whose node is down; return whether they have.
+
+        Nobody waits for that while no look succeeds.
+        """
+        if self._unseen:
+            self.refresh()
+            return False
+        looks = self._looks
+        self._flight.catch_up(SHORT_PATIENCE)
+        self._unseen = self._looks == looks
+        return not self._unseen
+
+    async def arecheck(self) -> bool:
+        """Do as :meth:`recheck` does, without blocking the event loop."""
+        if self._unseen:
+            self.refresh()
+            return False
+        looks = self._looks
+        await self._flight.acatch_up(SHORT_PATIENCE)
+        self._unseen = self._looks == looks
+        return not self._unseen
+
     def ensure(self) -> None:
         """Return when there has been a look at it.
 
@@ -262,6 +294,8 @@ class Topology:
             )
         self.primaries, self.replicas = found.primaries, found.replicas
         self._all, self._slots = found.all, found.slots
+        self._looks += 1
+        self._unseen = False
         self.nodes.keep(found.addresses)
 
     def _candidates(self) -> list[Endpoint]:

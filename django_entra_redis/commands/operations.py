@@ -10,7 +10,12 @@ import re
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from redis.exceptions import ClusterCrossSlotError, NoPermissionError, ResponseError
+from redis.exceptions import (
+    ClusterCrossSlotError,
+    NoPermissionError,
+    OutOfMemoryError,
+    ResponseError,
+)
 
 from ..serializers import Serializer
 from .packing import pack_all, pack_get, pack_set
@@ -230,12 +235,11 @@ class Operations:
             for name, reply in zip(data, replies, strict=True)
             if isinstance(reply, Exception)
         }
-        if failed:
+        # That a server is full is logged by the client, once.
+        odd = [e for e in failed.values() if not isinstance(e, OutOfMemoryError)]
+        if odd:
             logger.warning(
-                "%d of %d keys could not be set: %s",
-                len(failed),
-                len(data),
-                next(iter(failed.values())),
+                "%d of %d keys could not be set: %s", len(failed), len(data), odd[0]
             )
         return list(failed)
 

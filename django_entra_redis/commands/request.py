@@ -42,6 +42,14 @@ class Request:
         return "commands" if isinstance(self.command, bytes) else str(self.command[0])
 
     @property
+    def verb(self) -> str:
+        """The name of the command, or of the first of them."""
+        if isinstance(self.command, bytes):
+            # After its array's header and its own length.
+            return self.command.split(b"\r\n", 3)[2].decode()
+        return str(self.command[0])
+
+    @property
     def packed(self) -> bytes:
         """The commands as they are sent.
 
@@ -105,10 +113,16 @@ class Batch(Request):
         super().__init__(b"", len(commands), keys=keys, write=write, parse=parse)
         self.commands = commands
 
+    @property
+    def verb(self) -> str:
+        """The name of the first command."""
+        return self.single(0).verb
+
     def part(self, places: Sequence[int]) -> Request:
         """Return the request for the commands in some places."""
         commands = [self.commands[place] for place in places]
-        return Request(b"".join(commands), len(commands), parse=self.parse)
+        packed = b"".join(commands)
+        return Request(packed, len(commands), write=self.write, parse=self.parse)
 
     def single(self, place: int) -> Request:
         """Return the request for the command in one place."""

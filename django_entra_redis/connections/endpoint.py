@@ -10,13 +10,15 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from redis.exceptions import RedisError, ResponseError
+
 from ..commands.operations import ServerFacts
 from ..conf.options import CacheOptions
 from ..credentials.provider import EntraCredentialProvider
 from .defaults import with_defaults
 from .event_loops import close_everywhere, retire_everywhere
 from .multiplexed import Target
-from .outage import Outage
+from .outage import Outages
 from .pool import ConnectionPool, pool_settings
 from .registry import share
 from .tls import SharedTls
@@ -48,7 +50,7 @@ class Endpoint:
     def __init__(self, pool: Any) -> None:
         self.pool = pool
         self.facts = ServerFacts()
-        self.outage = Outage()
+        self.outages = Outages(self.name)
         #: Its tracking connections, for caches that keep copies of values.
         self.trackers: list[Tracker] = []
 
@@ -57,6 +59,36 @@ class Endpoint:
         """The host name or address that it is reached at."""
         host: str = self.pool.connection_kwargs["host"]
         return host
+
+    @property
+    def name(self) -> str:
+        """What to call it in a message."""
+        where = self.pool.connection_kwargs
+        if "path" in where:
+            return str(where["path"])
+        return f"{where.get('host', 'localhost')}:{where.get('port', 6379)}"
+
+    def answers(self, timeout: float) -> bool:
+        """Return whether the server answers on a new connection.
+
+        Parameters:
+            timeout: seconds to wait, for each of its answers.
+        """
+        kwargs = dict(self.pool.connection_kwargs)
+        for key in ("socket_timeout", "socket_connect_timeout"):
+            kwargs[key] = min(timeout, kwargs.get(key) or timeout)
+        connection = self.pool.connection_class(**kwargs)
+        try:
+            connection.connect()
+            connection.send_command("PING")
+            connection.read_response()
+        except ResponseError:
+            return True  # It may not be asked that, but it answers.
+        except (RedisError, OSError):
+            return False
+        finally:
+            connection.disconnect()
+        return True
 
     @cached_property
     def multiplexes(self) -> bool:

@@ -24,7 +24,7 @@ from ..commands.packing import pack_all
 from ..credentials.reauthentication import Step, next_step
 from ..credentials.renewal import Renewal
 from ..identity.token import Token
-from .protocol import BrokenLinkError, Link, SilentLinkError
+from .protocol import BrokenLinkError, LeftLinkError, Link, SilentLinkError
 from .refusals import greeting_error, refusal
 
 
@@ -185,7 +185,7 @@ class MultiplexedConnection:
         """Return a link that is up; all that come meanwhile wait for the same one."""
         if self._link is not None and not self._link.closed:
             return self._link
-        closed = BrokenLinkError(
+        closed = LeftLinkError(
             f"Connection to {self.target} closed: the settings have changed.",
             sent=False,
         )

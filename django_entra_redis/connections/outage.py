@@ -1,13 +1,26 @@
-"""Outages of a server that a cache with ``ignore_exceptions`` covers up."""
+"""Outages of a server: what is known of them, who may ask again, what is logged.
+
+While a server is known to be down, one request at a time finds out whether it still is.
+All others fail at once: otherwise each would wait as long as the one before it.
+"""
 
 import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
 
 from redis.exceptions import (
+    AuthenticationError,
     ConnectionError,
     OutOfMemoryError,
     ReadOnlyError,
     TimeoutError,
 )
+
+from .._fork import ForkSafeLock
+from ..exceptions import EntraRedisError, ServerDownError, UncertainResultError
+from .protocol import LeftLinkError
 
 logger = logging.getLogger(__name__)
 
@@ -15,24 +28,244 @@ logger = logging.getLogger(__name__)
 #: command or a value that can't be pickled, is a mistake that must be seen.
 OUTAGE_ERRORS = (ConnectionError, TimeoutError, OutOfMemoryError, ReadOnlyError)
 
+#: Seconds that nobody asks after a request has failed: half as long as it took, so that
+#: a page of many operations waits once, but no longer than this: an outage that is over
+#: is noticed that much later at most.
+LONGEST_PAUSE = 0.5
+#: Seconds after which another request may ask, while one still waits for its answer:
+#: that one's connection may be the trouble, and new ones may work again.
+PROBE_INTERVAL = 1.0
+#: Seconds for an answer on a new connection, after one has timed out: a server that is
+#: well answers within some milliseconds, with TLS too.
+SECOND_OPINION = 0.25
+#: Seconds from which on a single try that failed is worth a second opinion: one that
+#: fails at once costs nobody anything.
+COSTLY = 0.1
+#: Seconds within which a new outage is the former one, which comes and goes: it is
+#: logged no more than once.
+RELAPSE = 10.0
 
-class Outage:
-    """Whether a server is down: the beginning and the end of an outage are logged."""
 
-    down = False
+class Kind(Enum):
+    """What an outage is of. Each ends with an answer that shows that it is over."""
 
-    def begin(self, error: Exception) -> None:
-        """Note that the server is down."""
-        if not self.down:
+    #: Nobody gets an answer, or is let in: any answer.
+    SERVER = "can't be used"
+    #: It takes no writes, as a replica: one that it takes.
+    WRITES = "takes no writes"
+    #: It has no memory left: a command that it had none for.
+    MEMORY = "is full"
+
+
+class Verdict(Enum):
+    """What a request's failure says of the server."""
+
+    UP = "nothing: others get answers, or it is not the server's failure"
+    ASK = "it may be down, or only one of its connections broken"
+    DOWN = "it is down"
+
+
+def judge(error: Exception, *, tries: int, took: float, silent: float) -> Verdict:
+    """Return whether a request that failed tells that the server is down.
+
+    Parameters:
+        error: what it failed with, in the end.
+        tries: how often it was tried; each time but the first on a new connection.
+        took: seconds from its beginning.
+        silent: seconds since the server's last answer, to whomever.
+    """
+    own = isinstance(error, EntraRedisError) and not isinstance(
+        error, UncertainResultError
+    )
+    # No token, or none that the server lets in, or an error reply: it answers, and
+    # nobody waits for that. Or this process has closed the connection.
+    if own or isinstance(error, AuthenticationError | LeftLinkError):
+        return Verdict.UP
+    if not isinstance(error, ConnectionError | TimeoutError) or silent < took / 2:
+        return Verdict.UP
+    if tries > 1:
+        return Verdict.DOWN
+    return Verdict.ASK if took >= COSTLY else Verdict.UP
+
+
+@dataclass(slots=True)
+class _Outage:
+    """One outage."""
+
+    since: float
+    error: Exception
+    failures: int = 0
+    failed_at: float = 0.0
+    #: When somebody may ask again; ``None``: anybody may at any time.
+    ask_at: float | None = None
+    #: Whether somebody is asking the server for a second opinion.
+    suspected: bool = False
+    #: Names of the commands that failed.
+    commands: set[str] = field(default_factory=set)
+    logged: bool = False
+    relapsed: bool = False
+
+
+class Outages:
+    """The outages of one server, for all its clients in this process.
+
+    Parameters:
+        name: what to call the server in a message.
+        clock: the time in seconds.
+    """
+
+    def __init__(self, name: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._name = name
+        self._clock = clock
+        self._answered_at = clock()
+        # Guards the two dictionaries and what is in them. That there is no outage is
+        # seen without it.
+        self._lock = ForkSafeLock()
+        self._outages: dict[Kind, _Outage] = {}
+        self._former: dict[Kind, tuple[float, _Outage]] = {}
+
+    @property
+    def any(self) -> bool:
+        """Whether there is one."""
+        return bool(self._outages)
+
+    def enter(self) -> float:
+        """Begin a request; return when that was.
+
+        Raises:
+            ServerDownError: it would fail, and another one is asking already.
+        """
+        now = self._clock()
+        if not self._outages:
+            return now
+        with self._lock.current:
+            outage = self._outages.get(Kind.SERVER)
+            if outage is None or outage.ask_at is None:
+                return now
+            if now < outage.ask_at:
+                outage.failures += 1
+                raise ServerDownError(
+                    f"Redis at {self._name} is down, and asked again in "
+                    f"{outage.ask_at - now:.1f} s. It failed with: {outage.error}"
+                )
+            outage.ask_at = now + PROBE_INTERVAL
+        return now
+
+    def answered(self, *, write: bool, command: str = "") -> None:
+        """Note that the server has answered.
+
+        Parameters:
+            write: whether it has carried out a write.
+            command: the name of the command that it has carried out.
+        """
+        self._answered_at = now = self._clock()
+        if not self._outages:
+            return
+        with self._lock.current:
+            for kind, outage in list(self._outages.items()):
+                if kind is Kind.WRITES and not write:
+                    continue
+                if kind is Kind.MEMORY and command not in outage.commands:
+                    continue
+                outage.ask_at, outage.suspected = None, False
+                if outage.relapsed and now - outage.failed_at < RELAPSE:
+                    continue  # It may come again.
+                self._end(kind, outage, now)
+
+    def failed(
+        self,
+        error: Exception,
+        *,
+        began: float,
+        tries: int,
+        command: str,
+        covered: bool,
+    ) -> bool:
+        """Note that a request has failed in the end.
+
+        Returns whether the server should be asked once more, on a new connection: if it
+        answers, :meth:`well` is to be called, else :meth:`down`. Meanwhile it counts as
+        down.
+
+        Parameters:
+            error: what it failed with.
+            began: what :meth:`enter` returned.
+            tries: how often it was tried.
+            command: its name.
+            covered: whether nobody sees the error: then it is logged in any case.
+        """
+        now = self._clock()
+        took = now - began
+        verdict = judge(error, tries=tries, took=took, silent=now - self._answered_at)
+        if verdict is Verdict.UP and not covered:
+            return False
+        kind = Kind.SERVER
+        if isinstance(error, ReadOnlyError):
+            kind = Kind.WRITES
+        elif isinstance(error, OutOfMemoryError):
+            kind = Kind.MEMORY
+        with self._lock.current:
+            outage = self._outages.get(kind) or self._begin(kind, error, began)
+            outage.failures += 1
+            outage.failed_at = now
+            outage.error = error
+            outage.commands.add(command)
+            ask = verdict is Verdict.ASK and outage.ask_at is None
+            if ask:
+                outage.ask_at = now + PROBE_INTERVAL
+                outage.suspected = True
+            elif verdict is not Verdict.UP and not outage.suspected:
+                outage.ask_at = now + min(took / 2, LONGEST_PAUSE)
+            if covered or not outage.suspected:
+                self._log(kind, outage)
+        return ask
+
+    def well(self) -> None:
+        """Note that the server has answered on a new connection."""
+        with self._lock.current:
+            outage = self._outages.get(Kind.SERVER)
+            if outage is not None and not outage.logged:
+                del self._outages[Kind.SERVER]
+        self.answered(write=False)
+
+    def down(self, began: float) -> None:
+        """Note that the server has not answered on a new connection either."""
+        now = self._clock()
+        with self._lock.current:
+            outage = self._outages.get(Kind.SERVER)
+            if outage is not None:
+                outage.suspected = False
+                outage.ask_at = now + min((now - began) / 2, LONGEST_PAUSE)
+                self._log(Kind.SERVER, outage)
+
+    def _begin(self, kind: Kind, error: Exception, began: float) -> _Outage:
+        ended, former = self._former.pop(kind, (began - RELAPSE, None))
+        if former is None or began - ended >= RELAPSE:
+            former = _Outage(began, error)
+        else:
+            former.relapsed = True
+        self._outages[kind] = former
+        return former
+
+    def _log(self, kind: Kind, outage: _Outage) -> None:
+        if not outage.logged:
+            outage.logged = True
             logger.warning(
-                "The cache is down and answers like an empty one "
-                "(OPTIONS['ignore_exceptions']): %s",
-                error,
+                "Redis at %s %s. Until that is over a cache with "
+                "OPTIONS['ignore_exceptions'] answers like an empty one: %s",
+                self._name,
+                kind.value,
+                outage.error,
             )
-        self.down = True
 
-    def end(self) -> None:
-        """Note that the server is up."""
-        if self.down:
-            logger.info("The cache is back.")
-        self.down = False
+    def _end(self, kind: Kind, outage: _Outage, now: float) -> None:
+        del self._outages[kind]
+        self._former[kind] = now, outage
+        logger.info(
+            "The cache is back. That Redis at %s %s has cost %d operations within "
+            "%.1f s.",
+            self._name,
+            kind.value,
+            outage.failures,
+            now - outage.since,
+        )

@@ -39,6 +39,10 @@ class BrokenLinkError(RedisConnectionError):
         self.sent = sent
 
 
+class LeftLinkError(BrokenLinkError):
+    """This process has closed the connection: its event loop, or its node, is gone."""
+
+
 class SilentLinkError(RedisTimeoutError):
     """A server did not answer in time; the command may have reached it."""
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -100,7 +101,11 @@ def test_every_operation(
         assert call("clear") is True
         assert calling(scanning)("clear") is True
         (record,) = caplog.records
-        assert record.getMessage() == "The cache is back."
+        assert record.levelname == "INFO"
+        assert re.match(
+            r"The cache is back\. .* cost 17 operations within \d+\.\d s\.",
+            record.getMessage(),
+        )
 
 
 def test_mistakes_are_seen(database: Database, calling: Any) -> None:

@@ -14,6 +14,7 @@ import redis
 from django.test import override_settings
 
 from django_entra_redis.cache import EntraRedisCache
+from django_entra_redis.exceptions import ServerDownError
 from emulator import Emulator
 from emulator.server import Server
 
@@ -26,6 +27,17 @@ def wait_until(condition: Callable[[], object]) -> None:
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.005)
+
+
+def recovered(call: Callable[[], Any]) -> Any:
+    """Return what a call returns once its server is no longer held to be down."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return call()
+        except ServerDownError:
+            assert time.monotonic() < deadline, "waited in vain"
+            time.sleep(0.005)
 
 
 def make_cache(location: str | list[str], **options: Any) -> EntraRedisCache:

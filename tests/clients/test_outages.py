@@ -1,0 +1,445 @@
+"""A server that is down: one request at a time finds out, all others fail at once."""
+
+import asyncio
+import functools
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from django_entra_redis.cache import EntraRedisCache, EntraRedisClusterCache
+from django_entra_redis.connections import event_loops, registry
+from django_entra_redis.exceptions import (
+    ClusterUnavailableError,
+    ServerDownError,
+    UncertainResultError,
+)
+from emulator import Emulator
+from tests.support.caches import Database, Proxy, let_in, make_cache, wait_until
+from tests.support.clusters import admin, primaries
+
+#: Seconds that a silent server is waited for.
+TIMEOUT = 0.4
+
+
+@pytest.fixture
+def database(redis_server: str, tmp_path: Path) -> Iterator[Database]:
+    """Run a real redis-server."""
+    running = Database(tmp_path, redis_server)
+    yield running
+    running.stop()
+
+
+@pytest.fixture(autouse=True)
+def no_connection_left() -> Iterator[None]:
+    """Leave none."""
+    yield
+    registry.reset()
+
+
+@contextmanager
+def frozen(database: Database) -> Iterator[None]:
+    """Have a server take connections, and say nothing."""
+    pid = database.admin.info("server")["process_id"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+class Caller:
+    """Calls a cache's methods, or their asynchronous forms in one loop."""
+
+    def __init__(self, cache: EntraRedisCache, runner: asyncio.Runner | None) -> None:
+        self.cache = cache
+        self._runner = runner
+
+    def __call__(self, name: str, *args: Any) -> Any:
+        if self._runner is None:
+            return getattr(self.cache, name)(*args)
+        return self._runner.run(getattr(self.cache, f"a{name}")(*args))
+
+    def errors(self, *calls: tuple[Any, ...]) -> list[Exception | None]:
+        """Return what calls raise, one after the other."""
+        found: list[Exception | None] = []
+        for call in calls:
+            try:
+                self(*call)
+            except redis.RedisError as error:
+                found.append(error)
+            else:
+                found.append(None)
+        return found
+
+
+@pytest.fixture(params=["sync", "async"])
+def runner(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[asyncio.Runner | None]:
+    """Give an event loop, or none."""
+    monkeypatch.setattr(event_loops, "FIRST_OPERATIONS", 0)
+    if request.param == "sync":
+        yield None
+        return
+    with asyncio.Runner() as made:
+        yield made
+
+
+PAGE = [
+    ("get", "key"),
+    ("set", "key", 1),
+    ("get_many", ["key", "other"]),
+    ("set_many", {"key": 1}),
+    ("add", "key", 1),
+    ("incr", "key"),
+    ("delete", "key"),
+    ("has_key", "key"),
+] * 3
+
+
+@pytest.mark.parametrize("first", ["get", "add"])
+def test_a_page_costs_one_timeout(database: Database, runner: Any, first: str) -> None:
+    """The first operation waits, the others fail at once, and say why."""
+    call = Caller(database.cache(socket_timeout=TIMEOUT), runner)
+    call("set", "key", 1)
+    connections = database.received()
+    with frozen(database):
+        began = time.monotonic()
+        failure, *others = call.errors((first, "key", 1), *PAGE)
+        # With a second opinion of half as long; not one more.
+        assert time.monotonic() - began < 2 * TIMEOUT
+    kind = UncertainResultError if first == "add" else redis.TimeoutError
+    assert isinstance(failure, kind)
+    assert {type(error) for error in others} == {ServerDownError}
+    assert "is down, and asked again in" in str(others[0])
+    wait_until(lambda: call.errors(("get", "key")) == [None])
+    assert set(call.errors(*PAGE)) == {None}
+    assert database.received() <= connections + 3
+
+
+def test_an_empty_cache_costs_one_timeout(
+    database: Database, runner: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With ignore_exceptions; the outage is logged once, at its end with its cost."""
+    call = Caller(
+        database.cache(socket_timeout=TIMEOUT, ignore_exceptions=True), runner
+    )
+    call("set", "key", 1)
+    page: list[tuple[Any, ...]]
+    page = [("get", "key"), ("set", "key", 2), ("get_many", ["key"])]
+    with caplog.at_level("INFO", "django_entra_redis"):
+        with frozen(database):
+            began = time.monotonic()
+            for name, *arguments in page * 7:
+                assert not call(name, *arguments)
+            assert time.monotonic() - began < 2 * TIMEOUT
+        wait_until(lambda: call("get", "key") == 1)
+        for name, *arguments in page * 3:
+            call(name, *arguments)
+    begin, end = caplog.records
+    assert (begin.levelname, end.levelname) == ("WARNING", "INFO")
+    assert "can't be used" in begin.getMessage()
+    operations = int(re.findall(r"cost (\d+) operations", end.getMessage())[0])
+    assert operations >= 21
+
+
+def test_one_at_a_time_asks(database: Database) -> None:
+    """Of many threads one waits, while the others fail at once."""
+    cache = database.cache(socket_timeout=TIMEOUT)
+    cache.set("key", 1)
+    with frozen(database):
+        with pytest.raises(redis.TimeoutError):
+            cache.get("key")
+        waited: list[float] = []
+        until = time.monotonic() + 3 * TIMEOUT
+
+        def work(_: int) -> None:
+            while time.monotonic() < until:
+                began = time.monotonic()
+                with pytest.raises((redis.TimeoutError, ServerDownError)) as caught:
+                    cache.get("key")
+                if not isinstance(caught.value, ServerDownError):
+                    waited.append(time.monotonic() - began)
+                time.sleep(0.01)
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(work, range(8)))
+    assert 1 <= len(waited) <= 3
+
+
+def test_refused_connections_cost_their_tries_once(
+    database: Database, runner: Any
+) -> None:
+    """Where nobody listens, the retries of one operation stand for the next ones."""
+    call = Caller(make_cache("redis://127.0.0.1:1", identity=None), runner)
+    failure, *others = call.errors(*PAGE)
+    assert not isinstance(failure, ServerDownError)
+    assert ServerDownError in {type(error) for error in others}
+
+
+def test_one_bad_connection_is_no_outage(database: Database, runner: Any) -> None:
+    """A connection that falls silent, or breaks, takes no other operation with it."""
+    proxy = Proxy(database.address)
+    try:
+        cache = make_cache(
+            proxy.url(database.url), identity=None, socket_timeout=TIMEOUT
+        )
+        call = Caller(cache, runner)
+        for _ in range(3):
+            call("set", "key", 1)
+            proxy.arm(0, stall=True)
+            assert isinstance(call.errors(("get", "key"))[0], redis.TimeoutError)
+            assert call("get", "key") == 1
+            proxy.arm(0)
+            assert isinstance(call.errors(("add", "x", 1))[0], UncertainResultError)
+            assert call("get", "key") == 1
+            proxy.arm(0)
+            assert call("get", "key") == 1
+    finally:
+        registry.reset()
+        proxy.close()
+
+
+def more_than(found: list[Exception], number: int) -> bool:
+    """Return whether there are more than so many."""
+    return len(found) > number
+
+
+def test_one_bad_connection_among_many_threads(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The others notice nothing, nor is an outage logged."""
+    proxy = Proxy(database.address)
+    cache = make_cache(proxy.url(database.url), identity=None, socket_timeout=TIMEOUT)
+    stop = threading.Event()
+    errors: list[Exception] = []
+
+    def work() -> None:
+        while not stop.is_set():
+            try:
+                cache.get("key")
+            except redis.RedisError as error:
+                errors.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    try:
+        for thread in threads:
+            thread.start()
+        for expected in range(1, 4):
+            proxy.arm(0, stall=True)
+            wait_until(functools.partial(more_than, errors, expected - 1))
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+        registry.reset()
+        proxy.close()
+    assert {type(error) for error in errors} == {redis.TimeoutError}
+    assert caplog.records == []
+
+
+def test_a_full_server_is_told_of_once(
+    database: Database, runner: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What it does all the same, reading and deleting, is no end of that."""
+    call = Caller(database.cache(ignore_exceptions=True), runner)
+    call("set", "there", "x")
+    database.admin.config_set("maxmemory-policy", "noeviction")
+    database.admin.config_set("maxmemory", "1")
+    with caplog.at_level("INFO", "django_entra_redis"):
+        for _ in range(5):
+            call("set", "key", "x" * 1000)
+            assert call("set_many", {"a": 1, "b": 2}) == ["a", "b"]
+            assert call("add", "key", "x") is False
+            assert call("get", "there") == "x"
+            call("delete", "none")
+            call("touch", "there", 100)
+        (begin,) = caplog.records
+        assert begin.levelname == "WARNING"
+        assert "is full" in begin.getMessage()
+        database.admin.config_set("maxmemory", "0")
+        assert call("get", "there") == "x"
+        for _ in range(3):
+            call("set", "key", "x")
+    (_, end) = caplog.records
+    assert end.levelname == "INFO"
+    assert "cost 15 operations" in end.getMessage()
+
+
+def test_a_dead_replica_is_told_of_once(
+    database: Database, runner: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What another server does is no end of that, and its own reads are."""
+    cache = make_cache(
+        [database.url, "redis://127.0.0.1:1"], identity=None, ignore_exceptions=True
+    )
+    call = Caller(cache, runner)
+    with caplog.at_level("INFO", "django_entra_redis"):
+        for _ in range(5):
+            call("set", "key", 1)
+            assert call("get", "key") is None
+    (begin,) = caplog.records
+    assert begin.levelname == "WARNING"
+    assert "127.0.0.1:1 " in begin.getMessage()
+
+
+def test_a_replica_in_place_of_the_primary_is_told_of_once(
+    database: Database, runner: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Reads go on, and are no end of an outage of writes."""
+    call = Caller(database.cache(ignore_exceptions=True), runner)
+    call("set", "key", 1)
+    database.admin.replicaof("127.0.0.1", "1")
+    with caplog.at_level("INFO", "django_entra_redis"):
+        for _ in range(3):
+            call("set", "key", 2)
+            assert call("get", "key") == 1
+        (begin,) = caplog.records
+        assert "takes no writes" in begin.getMessage()
+        database.admin.replicaof("NO", "ONE")
+        call("set", "key", 2)
+        assert call("get", "key") == 2
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
+
+
+def test_an_outage_that_comes_and_goes(
+    database: Database, runner: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is told of once, and not with each operation."""
+    call = Caller(database.cache(ignore_exceptions=True), runner)
+    database.admin.config_set("maxmemory-policy", "noeviction")
+    with caplog.at_level("INFO", "django_entra_redis"):
+        for _ in range(5):
+            database.admin.config_set("maxmemory", "1")
+            call("set", "key", "x")
+            database.admin.config_set("maxmemory", "0")
+            call("set", "key", "x")
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
+
+
+def nodes(cluster: Emulator) -> Iterator[Any]:
+    """Yield administrators' clients of the primaries."""
+    for node in primaries(cluster):
+        with admin(cluster, node.number) as connection:
+            yield connection
+
+
+def holder(node: Any, name: str) -> int:
+    """Return the process ID of a node if it has a key, else 0."""
+    found = node.keys(f"*:{name}")
+    return int(node.info("server")["process_id"]) if found else 0
+
+
+def test_a_node_is_a_server_of_its_own(
+    cluster: Emulator, monkeypatch: pytest.MonkeyPatch, runner: Any
+) -> None:
+    """What is known of one is not held against the others."""
+    options = {"socket_timeout": TIMEOUT, "ssl_ca_certs": str(cluster.ca_file)}
+    with let_in(cluster, monkeypatch):
+        cache = EntraRedisClusterCache(cluster.redis_url, {"OPTIONS": options})
+        call = Caller(cache, runner)
+        names = [f"key-{number}" for number in range(20)]
+        call("set_many", dict.fromkeys(names, 1))
+        call("delete_many", [])
+        endpoints = {
+            name: cache.get_topology().endpoint_of(cache.make_key(name))
+            for name in names
+        }
+        lost = endpoints[names[0]]
+        theirs = [name for name in names if endpoints[name] is lost]
+        others = [name for name in names if endpoints[name] is not lost]
+        pid = next(filter(None, (holder(node, names[0]) for node in nodes(cluster))))
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            failure, *more = call.errors(*(("get", name) for name in theirs[:3]))
+            assert isinstance(failure, redis.TimeoutError)
+            assert {type(error) for error in more} == {ServerDownError}
+            assert isinstance(call.errors(("get_many", names))[0], ServerDownError)
+            assert set(call.errors(*(("get", name) for name in others))) == {None}
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        wait_until(lambda: set(call.errors(*(("get", n) for n in names))) == {None})
+
+
+def test_a_part_of_a_batch_that_waits_in_vain(
+    cluster: Emulator, monkeypatch: pytest.MonkeyPatch, runner: Any
+) -> None:
+    """It tells as much of its node as a single command does."""
+    options = {
+        "socket_timeout": TIMEOUT,
+        "ssl_ca_certs": str(cluster.ca_file),
+        "ignore_exceptions": True,
+    }
+    with let_in(cluster, monkeypatch):
+        cache = EntraRedisClusterCache(cluster.redis_url, {"OPTIONS": options})
+        call = Caller(cache, runner)
+        names = [f"key-{number}" for number in range(20)]
+        call("set_many", dict.fromkeys(names, 1))
+        cluster.freeze()
+        began = time.monotonic()
+        assert call("get_many", names) == {}
+        assert call("get_many", names) == {}
+        assert call("set_many", dict.fromkeys(names, 2)) == names
+        assert time.monotonic() - began < 4 * TIMEOUT
+        cluster.freeze(False)
+        wait_until(lambda: call("get_many", names) == dict.fromkeys(names, 1))
+
+
+def test_a_cluster_that_nobody_can_reach(
+    runner: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One operation pays for finding that out, and it is logged once."""
+    location = "redis://127.0.0.1:1"
+    options = {"identity": None}
+    call = Caller(EntraRedisClusterCache(location, {"OPTIONS": options}), runner)
+    failure, *others = call.errors(*[("get", "key")] * 9)
+    assert not isinstance(failure, ServerDownError)
+    assert {type(error) for error in others} == {ServerDownError}
+    registry.reset()
+    caplog.clear()
+    forgiving = {**options, "ignore_exceptions": True}
+    call = Caller(EntraRedisClusterCache(location, {"OPTIONS": forgiving}), runner)
+    with caplog.at_level("INFO", "django_entra_redis"):
+        for _ in range(5):
+            assert call("get", "key") is None
+            assert call("get_many", ["key"]) == {}
+            assert call("set_many", {"key": 1}) == ["key"]
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+def test_a_cluster_that_serves_no_slot(
+    cluster: Emulator,
+    monkeypatch: pytest.MonkeyPatch,
+    runner: Any,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """That no node is to blame for is logged once, and its end."""
+    options = {"ssl_ca_certs": str(cluster.ca_file), "ignore_exceptions": True}
+    with let_in(cluster, monkeypatch):
+        cache = EntraRedisClusterCache(cluster.redis_url, {"OPTIONS": options})
+        call = Caller(cache, runner)
+        call("set", "key", 1)
+        topology = cache.get_topology()
+        with caplog.at_level("INFO", "django_entra_redis"):
+            with monkeypatch.context() as patch:
+                patch.setattr(topology, "endpoint_of", unserved)
+                for _ in range(5):
+                    assert call("get", "key") is None
+            for _ in range(3):
+                assert call("get", "key") == 1
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
+
+
+def unserved(key: str) -> Any:
+    """Say that no node has a key."""
+    raise ClusterUnavailableError(f"No node of the cluster serves {key}.")
