@@ -5,12 +5,14 @@ AUTH, which redis-py takes for an error of no particular kind. The command that 
 answered decides, and the words only where they plainly say something else.
 """
 
+import re
 from collections.abc import Callable
 
 from redis.connection import DefaultParser
 from redis.exceptions import (
     AuthenticationError,
     AuthenticationWrongNumberOfArgsError,
+    BusyLoadingError,
     ConnectionError,
     NoPermissionError,
     ResponseError,
@@ -28,7 +30,6 @@ from ..identity.token import Token, without_tokens
 AUTHENTICATING = frozenset({"AUTH", "HELLO"})
 #: What a connection may begin with, and what helps where it is refused.
 _GREETING = {
-    "AUTH": "Allow +auth.",
     "HELLO": "Allow +hello, or set OPTIONS['protocol'] to 2.",
     "CLIENT": "Allow +client|setname, or remove OPTIONS['client_name'].",
     "SELECT": "Allow +select, or use database 0.",
@@ -55,6 +56,11 @@ _OTHER = frozenset(
     }
 )
 
+#: How a server says that it has as many connections as it may have.
+TOO_MANY_CLIENTS = re.compile(
+    r"(max|too many)\w*( number of)? (clients|connections)", re.IGNORECASE
+)
+_NAMED = re.compile(r"'(\w+)[^']*' command")
 # redis-py's types are not complete.
 _parse: Callable[[str], Exception] = DefaultParser.parse_error
 
@@ -90,19 +96,23 @@ def authentication_error(error: ResponseError) -> Exception:
     Parameters:
         error: the reply as redis-py has read it.
     """
-    if not isinstance(error, AuthenticationWrongNumberOfArgsError) and (
-        type(error) is not ResponseError
-    ):
-        return error
     # A server that does not know HELLO quotes what came with it.
     text = without_tokens(str(error)).partition(", with args")[0]
-    # Some put "ERR" before the word that tells of what kind an error is; redis-py has
-    # cut that off.
-    again = _parse(text)
-    if type(again) is not ResponseError:
+    again: Exception = error
+    if type(error) is ResponseError:
+        # Some put "ERR" before the word that tells of what kind an error is; redis-py
+        # has cut that off.
+        again = _parse(text)
+    if isinstance(again, NoPermissionError):
+        # It names the command that may not be run.
+        named = _NAMED.search(text)
+        return again if named and named[1] != "auth" else AuthenticationError(text)
+    if type(again) not in (ResponseError, AuthenticationWrongNumberOfArgsError):
         return again
-    if "max number of clients" in text:
+    if TOO_MANY_CLIENTS.search(text):
         return ConnectionError(text)
+    if "loading the dataset" in text.lower():
+        return BusyLoadingError(text)
     if text.partition(" ")[0] in _OTHER or text.startswith("unknown command"):
         return again
     return AuthenticationError(text)

@@ -20,6 +20,7 @@ from redis.exceptions import (
 )
 
 from ..clients.redirects import cluster_error
+from ..connections.refusals import TOO_MANY_CLIENTS
 from ..exceptions import TokenError, TokenRefusedError, WrongDatabaseError
 from ..identity.token import Token
 from .runner import StepError
@@ -73,7 +74,7 @@ class Conversation:
             raise StepError("auth_password", f"{error}.") from None
         except RedisError as error:
             code = _code_of(error)
-            if "max number of clients" in str(error):
+            if TOO_MANY_CLIENTS.search(str(error)):
                 code = "auth_max_clients"
             elif code == "server_failed":
                 code = "auth_failed"

@@ -172,6 +172,8 @@ def _explain_transport(
     if isinstance(error, requests.exceptions.ContentDecodingError):
         text = f"the identity endpoint's answer can't be decoded: {error}"
         return TokenRequestError(text, code="token_bad_answer")
+    if unreachable == "managed_identity_not_up":
+        where += " is not up yet, or no longer: it"
     text = f"{where} could not be reached: {error}"
     return TokenRequestError(text, code=unreachable)
 

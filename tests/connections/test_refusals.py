@@ -32,6 +32,9 @@ WORDS = [
     "ERR AUTH failed: the token is not one of this cache's",
     "ERR wrong number of arguments for 'auth' command",
     "EXPIRED the token has run out",
+    "NOPERM this user has no permissions",
+    "NOPERM this user has no permissions to run the 'auth' command",
+    "ERR NOPERM not for this token",
     "ERR",
 ]
 #: What a server may answer AUTH with that is no refusal.
@@ -41,7 +44,12 @@ OTHERS = {
     "ERR max number of clients reached": redis.ConnectionError,
     "ERR max number of clients + cluster connections reached": redis.ConnectionError,
     "NOPERM this user has no permissions to run the 'hello' command": NoPermissionError,
-    "ERR NOPERM this user has no permissions": NoPermissionError,
+    "ERR NOPERM this user has no permissions to run the 'select' command": (
+        NoPermissionError
+    ),
+    "ERR Max clients reached": redis.ConnectionError,
+    "ERR too many connections": redis.ConnectionError,
+    "ERR Redis is loading the dataset in memory": redis.BusyLoadingError,
     "READONLY You can't write against a read only replica.": redis.ReadOnlyError,
     "CLUSTERDOWN The cluster is down": ResponseError,
     "ERR MASTERDOWN Link with MASTER is down": ResponseError,
