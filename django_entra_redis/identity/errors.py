@@ -111,15 +111,20 @@ def _explain_exception(
         return _unusable_bundle()
     if isinstance(error, OSError | UnicodeDecodeError) and response is not None:
         # The one file that msal reads is the one that a challenge names.
-        what = "holds no text"
         if isinstance(error, OSError):
-            what = f"'{error.filename}' can't be read: {error.strerror}"
-        return TokenRequestError(
-            f"The key file that Azure Arc's agent asks for {what}. Its readers are "
-            "the members of the group himds.",
-            code="arc_key_unreadable",
-        )
+            return _unreadable_key(
+                f"'{error.filename}' can't be read: {error.strerror}"
+            )
+        return _unreadable_key("holds no text")
     return None
+
+
+def _unreadable_key(what: str) -> TokenRequestError:
+    return TokenRequestError(
+        f"The key file that Azure Arc's agent asks for {what.rstrip('.')}. Its readers "
+        "are the members of the group himds.",
+        code="arc_key_unreadable",
+    )
 
 
 def _unusable_bundle() -> TokenRequestError | None:
@@ -192,6 +197,9 @@ def _explain_response(
     if status < 400 and isinstance(outcome, Exception) and content is not _NO_JSON:
         return _explain_unread(outcome, content, asked)
     if isinstance(outcome, msal.ManagedIdentityError):
+        challenge = response.headers.get("WWW-Authenticate", "")
+        if status == 401 and challenge.lower().startswith("basic realm="):
+            return _unreadable_key(f"can't be used: {outcome}")
         return TokenRequestError(f"{answered}: {outcome}", code=_REFUSED)
     words = said if asked.managed else response.text
     code = _code_of(words, managed=asked.managed)

@@ -1011,7 +1011,14 @@ def fill_with_bytes(key: Path) -> None:
     key.write_bytes(bytes(range(256)))
 
 
-@pytest.mark.parametrize("spoil", [remove, replace_by_a_folder, fill_with_bytes])
+def fill_up(key: Path) -> None:
+    """Have it be larger than a key is."""
+    key.write_text("x" * 5000)
+
+
+@pytest.mark.parametrize(
+    "spoil", [remove, replace_by_a_folder, fill_with_bytes, fill_up]
+)
 def test_key_of_azure_arc(
     host: Host,
     arc: Arc,
