@@ -12,6 +12,7 @@ from emulator.cluster import check_server
 from emulator.server import ServerError, find_server
 from soak.children import LoadProcess, wait_until
 from soak.clusters import play_death, play_resharding
+from soak.copies import play_copies
 from soak.flatness import measure_flatness
 from soak.load import UNCERTAIN
 from soak.loss import play_loss
@@ -534,6 +535,23 @@ def make_scenarios() -> list[Scenario]:
             play_death,
             weight=50,
             cluster=PRIMARIES,
+        ),
+        Scenario(
+            "copies",
+            "client-side copies in 8 processes: drops every 2 s, FLUSHDB, forks",
+            play_copies,
+            short_subjects=(),
+            weight=600,
+            real=True,
+        ),
+        Scenario(
+            "copies-cluster",
+            "client-side copies in 8 processes: a failover every 2 s, FLUSHDB, forks",
+            play_copies,
+            short_subjects=(),
+            weight=600,
+            cluster=PRIMARIES,
+            real=True,
         ),
         Scenario(
             "cluster-slots",
