@@ -83,10 +83,12 @@ class LocalCopies:
             found = self._trackers.setdefault(endpoint, made)
         return found
 
-    def forget(self, keys: Iterable[str | bytes] | None) -> None:
+    def forget(self, keys: Sequence[str | bytes] | None) -> None:
         """Drop the copies of keys that may have changed; ``None``: of all."""
         if keys is None:
             self.copies.flush()
+            return
+        if not keys:
             return
         self.copies.drop(
             [
@@ -185,12 +187,17 @@ class CopyingClient(Client):
 
     def execute(self, request: Request) -> Any:
         """Carry out a request, and drop the copies of what it may have changed."""
-        changes = request.changes
         try:
             return super().execute(request)  # type: ignore[safe-super]
         finally:
-            if changes is None or changes:
-                self.local.forget(changes)
+            self.local.forget(request.changes)
+
+    def observe(self, request: Request) -> Any:
+        """Do the same through what tools have made of redis-py."""
+        try:
+            return super().observe(request)
+        finally:
+            self.local.forget(request.changes)
 
     def persist(
         self, attempt: Callable[[], T], before_retry: Callable[[], None] | None = None
@@ -352,12 +359,19 @@ class CopyingAsyncClient(AsyncCacheClient):
 
     async def execute(self, connections: LoopConnections, request: Request) -> Any:
         """See :meth:`CopyingClient.execute`."""
-        changes = request.changes
         try:
             return await super().execute(connections, request)
         finally:
-            if changes is None or changes:
-                self.client.local.forget(changes)
+            self.client.local.forget(request.changes)
+
+    async def observe(
+        self, connections: LoopConnections | None, request: Request
+    ) -> Any:
+        """See :meth:`CopyingClient.observe`."""
+        try:
+            return await super().observe(connections, request)
+        finally:
+            self.client.local.forget(request.changes)
 
     async def fetch(self, keys: Sequence[str]) -> Fetched:
         """See :meth:`CopyingClient.fetch`."""

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import redis
+import redis.asyncio
 from asgiref.sync import sync_to_async
 
 from django_entra_redis.cache import EntraRedisCache
@@ -780,3 +781,60 @@ def test_threads_that_miss_at_once(
     ]
     assert len(tracking_clients) == 1
     assert json.dumps(info(cache).misses)
+
+
+def watched(self: Any, *args: Any, **options: Any) -> Any:
+    """Do what a tool has made of redis-py's way to send a command."""
+    return COMMAND(self, *args, **options)
+
+
+COMMAND: Any = redis.Redis.execute_command
+
+
+@pytest.mark.parametrize("name", ["set", "delete_many", "incr"])
+def test_own_writes_that_a_tool_watches(
+    cache: EntraRedisCache,
+    other: EntraRedisCache,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    """Drop copies as the others do."""
+    other.set("k", 1, None)
+    copied(cache, "k")
+    monkeypatch.setattr(redis.Redis, "execute_command", watched)
+    deafen(cache)
+    WRITES[name](cache)
+    assert info(cache).entries == 0
+    assert cache.get("k") == other.get("k")
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_own_writes_in_a_loop_that_a_tool_watches(
+    cache: EntraRedisCache,
+    other: EntraRedisCache,
+    monkeypatch: pytest.MonkeyPatch,
+    warm: bool,
+) -> None:
+    """Too."""
+    other.set("k", 1, None)
+
+    async def main() -> None:
+        for _ in range(20 * warm):
+            await cache.aget("missing")
+        await cache.aget("k")
+        monkeypatch.setattr(redis.asyncio.Redis, "execute_command", awatched)
+        monkeypatch.setattr(redis.Redis, "execute_command", watched)
+        deafen(cache)
+        await cache.aset("k", 2)
+        assert info(cache).entries == 0
+        assert await cache.aget("k") == 2
+
+    asyncio.run(main())
+
+
+async def awatched(self: Any, *args: Any, **options: Any) -> Any:
+    """Do the same with the asynchronous one."""
+    return await ASYNC_COMMAND(self, *args, **options)
+
+
+ASYNC_COMMAND: Any = redis.asyncio.Redis.execute_command
