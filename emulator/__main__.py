@@ -86,6 +86,13 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="be under active geo-replication, too (profiles amr-enterprise, amr-oss)",
     )
+    result.add_argument(
+        "--idle-timeout",
+        type=float,
+        metavar="SECONDS",
+        help="close connections that are idle for so long (default: with a profile "
+        "600, else never)",
+    )
     for name, what in PORTS.items():
         result.add_argument(
             f"--{name}",

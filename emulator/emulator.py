@@ -54,7 +54,7 @@ from emulator.managed_identity import (
     Imds,
     ManagedIdentities,
 )
-from emulator.profiles import Profile, find_profile
+from emulator.profiles import FULL_ACCESS, Profile, find_profile
 from emulator.server import Server, ServerError
 from emulator.sockets import Listener, reset
 from emulator.web import Answer, HttpConnection, Request, Response, Route
@@ -68,7 +68,6 @@ KINDS = (
     "app_service",
 )
 T = TypeVar("T")
-FULL_ACCESS = "+@all ~* &*"
 _MACHINE = "Microsoft.Compute/virtualMachines/emulator"
 _USER_ASSIGNED = "Microsoft.ManagedIdentity/userAssignedIdentities/emulator"
 _CALL_TIMEOUT = 30.0
@@ -80,6 +79,8 @@ _FAULTY = {
     "app_service": ("app_service",),
 }
 _FEDERATED_LIFETIME = 3600.0
+# Seconds between two looks at which connections are idle.
+_IDLE_CHECK = 1.0
 
 _running: "weakref.WeakSet[Emulator]" = weakref.WeakSet()
 
@@ -94,7 +95,8 @@ class Emulator:
     a replica each, as under Azure's OSS cluster policy: `redis_url` leads to some node
     that is alive, and the nodes announce addresses that no certificate names.
     With a `profile`, one of `PROFILES`, it refuses what that service of Azure refuses;
-    `geo_replication` adds what active geo-replication does.
+    `geo_replication` adds what active geo-replication does. It closes connections that
+    are idle for `idle_timeout` seconds, with a profile for ten minutes.
     """
 
     def __init__(
@@ -106,6 +108,7 @@ class Emulator:
         cluster: int = 0,
         profile: str | None = None,
         geo_replication: bool = False,
+        idle_timeout: float | None = None,
         port: int = 0,
         plaintext_port: int = 0,
         authority_port: int = 0,
@@ -138,6 +141,10 @@ class Emulator:
             self.profile = find_profile(profile, geo_replicated=geo_replication)
         elif geo_replication:
             raise ValueError("active geo-replication is for a profile")
+        self.idle_timeout = idle_timeout
+        if self.profile is not None:
+            self.refusal = self.profile.auth_refusal
+            self.idle_timeout = idle_timeout or self.profile.idle_timeout
         self._primaries = cluster or (self.profile.primaries if self.profile else 0)
         self._cluster: Cluster | None = None
         self._given_directory = None if directory is None else Path(directory)
@@ -179,7 +186,8 @@ class Emulator:
         try:
             self._make_principals()
             # It starts while the keys are made.
-            self._server.launch(dict.fromkeys(self._principals(), FULL_ACCESS))
+            access = self.profile.access if self.profile else FULL_ACCESS
+            self._server.launch(dict.fromkeys(self._principals(), access))
             self._make_certificates()
             self._listen()
             self._wire()
@@ -359,10 +367,13 @@ class Emulator:
             listener.start()
         self._faults_changed()
         self.faults.on_change(lambda: self._call(self._faults_changed))
-        rotation = loop.create_task(self._rotate_federated_token())
+        tasks = [loop.create_task(self._rotate_federated_token())]
+        if self.idle_timeout is not None:
+            tasks.append(loop.create_task(self._close_idle(self.idle_timeout)))
         started.set_result(None)
         await self._stopping.wait()
-        rotation.cancel()
+        for task in tasks:
+            task.cancel()
         for listener in list(self._listeners.values()):
             await listener.stop()
         self._gateway.stop()
@@ -376,6 +387,11 @@ class Emulator:
         while True:
             await asyncio.sleep(_FEDERATED_LIFETIME / 2)
             self._write_federated_token()
+
+    async def _close_idle(self, seconds: float) -> None:
+        while True:
+            await asyncio.sleep(min(seconds / 4, _IDLE_CHECK))
+            self._gateway.close_idle(seconds)
 
     def _write_federated_token(self) -> None:
         token = self._authority.federated_token(_FEDERATED_LIFETIME)

@@ -63,8 +63,7 @@ class Connection:
         self.backend_socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         self.backend_socket.setblocking(False)
         self.token: IssuedToken | None = None
-        self.last_command_at = 0.0
-        self.last_reply_at = 0.0
+        self.last_command_at = self.last_reply_at = gateway.clock.monotonic()
         self._gateway = gateway
         profile = gateway.profile
         self._stream = CommandStream(profile.looked_at if profile else frozenset())
@@ -478,6 +477,12 @@ class Gateway:
         for connection in dropped:
             connection.close(abruptly=True)
         return len(dropped)
+
+    def close_idle(self, seconds: float) -> None:
+        """Close the connections that have been idle for so many seconds."""
+        for connection in list(self.connections):
+            if connection.idle(seconds):
+                connection.close()
 
     def drop_server(self, server: Backend) -> None:
         """Close the connections to one of the servers behind with RST."""

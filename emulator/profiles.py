@@ -56,6 +56,9 @@ _ADMINISTRATION = frozenset(
     b"ACL BGREWRITEAOF BGSAVE DEBUG MIGRATE MODULE PSYNC REPLCONF REPLICAOF SAVE "
     b"SHUTDOWN SLAVEOF SYNC".split()
 )
+#: Access policies: Azure Managed Redis' only one, and two of Azure Cache for Redis.
+FULL_ACCESS = "+@all ~* &*"
+DATA_CONTRIBUTOR = "+@all -@dangerous +cluster|info +cluster|nodes +cluster|slots ~* &*"
 _READS = frozenset(b"EXISTS MGET TOUCH".split())
 _WRITES = frozenset(b"DEL MSET UNLINK".split())
 
@@ -71,6 +74,9 @@ class Profile:
         one_database: whether SELECT of another database than 0 is refused.
         across_slots: the commands whose keys may be in several slots, ``None``: all.
         primaries: of a cluster that clients see; 0 without one.
+        access: the ACL rules of the access policy that principals have.
+        auth_refusal: the error reply to a refused AUTH, ``None``: redis-server's own.
+        idle_timeout: seconds after which an idle connection is closed.
     """
 
     name: str
@@ -79,6 +85,9 @@ class Profile:
     one_database: bool = True
     across_slots: frozenset[bytes] | None = None
     primaries: int = 0
+    access: str = FULL_ACCESS
+    auth_refusal: str | None = None
+    idle_timeout: float = 600.0
 
     @property
     def looked_at(self) -> frozenset[bytes]:
@@ -123,6 +132,9 @@ PROFILES: Mapping[str, Profile] = {
             # patrikx3/redis-ui#26, among others.
             refusal=b"ERR unknown command '%s'",
             one_database=False,
+            access=DATA_CONTRIBUTOR,
+            # dapr/components-contrib#3554, sonus21/rqueue#253.
+            auth_refusal="ERR WRONGPASS invalid username-password pair",
         ),
     )
 }

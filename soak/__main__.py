@@ -12,6 +12,7 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
+from emulator import PROFILES
 from soak.children import stopping
 from soak.outcome import Outcome
 from soak.processes import ProcessRows
@@ -69,6 +70,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "been busy with something else",
     )
     parser.add_argument(
+        "--profile",
+        choices=PROFILES,
+        help="the service of Azure that the emulator is like, with the rows for it",
+    )
+    parser.add_argument(
         "--output", type=Path, metavar="FILE", help="write the table there too"
     )
     return parser.parse_args(arguments)
@@ -79,6 +85,10 @@ def choose(options: argparse.Namespace) -> list[tuple[Scenario, Subject]]:
     chosen = []
     for scenario in make_scenarios():
         if options.only and scenario.name not in options.only:
+            continue
+        # A cluster is one service's alone, and that is nothing else.
+        clustered = options.profile is None or PROFILES[options.profile].primaries > 0
+        if options.profile and clustered != bool(scenario.cluster):
             continue
         subjects = scenario.subjects
         if options.short:
@@ -92,7 +102,12 @@ def choose(options: argparse.Namespace) -> list[tuple[Scenario, Subject]]:
 
 
 def play(
-    scenario: Scenario, subject: Subject, progress: Progress, *, short: bool
+    scenario: Scenario,
+    subject: Subject,
+    progress: Progress,
+    *,
+    short: bool,
+    profile: str | None = None,
 ) -> Outcome:
     """Run one row."""
     name = f"{scenario.name}/{subject.name}"
@@ -100,7 +115,11 @@ def play(
         outcome = Outcome(skipped=hindrance)
     else:
         stage = Stage(
-            subject, short, lambda text: progress.say(name, text), scenario.cluster
+            subject,
+            short,
+            lambda text: progress.say(name, text),
+            scenario.cluster,
+            profile,
         )
         try:
             outcome = scenario.play(stage)
@@ -121,12 +140,13 @@ def play_again(
     progress: Progress,
     *,
     short: bool,
+    profile: str | None = None,
 ) -> dict[tuple[Scenario, Subject], Outcome]:
     """Run the rows that missed their bar once more, one by one; return them."""
     seconds = {}
     for (scenario, subject), outcome in outcomes.items():
         if subject is OURS and outcome.problems:
-            second = play(scenario, subject, progress, short=short)
+            second = play(scenario, subject, progress, short=short, profile=profile)
             note = f"at the second try; {second.note}".removesuffix("; ")
             seconds[scenario, subject] = replace(second, note=note)
     return seconds
@@ -149,20 +169,21 @@ def run(options: argparse.Namespace) -> int:
     began = time.monotonic()
     chosen = choose(options)
     processes = ProcessRows(options)
+    how = {"short": options.short, "profile": options.profile}
     longest_first = sorted(chosen, key=lambda pair: -pair[0].weight)
     with (
         Progress(len(chosen) + processes.count) as progress,
         ThreadPoolExecutor(options.jobs) as executor,
     ):
         futures = {
-            pair: executor.submit(play, *pair, progress, short=options.short)
+            pair: executor.submit(play, *pair, progress, **how)
             for pair in longest_first
         }
         try:
             process_rows = processes.play(progress)
             outcomes = {pair: futures[pair].result() for pair in chosen}
             if options.again:
-                outcomes |= play_again(outcomes, progress, short=options.short)
+                outcomes |= play_again(outcomes, progress, **how)
                 if any(row.failed for row in process_rows):
                     process_rows = processes.play(progress)
         except KeyboardInterrupt:

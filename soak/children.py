@@ -67,10 +67,14 @@ class EmulatorProcess:
     Parameters:
         token_lifetime: seconds.
         cluster: primaries of its Redis Cluster; 0 is a single node.
+        profile: the service of Azure that it is like.
     """
 
-    def __init__(self, token_lifetime: float, cluster: int = 0) -> None:
+    def __init__(
+        self, token_lifetime: float, cluster: int = 0, profile: str | None = None
+    ) -> None:
         self._lifetime = token_lifetime
+        self._profile = profile
         self._cluster = cluster
         self._directory = tempfile.TemporaryDirectory(prefix="soak-")
         self.file = Path(self._directory.name, "emulator.json")
@@ -87,6 +91,7 @@ class EmulatorProcess:
                     f"--token-lifetime={self._lifetime}",
                     f"--cluster={self._cluster}",
                     f"--directory={self._directory.name}",
+                    *([f"--profile={self._profile}"] if self._profile else []),
                 ],
                 cwd=ROOT,
                 env=child_environment(),

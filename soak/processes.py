@@ -26,7 +26,10 @@ class ProcessRows:
     """
 
     def __init__(self, options: argparse.Namespace) -> None:
-        wanted = not options.only or "processes" in options.only
+        # They have emulators of their own, which are like no service in particular.
+        wanted = not options.profile and (
+            not options.only or "processes" in options.only
+        )
         self.count = 1 if wanted else 0
         self._forks = "200" if options.short else "1000"
 

@@ -28,12 +28,14 @@ class Stage:
         short: whether there is little time.
         say: tells how far the row is.
         cluster: primaries of the Redis Cluster; 0 is a single node.
+        profile: the service of Azure that the emulator is like.
     """
 
     subject: Subject
     short: bool
     say: Callable[[str], None]
     cluster: int = 0
+    profile: str | None = None
 
     @property
     def ours(self) -> bool:
@@ -43,7 +45,7 @@ class Stage:
     @contextlib.contextmanager
     def emulator(self) -> Iterator[EmulatorProcess]:
         """Run an emulator with short-lived tokens."""
-        with EmulatorProcess(LIFETIME, self.cluster) as emulator:
+        with EmulatorProcess(LIFETIME, self.cluster, self.profile) as emulator:
             yield emulator
 
     @contextlib.contextmanager

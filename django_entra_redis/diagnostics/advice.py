@@ -60,7 +60,10 @@ ADVICE: Mapping[str, Advice] = {
     ),
     "tcp_timeout": Advice(
         "A firewall drops the packets, or the cache has a private endpoint only.",
-        "Allow this machine's address or network in the cache's networking settings.",
+        "An Azure Cache for Redis has firewall rules: allow this machine's address. An "
+        "Azure Managed Redis has none: az redisenterprise update "
+        "--public-network-access Enabled, or a private endpoint in this network, with "
+        "the DNS zone privatelink.redis.azure.net.",
     ),
     "tcp_unreachable": Advice(
         "There is no route to the cache from this network.",
@@ -109,7 +112,8 @@ ADVICE: Mapping[str, Advice] = {
     "tls_too_old": Advice(
         "The server and this machine have no TLS version in common.",
         "Azure takes TLS 1.2 and newer: look at OPTIONS['ssl_min_version'] and at the "
-        "machine's OpenSSL configuration.",
+        "machine's OpenSSL configuration. The TLS 1.2 suites of an Azure Managed Redis "
+        "are CBC's alone, which some configurations switch off; TLS 1.3 needs none.",
     ),
     "tls_file_unreadable": Advice(
         "A file that the ssl_ entries in OPTIONS name is not there, or this process "
@@ -299,7 +303,9 @@ ADVICE: Mapping[str, Advice] = {
     "managed_identity_timeout": Advice(
         "The machine's managed identity endpoint does not answer.",
         "It is asked again until it does; if that takes minutes, restart the app or "
-        "the machine, whose agent it is.",
+        "the machine, whose agent it is. A virtual machine's serves 20 requests a "
+        "second and 5 at a time: many processes that start at once wait for each "
+        "other.",
     ),
     "managed_identity_unknown": Advice(
         "The identity that CLIENT_ID, OBJECT_ID or RESOURCE_ID names is not assigned "
@@ -412,8 +418,9 @@ ADVICE: Mapping[str, Advice] = {
         "The principal's access policy does not allow a command or a key that Django's "
         "cache needs.",
         "Assign 'Data Contributor' or 'Data Owner', or widen the custom policy (az "
-        "redis access-policy update, or the portal's Data Access Configuration): "
-        "Django needs +@read +@write +ping +eval on the keys of this cache, lock() "
+        "redis access-policy update, or the portal's Data Access Configuration; those "
+        "of an Azure Managed Redis are a preview, with --access-string): Django needs "
+        "+@read +@write +ping +eval on the keys of this cache, lock() "
         "+evalsha +script|load, another db +select, an OSS cluster +cluster|slots, "
         "OPTIONS['client_name'] +client|setname.",
     ),

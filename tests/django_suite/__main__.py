@@ -12,12 +12,12 @@ from typing import Any
 
 import django
 
-from emulator import Emulator
+from emulator import PROFILES, Emulator
 from emulator.cluster import check_server
 from emulator.server import ServerError, find_server
 
 from .report import NOTHING, Report, faults
-from .selection import CLUSTER_LACKS, FAKE_LACKS, LABELS, LEFT_OUT
+from .selection import CLUSTER_LACKS, DATABASE_LACKS, FAKE_LACKS, LABELS, LEFT_OUT
 from .source import fetch
 from .target import VARIABLE, Target
 
@@ -61,8 +61,12 @@ def run(tests: Path, target: Target, environment: Mapping[str, str]) -> Report:
     return Report.load(text, result.returncode)
 
 
-def compared() -> dict[str, str]:
-    """Return those of ours that can be run here."""
+def compared(profile: str | None) -> dict[str, str]:
+    """Return those of ours that can be run here, or on a service of Azure."""
+    if profile is not None and not PROFILES[profile].primaries:
+        return {name: how for name, how in OURS.items() if name != CLUSTER}
+    if profile is not None:
+        return {CLUSTER: OURS[CLUSTER]}
     try:
         check_server(None)
     except ServerError as error:  # pragma: no cover - a machine has one or it has not
@@ -73,14 +77,17 @@ def compared() -> dict[str, str]:
     return OURS
 
 
-def special(backend: str) -> dict[str, str]:
-    """Return what is left out with one backend alone, each with the reason."""
-    return CLUSTER_LACKS if backend == CLUSTER else {}
-
-
-def main(directory: Path) -> int:
+def main(directory: Path, profile: str | None) -> int:
     """Run all, print the counts and what was left out; 0 when ours are as good."""
-    tests, ours_here = fetch(directory), compared()
+    tests, ours_here = fetch(directory), compared(profile)
+    service = PROFILES.get(profile or "")
+
+    def special(backend: str) -> dict[str, str]:
+        """Return what is left out with one backend alone, each with the reason."""
+        if backend == CLUSTER:
+            return CLUSTER_LACKS
+        return DATABASE_LACKS if service and service.one_database else {}
+
     lacking = {} if find_server() else FAKE_LACKS
 
     def target(backend: str, location: str, **more: Any) -> Target:
@@ -91,7 +98,11 @@ def main(directory: Path) -> int:
     with ExitStack() as stack:
         plain, *entra = (
             stack.enter_context(
-                Emulator(token_lifetime=3600.0, cluster=3 if name == CLUSTER else 0)
+                Emulator(
+                    token_lifetime=3600.0,
+                    cluster=3 if name == CLUSTER else 0,
+                    profile=None if name == CONTROL else profile,
+                )
             )
             for name in (CONTROL, *ours_here)
         )
@@ -109,7 +120,12 @@ def main(directory: Path) -> int:
                 target(
                     backend,
                     emulator.redis_url,
-                    options={"ssl_ca_certs": str(emulator.ca_file)},
+                    options={
+                        "ssl_ca_certs": str(emulator.ca_file),
+                        # Where FLUSHDB is refused.
+                        "clear_by_scan": profile == "acr",
+                    },
+                    databases=not (service and service.one_database),
                     left_out=tuple(LEFT_OUT | lacking | special(backend)),
                 ),
                 # No proxy of this machine's leads to the emulator.
@@ -123,7 +139,7 @@ def main(directory: Path) -> int:
     lines = [
         f"Django {django.get_version()}, its own tests",
         f"RedisCache, plain Redis: {control}",
-        "EntraRedisCache, TLS and a token,",
+        f"EntraRedisCache, TLS and a token, {profile or 'a redis-server'},",
         *(
             f"- {how}: {report}, {auths} connections"
             for how, report, auths in zip(
@@ -133,7 +149,11 @@ def main(directory: Path) -> int:
         f"left out, {len(LEFT_OUT | lacking)} names:",
         *(f"  {name}: {reason}" for name, reason in LEFT_OUT.items()),
         *(f"  {name}: {reason}" for name, reason in lacking.items()),
-        *(f"  {name} (on a cluster): {why}" for name, why in CLUSTER_LACKS.items()),
+        *(
+            f"  {name} ({how}): {why}"
+            for backend, how in ours_here.items()
+            for name, why in special(backend).items()
+        ),
     ]
     found = [
         f"{how}: {fault}"
@@ -149,4 +169,6 @@ def main(directory: Path) -> int:
 
 parser = argparse.ArgumentParser(prog="python -m tests.django_suite")
 parser.add_argument("--directory", type=Path, required=True, help="for Django's source")
-sys.exit(main(parser.parse_args().directory.resolve()))
+parser.add_argument("--profile", choices=PROFILES, help="the service of Azure to be on")
+options = parser.parse_args()
+sys.exit(main(options.directory.resolve(), options.profile))

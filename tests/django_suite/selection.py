@@ -30,11 +30,16 @@ LEFT_OUT = {
     "test_serializer_dumps": "asserts what _cache._serializer makes",
 }
 
+#: Tests that a server with one database can't pass, each with the reason.
+DATABASE_LACKS = {
+    "test_view_decorator": "has two caches, told apart by their databases",
+    "test_cache_fragment_cache": "has two caches, told apart by their databases",
+}
+
 #: Tests that a cluster can't pass, each with the reason.
 CLUSTER_LACKS = {
     "test_get_client": "asserts that the client is a redis.Redis",
-    "test_view_decorator": "has two caches, told apart by their databases",
-    "test_cache_fragment_cache": "has two caches, told apart by their databases",
+    **DATABASE_LACKS,
 }
 
 #: Tests that fail on every backend where fakeredis stands in for a redis-server.

@@ -25,6 +25,7 @@ class Target:
     report: str
     options: dict[str, object] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
+    databases: bool = True
 
     def dump(self) -> str:
         """Return what :meth:`from_environment` reads."""
@@ -51,7 +52,7 @@ class Target:
                 if params["BACKEND"].endswith("LocMemCache"):
                     location = params.get("LOCATION", "")
                     number = databases.setdefault(location, len(databases))
-                    if "Cluster" not in self.backend:
+                    if self.databases and "Cluster" not in self.backend:
                         options["db"] = number
                 applied[alias] = params | {
                     "BACKEND": self.backend,

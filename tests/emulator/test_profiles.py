@@ -1,6 +1,7 @@
 """The emulator's profiles: that each refuses what that service of Azure refuses."""
 
 import random
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -90,7 +91,7 @@ TOGETHER = ("{a}1", "{a}2")
         (
             "acr",
             False,
-            [("SUNION", *APART), ("SELECT", 1), ("FLUSHDB",)],
+            [("SUNION", *APART), ("SELECT", 1)],
             [("CONFIG", "GET", "maxmemory"), ("DEBUG", "SLEEP", 0)],
         ),
     ],
@@ -208,3 +209,40 @@ def test_profile_of_a_name() -> None:
     for name, profile in PROFILES.items():
         assert find_profile(name, geo_replicated=False) is profile
         assert profile.name == name
+
+
+def test_access_policy(redis_server: str) -> None:
+    """Data Contributor, the policy of Azure Cache for Redis, is not for FLUSHDB."""
+    with (
+        Emulator(redis_server=redis_server, profile="acr") as emulator,
+        client(emulator) as user,
+    ):
+        assert refused(user, "SET", "key", "value") is None
+        assert "FLUSHDB" in str(refused(user, "FLUSHDB")).upper()
+
+
+@pytest.mark.parametrize(("name", "says"), [("acr", "ERR WRONGPASS"), ("amr-oss", "")])
+def test_refused_token(cluster_server: str, name: str, says: str) -> None:
+    """Each refuses an AUTH in its own words."""
+    with Emulator(redis_server=cluster_server, profile=name) as emulator:
+        assert (emulator.refusal or "").startswith(says)
+        assert bool(emulator.refusal) == bool(says)
+
+
+def test_idle_connections(redis_server: str) -> None:
+    """Who says nothing for long is disconnected; who has said something is not."""
+    with Emulator(
+        redis_server=redis_server, profile="amr-nocluster", idle_timeout=0.5
+    ) as emulator:
+        assert Emulator(profile="acr").idle_timeout == 600.0
+        opened = emulator.stats.connections_opened
+        with client(emulator) as user:
+            for _ in range(8):
+                user.ping()
+                time.sleep(0.1)
+            assert emulator.stats.connections_opened == opened + 1
+            deadline = time.monotonic() + 30
+            while emulator.stats.connections_open:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            assert user.ping()

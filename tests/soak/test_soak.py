@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from emulator import PROFILES
 from emulator.journal import Stats
 from soak import __main__ as soak
 from soak.children import (
@@ -371,3 +372,20 @@ def test_waiting_has_an_end() -> None:
     with pytest.raises(SoakError, match="it: not within 0 s"):
         wait_until(lambda: False, "it", timeout=0.01)
     assert time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_rows_of_a_profile(profile: str) -> None:
+    """A service has the rows of a cluster, or those of a single server."""
+    options = soak.parse(["--short", f"--profile={profile}"])
+    chosen = soak.choose(options)
+    clustered = bool(PROFILES[profile].primaries)
+    assert chosen
+    assert all(bool(scenario.cluster) == clustered for scenario, _ in chosen)
+    assert ProcessRows(options).count == 0
+
+
+def test_emulator_of_a_profile() -> None:
+    """A row's emulator is like the service."""
+    with EmulatorProcess(60.0, profile="acr") as emulator:
+        assert emulator.description["profile"] == "acr"
