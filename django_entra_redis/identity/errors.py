@@ -20,24 +20,25 @@ import requests
 from ..exceptions import TokenRequestError
 from .entra_codes import code_of
 
-#: What the endpoints of managed identities say, in the order to look for it.
-_MANAGED_IDENTITY_CODES: Mapping[str, str] = {
-    "multiple user assigned": "managed_identity_ambiguous",
-    "identity not found": "managed_identity_unknown",
-    "no managed identity": "managed_identity_unknown",
-    "no user assigned": "managed_identity_unknown",
-    "not assigned": "managed_identity_unknown",
-    "no msi found": "managed_identity_unknown",
-    "managedidentitynotfound": "managed_identity_unknown",  # Service Fabric's code
-    # Container Apps (Azure/data-api-builder#1939) and App Service (Azure/azure-cli
-    # #20196).
-    "unable to load": "managed_identity_unknown",
-    "invalid_resource": "token_wrong_scope",
-}
+#: What endpoints say of a managed identity that is not this machine's: a denial, of an
+#: identity, that it is there. So do IMDS, App Service (Azure/azure-cli#20196),
+#: Container Apps (Azure/data-api-builder#1939) and Service Fabric.
+_MISSING = tuple(
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        r"\b(no|not|without|unable|cannot|failed)\b|n't\b|NotFound\b",
+        r"identit(y|ies)|\bmsi\b",
+        r"found\b|\bassigned\b|\bload(ed)?\b|\bexists?\b|\benabled\b",
+    )
+)
+#: What they say where a name would tell which of several it is.
+_SEVERAL = re.compile(r"\b(multiple|several|more than one)\b.*identit", re.IGNORECASE)
 #: Statuses of a managed identity's endpoint that is not ready yet ("How to use managed
 #: identities for Azure resources on an Azure VM to acquire an access token";
 #: Azure/azure-sdk-for-net#28568).
 NOT_YET = frozenset({404, 410})
+#: Statuses by which any endpoint says that it has no time, beside the 5xx.
+_BUSY = frozenset({408, 429})
 #: Where requests looks for the certificates to trust, the first that is set.
 _BUNDLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 _REFUSED = "managed_identity_refused"
@@ -109,12 +110,12 @@ def _explain_exception(
         )
     if isinstance(error, OSError) and not asked.managed:
         return _unusable_bundle()
-    if isinstance(error, OSError | UnicodeDecodeError) and response is not None:
-        # The one file that msal reads is the one that a challenge names.
-        if isinstance(error, OSError):
-            return _unreadable_key(
-                f"'{error.filename}' can't be read: {error.strerror}"
-            )
+    if response is None:
+        return None
+    # The one file that msal reads is the one that a challenge names.
+    if isinstance(error, OSError) and error.filename:
+        return _unreadable_key(f"'{error.filename}' can't be read: {error.strerror}")
+    if isinstance(error, UnicodeDecodeError):
         return _unreadable_key("holds no text")
     return None
 
@@ -192,7 +193,8 @@ def _explain_response(
     said = _words(response, content)
     answered = f"the identity endpoint answered HTTP {status}"
     text = f"{answered}: {said[:_TOLD]}" if said else f"{answered}."
-    if status >= 500 or status == 429 or (asked.managed and status in asked.not_yet):
+    transient = _BUSY | asked.not_yet if asked.managed else _BUSY
+    if status >= 500 or status in transient:
         return TokenRequestError(text, code="token_endpoint_failing")
     if status < 400 and isinstance(outcome, Exception) and content is not _NO_JSON:
         return _explain_unread(outcome, content, asked)
@@ -205,7 +207,7 @@ def _explain_response(
     code = _code_of(words, managed=asked.managed)
     if content is _NO_JSON and code in (_REFUSED, "token_failed"):
         kind = response.headers.get("Content-Type", "no content type")
-        if asked.managed and status == 403:
+        if asked.managed and status == 403 and asked.variable is None:
             # Docker Desktop, whose proxy answers for addresses out of its reach
             # (Azure/azure-sdk-for-python#31759).
             return TokenRequestError(text, code="managed_identity_unavailable")
@@ -284,12 +286,18 @@ def _words(response: requests.Response, content: Any) -> str:
 def _code_of(text: str, *, managed: bool) -> str:
     if "temporarily_unavailable" in text or "server_error" in text:
         return "token_endpoint_failing"
-    if managed:
-        low = text.lower()
-        for phrase, code in _MANAGED_IDENTITY_CODES.items():
-            if phrase in low:
-                return code
-        return _REFUSED
-    # A number that is not known says something else than OAuth's word.
-    without_number = "token_wrong_secret" if "invalid_client" in text else None
-    return code_of(text) or without_number or "token_failed"
+    code = code_of(text)
+    if not managed:
+        # A number that is not known says something else than OAuth's word.
+        without_number = "token_wrong_secret" if "invalid_client" in text else None
+        return code or without_number or "token_failed"
+    # What Entra told the endpoint is handed on.
+    if code not in (None, "token_failed"):
+        return code
+    if "invalid_resource" in text:
+        return "token_wrong_scope"
+    if _SEVERAL.search(text):
+        return "managed_identity_ambiguous"
+    if all(pattern.search(text) for pattern in _MISSING):
+        return "managed_identity_unknown"
+    return _REFUSED

@@ -59,6 +59,7 @@ def test_error_without_a_number() -> None:
 
 # -- managed identities ----------------------------------------------------------------
 
+UNKNOWN = "managed_identity_unknown"
 #: How endpoints put their words into JSON: a virtual machine's, App Service's,
 #: Service Fabric's.
 FORMS: dict[str, Callable[[int, str], Any]] = {
@@ -89,7 +90,17 @@ FORMS: dict[str, Callable[[int, str], Any]] = {
         ("Unable to load the proper Managed Identity.", "managed_identity_unknown"),
         ("Unable to load requested managed identity.", "managed_identity_unknown"),
         ("The identity is not assigned to this machine", "managed_identity_unknown"),
+        ("The requested identity isn't assigned to this resource", UNKNOWN),
+        ("Could not find the managed identity: it was not found", UNKNOWN),
+        ("Cannot load identity", UNKNOWN),
+        ("There is no MSI enabled here", UNKNOWN),
+        ("More than one identity is assigned", "managed_identity_ambiguous"),
         ("invalid_resource", "token_wrong_scope"),
+        ("AADSTS500011: The principal named x was not found", "token_wrong_scope"),
+        ("AADSTS7000112: Application is disabled", "token_client_disabled"),
+        ("The X-IDENTITY-HEADER is not this instance's", "managed_identity_refused"),
+        ("Required metadata header not found", "managed_identity_refused"),
+        ("AADSTS9999999: nobody knows", "managed_identity_refused"),
     ],
 )
 def test_words_of_managed_identities(form: str, words: str, code: str) -> None:
@@ -116,7 +127,7 @@ def test_identity_that_is_not_named(
     variable: str | None, named: bool, code: str
 ) -> None:
     """Where a platform tells of an endpoint there is an identity: it wants a name."""
-    content = {"statusCode": 400, "message": "Unable to load the proper one."}
+    content = {"statusCode": 400, "message": "Unable to load the proper identity."}
     asked: dict[str, Any] = {"variable": variable, "named": named}
     failure = explained({}, response(400, content), managed=True, **asked)
     assert failure.code == code
@@ -148,7 +159,7 @@ bodies = st.one_of(
 
 
 @given(
-    status=st.sampled_from([404, 410, 429]) | st.integers(500, 599),
+    status=st.sampled_from([404, 408, 410, 429]) | st.integers(500, 599),
     body=bodies,
     encoding=st.sampled_from(["utf-8", "utf-16", "utf-8-sig"]),
     answered=st.booleans(),
@@ -166,7 +177,7 @@ def test_failing_managed_identity(
     assert "\n" not in str(failure)
 
 
-@given(status=st.just(429) | st.integers(500, 599), body=bodies)
+@given(status=st.sampled_from([408, 429]) | st.integers(500, 599), body=bodies)
 def test_failing_authority(status: int, body: Any) -> None:
     """So it does with Entra's, whose words are kept."""
     failure = explained(ValueError("x"), response(status, body))
@@ -203,6 +214,10 @@ def test_docker_desktop(body: str) -> None:
     """Its proxy answers for a virtual machine's endpoint that is not there."""
     failure = explained(ValueError("no JSON"), response(403, body), managed=True)
     assert failure.code == "managed_identity_unavailable"
+    # A platform that tells of its endpoint is no such thing.
+    asked: dict[str, Any] = {"managed": True, "variable": "IDENTITY_ENDPOINT"}
+    failure = explained(ValueError("no JSON"), response(403, body), **asked)
+    assert failure.code in ("managed_identity_refused", "token_not_json")
 
 
 # -- what is no error, and no token either ---------------------------------------------
