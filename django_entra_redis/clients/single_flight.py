@@ -59,14 +59,23 @@ class Flight(Generic[T]):
         await asyncio.sleep(self._pause_left())
         await asyncio.wait([_wrap(self.begin())], timeout=timeout)
 
-    def join(self) -> T:
-        """Wait for a call to end; return what it returns, and raise what it raises."""
-        return _settle(self.begin())
+    def join(self, timeout: float | None = None) -> T:
+        """Wait for a call to end; return what it returns, and raise what it raises.
 
-    async def ajoin(self) -> T:
+        Parameters:
+            timeout: seconds to wait at most.
+
+        Raises:
+            TimeoutError: it has not ended. It goes on, for others to wait for.
+        """
+        call = self.begin()
+        wait([call], timeout)
+        return _settle(call)
+
+    async def ajoin(self, timeout: float | None = None) -> T:
         """Do as :meth:`join` does, without blocking the event loop."""
         call = self.begin()
-        await asyncio.wait([_wrap(call)])
+        await asyncio.wait([_wrap(call)], timeout=timeout)
         return _settle(call)
 
     def _pause_left(self) -> float:
@@ -133,7 +142,8 @@ def _wrap(call: "Future[T]") -> "asyncio.Future[T]":
 
 
 def _settle(call: "Future[T]") -> T:
-    error = call.exception()
+    # Without waiting any more.
+    error = call.exception(timeout=0)
     if error is not None:
         raise error.with_traceback(None)
     return call.result()

@@ -358,11 +358,12 @@ def read_many(connection: Any, request: Request) -> list[Any]:
         What :func:`read_one` does, but for error replies.
     """
     replies: list[Any] = []
-    for _ in range(request.count):
-        try:
-            replies.append(read_one(connection))
-        except ResponseError as error:
-            replies.append(error)
+    with connection.expecting(request.count):
+        for _ in range(request.count):
+            try:
+                replies.append(read_one(connection))
+            except ResponseError as error:
+                replies.append(error)
     found: list[Any] = request.read(replies)
     return found
 

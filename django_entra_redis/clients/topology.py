@@ -38,6 +38,8 @@ from .sync import carry_out
 PAUSE = 0.1
 #: Seconds that a command which has failed waits for a look before it is tried again.
 PATIENCE = 1.0
+#: Seconds that anybody waits for a look at most, however many nodes are silent.
+LONGEST = 10.0
 #: Seconds for which a node that could not be asked is asked after the others.
 AVOIDED = 30.0
 #: Seconds that one waits for it whose node is known to be down: where other nodes
@@ -211,11 +213,17 @@ class Topology:
         Raises:
             What :meth:`ensure` does.
         """
-        self._flight.join()
+        try:
+            self._flight.join(LONGEST)
+        except TimeoutError:
+            raise _not_told() from None
 
     async def alook(self) -> None:
         """Do as :meth:`look` does, without blocking the event loop."""
-        await self._flight.ajoin()
+        try:
+            await self._flight.ajoin(LONGEST)
+        except TimeoutError:
+            raise _not_told() from None
 
     def disconnect(self) -> None:
         """Close all connections."""
@@ -349,6 +357,12 @@ class _Nodes:
         for address, endpoint in nodes:
             self.addresses.add(address)
             self.all[_name(*address)] = endpoint
+
+
+def _not_told() -> ClusterUnavailableError:
+    return ClusterUnavailableError(
+        f"No node of the cluster has told within {LONGEST:g} s where the keys are."
+    )
 
 
 def _name(host: str, port: int) -> str:

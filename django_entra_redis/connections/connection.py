@@ -8,6 +8,7 @@ anew: no other thread ever touches its socket, whatever the kind of pool.
 import functools
 import random
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 from redis.backoff import NoBackoff
@@ -21,6 +22,7 @@ from ..credentials.provider import EntraCredentialProvider
 from ..credentials.reauthentication import Step, next_step
 from ..exceptions import EntraRedisError
 from ..identity.token import Token
+from .deadlines import bounded_parser
 from .refusals import greeting_error, refusal
 from .tls import SharedTlsConnection
 
@@ -82,6 +84,15 @@ class PlainConnection(AbstractConnection):
                 self.disconnect()
                 raise
             self._connected = True
+
+    def set_parser(self, parser_class: Any) -> None:
+        """Take a parser, which is to have a deadline for each reply."""
+        super().set_parser(bounded_parser(parser_class))
+
+    def expecting(self, replies: int) -> AbstractContextManager[None]:
+        """Return a context in which so many replies come within one deadline."""
+        found: AbstractContextManager[None] = self._parser.expecting(replies)
+        return found
 
     def disconnect(self, *args: Any, **kwargs: Any) -> None:
         """Disconnect from the server."""

@@ -14,6 +14,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from ..commands.resp import INCOMPLETE, PLAIN, UNREADABLE, make_reader, verify
 from ..exceptions import ConnectionPoolTimeout
+from .deadlines import REPLY, allowance
 
 #: Commands that may be under way on one connection; more of them wait.
 MAX_IN_FLIGHT = 4096
@@ -52,7 +53,7 @@ class SilentLinkError(RedisTimeoutError):
 class _Call:
     """Commands to send, how many replies are to come, and who waits for them."""
 
-    __slots__ = ("count", "future", "packed", "replies", "timer")
+    __slots__ = ("count", "future", "moved", "packed", "replies", "sent_at", "timer")
 
     def __init__(
         self, packed: bytes, count: int, future: "asyncio.Future[Any]"
@@ -62,6 +63,8 @@ class _Call:
         self.future = future
         self.replies: list[Any] = []
         self.timer: asyncio.TimerHandle | None = None
+        # When it was sent, and what the connection had moved until then.
+        self.sent_at, self.moved = 0.0, 0
 
     def fail(self, error: Exception) -> None:
         """Raise an error where somebody waits, if somebody still does."""
@@ -76,8 +79,9 @@ class Link(asyncio.Protocol):
         loop: the event loop that it lives in.
         name: what to call the server in a message.
         timeout: seconds without a byte of a reply, nor of a command that it is still
-            taking in, after which a server that owes a reply counts as lost, ``None``
-            for no bound.
+            taking in, after which a server that owes a reply counts as lost; and how
+            long a reply may take as a whole, with more time for what comes and goes
+            meanwhile (:mod:`.deadlines`). ``None`` for no bound.
         wait_timeout: seconds that a command waits while too many are under way.
     """
 
@@ -106,6 +110,8 @@ class Link(asyncio.Protocol):
         self._paused = False
         self._finishing = False
         self._moved_at = 0.0
+        # Bytes that have come and gone, and what replies count for.
+        self._moved = 0
         self._watch: asyncio.Handle | None = None
 
     def submit(self, packed: bytes, count: int = 0) -> "asyncio.Future[Any]":
@@ -192,6 +198,7 @@ class Link(asyncio.Protocol):
         reader, sent = self._reader, self._sent
         try:
             self._moved_at = self._loop.time()
+            self._moved += len(data)
             reader.feed(data)
             reply = reader.gets()
             while reply is not INCOMPLETE and sent:
@@ -203,6 +210,7 @@ class Link(asyncio.Protocol):
                     reply = call.replies
                 if len(call.replies) == call.count:
                     sent.popleft()
+                    self._moved += REPLY
                     # A task that was cancelled leaves its reply to be dropped here.
                     if not call.future.done():
                         call.future.set_result(reply)
@@ -264,6 +272,7 @@ class Link(asyncio.Protocol):
         else:
             self._rest = None
         if piece:
+            self._moved += len(piece)
             self._transport.write(piece)
         if self._rest or (self._waiting and len(self._sent) < MAX_IN_FLIGHT):
             self._flush_soon()
@@ -275,6 +284,7 @@ class Link(asyncio.Protocol):
         waiting, sent = self._waiting, self._sent
         parts: list[bytes] = []
         room = PIECE
+        now, moved = self._loop.time(), self._moved
         while waiting and len(sent) < MAX_IN_FLIGHT:
             call = waiting[0]
             if not call.future.done():
@@ -283,6 +293,7 @@ class Link(asyncio.Protocol):
                 room -= len(call.packed)
                 parts.append(call.packed)
                 sent.append(call)
+                call.sent_at, call.moved = now, moved
                 call.packed = b""
             if call.timer is not None:
                 call.timer.cancel()
@@ -304,7 +315,16 @@ class Link(asyncio.Protocol):
         self._watch = None
         if self._timeout is None or not (self._sent or self._waiting):
             return
-        left = self._moved_at + self._timeout - self._loop.time()
+        end = self._moved_at + self._timeout
+        said = "nothing"
+        if self._sent:
+            # The others have been waiting for less time.
+            first = self._sent[0]
+            moved = self._moved - first.moved
+            whole = first.sent_at + allowance(self._timeout, moved)
+            if whole < end:
+                end, said = whole, "no whole reply"
+        left = end - self._loop.time()
         if left > 0:
             self._watch = self._loop.call_later(left, self._look)
             return
@@ -313,7 +333,7 @@ class Link(asyncio.Protocol):
             return
         self.abort(
             SilentLinkError(
-                f"Timeout reading from {self._name}: nothing within "
+                f"Timeout reading from {self._name}: {said} within "
                 f"{self._timeout:g} s (OPTIONS['socket_timeout'])."
             )
         )
