@@ -46,8 +46,6 @@ class Deadline:
         clock: seconds, to measure with.
     """
 
-    __slots__ = ("_clock", "_end")
-
     def __init__(
         self, timeout: float, *, clock: Callable[[], float] = monotonic
     ) -> None:
@@ -191,5 +189,4 @@ def bounded_parser(kind: type[Any]) -> type[Any]:
                 # The two must not keep each other.
                 del self.__dict__["read_response"]
 
-    BoundedParser.__name__ = BoundedParser.__qualname__ = kind.__name__
     return BoundedParser

@@ -269,8 +269,9 @@ class Link(asyncio.Protocol):
         if len(piece) > PIECE:
             view = memoryview(piece)
             piece, self._rest = view[:PIECE], view[PIECE:]
-        else:
+        elif self._rest:
             self._rest = None
+            self._sent[-1].sent_at = self._moved_at
         if piece:
             self._moved += len(piece)
             self._transport.write(piece)

@@ -8,6 +8,7 @@ import pytest
 
 from django_entra_redis.commands.packing import pack_all, pack_get
 from django_entra_redis.connections import protocol as links
+from django_entra_redis.connections.deadlines import RATE
 from django_entra_redis.connections.protocol import (
     PIECE,
     BrokenLinkError,
@@ -289,10 +290,33 @@ def test_slow_is_not_silent() -> None:
             await turns()
             await wire.loop.forward(4)
             wire.link.resume_writing()
-        for byte in b"+OK\r\n":
-            await wire.loop.forward(4)
-            wire.link.data_received(bytes([byte]))
-        assert await future == b"OK"
+        await wire.loop.forward(4)
+        wire.link.data_received(b"$%d\r\n" % (3 * RATE))
+        for _ in range(3):
+            await wire.loop.forward(1)
+            wire.link.data_received(b"x" * RATE)
+        await wire.loop.forward(4)
+        wire.link.data_received(b"\r\n")
+        assert await future == b"x" * RATE * 3
+
+    on_wire(test)
+
+
+def test_a_reply_that_drips() -> None:
+    """Bytes that come too slowly are no better than none."""
+
+    async def test(wire: Wire) -> None:
+        first, second = wire.link.submit(b"first"), wire.link.submit(b"second")
+        await turns()
+        wire.link.data_received(b"+OK\r\n")
+        assert await first == b"OK"
+        for _ in range(4):
+            await wire.loop.forward(1.2)
+            assert not wire.link.closed
+            wire.link.data_received(b"+")
+        await wire.loop.forward(1.2)
+        with pytest.raises(SilentLinkError, match="no whole reply"):
+            await second
 
     on_wire(test)
 
