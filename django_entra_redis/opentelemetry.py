@@ -18,6 +18,7 @@ from opentelemetry.metrics import Meter, Observation, get_meter
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, get_tracer
 
 from . import __version__
+from .cache.backend import entra_caches
 from .clients.observation import Command, observe_with
 from .connections.pool import ConnectionPool, known_pools
 from .credentials.provider import (
@@ -63,6 +64,7 @@ class EntraRedisInstrumentor(BaseInstrumentor):
         observe_token_requests(functools.partial(_token_request, tracer))
         self._pools = _Pools(meter)
         _observe_identities(meter)
+        _observe_copies(meter)
 
     def _uninstrument(self, **kwargs: Any) -> None:
         """End; the observable metrics of the meter stay, as OpenTelemetry has it."""
@@ -230,19 +232,19 @@ class _Pools:
             "{connection}",
             "The maximum number of open connections allowed.",
         )
-        self._get_connection = ConnectionPool.get_connection
-        ConnectionPool.get_connection = self._measured(self._get_connection)  # type: ignore[method-assign]  # as long as it is measured
+        self._check_out = ConnectionPool.check_out
+        ConnectionPool.check_out = self._measured(self._check_out)  # type: ignore[method-assign]  # as long as it is measured
 
     def end(self) -> None:
         """Measure no longer."""
-        ConnectionPool.get_connection = self._get_connection  # type: ignore[method-assign]  # as it was
+        ConnectionPool.check_out = self._check_out  # type: ignore[method-assign]  # as it was
 
-    def _measured(self, get_connection: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(get_connection)
-        def measured(pool: ConnectionPool, *args: Any, **kwargs: Any) -> Any:
+    def _measured(self, check_out: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(check_out)
+        def measured(pool: ConnectionPool) -> Any:
             begun = time.perf_counter()
             try:
-                return get_connection(pool, *args, **kwargs)
+                return check_out(pool)
             except ConnectionPoolTimeout:
                 self._timeouts.add(1, _pool(pool))
                 raise
@@ -316,3 +318,24 @@ def _of_identities(
         value = measure(status, time.time())
         if value is not None:
             yield Observation(value, {"entra_redis.identity": identity})
+
+
+def _observe_copies(meter: Meter) -> None:
+    """Measure the client-side caches of this process."""
+    for name, unit, description in (
+        ("hits", "{value}", "Values that were read from copies in this process."),
+        ("misses", "{value}", "Values that were read from Redis for want of a copy."),
+    ):
+        meter.create_observable_counter(
+            f"entra_redis.client_side_cache.{name}",
+            [functools.partial(_of_copies, name)],
+            unit,
+            description,
+        )
+
+
+def _of_copies(name: str, options: Any) -> Iterable[Observation]:
+    for alias, cache in entra_caches().items():
+        info = cache.client_side_cache_info()
+        if info is not None:
+            yield Observation(getattr(info, name), {"entra_redis.cache": alias})

@@ -78,7 +78,7 @@ class AsyncCacheClient:
 
     def execute(self, connections: LoopConnections, request: Request) -> Awaitable[Any]:
         """Carry out a request, repeatedly if need be and if that is safe."""
-        endpoint = self.client.endpoint_for(request)
+        endpoint = self.client.endpoint_seen(request)
         return self.execute_at(connections, endpoint, request)
 
     async def execute_at(

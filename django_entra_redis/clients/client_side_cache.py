@@ -156,6 +156,12 @@ def local_copies(shared: Any, options: CacheOptions) -> LocalCopies:
     return found
 
 
+def _reading(keys: Sequence[str]) -> Request:
+    """Return the request that tools are told when values are fetched."""
+    command = ("GET", keys[0]) if len(keys) == 1 else ("MGET", *keys)
+    return Request(command, write=False)
+
+
 class CopyingClient(Client):
     """What clients with copies do otherwise."""
 
@@ -185,17 +191,10 @@ class CopyingClient(Client):
             result = stop.value
         return result
 
-    def execute(self, request: Request) -> Any:
+    def execute_at(self, endpoint: Endpoint, request: Request) -> Any:
         """Carry out a request, and drop the copies of what it may have changed."""
         try:
-            return super().execute(request)  # type: ignore[safe-super]
-        finally:
-            self.local.forget(request.changes)
-
-    def observe(self, request: Request) -> Any:
-        """Do the same through what tools have made of redis-py."""
-        try:
-            return super().observe(request)
+            return super().execute_at(endpoint, request)  # type: ignore[safe-super]
         finally:
             self.local.forget(request.changes)
 
@@ -230,6 +229,14 @@ class CopyingClient(Client):
 
     def fetch(self, keys: Sequence[str]) -> Fetched:
         """Return values, of which copies are kept; ``None`` if that can't be done."""
+        if self.seam.observed():
+            fetched: Fetched = self.seam.call(
+                self.endpoints[0].pool, _reading(keys), lambda: self._fetch(keys)
+            )
+            return fetched
+        return self._fetch(keys)
+
+    def _fetch(self, keys: Sequence[str]) -> Fetched:
         found: list[bytes | None] = [None] * len(keys)
         for tracker, places in self.trackers_of(keys).items():
             values = tracker.fetch([keys[place] for place in places])
@@ -357,27 +364,28 @@ class CopyingAsyncClient(AsyncCacheClient):
             result = stop.value
         return result
 
-    async def execute(self, connections: LoopConnections, request: Request) -> Any:
-        """See :meth:`CopyingClient.execute`."""
-        try:
-            return await super().execute(connections, request)
-        finally:
-            self.client.local.forget(request.changes)
-
-    async def observe(
-        self, connections: LoopConnections | None, request: Request
+    async def execute_at(
+        self, connections: LoopConnections, endpoint: Endpoint, request: Request
     ) -> Any:
-        """See :meth:`CopyingClient.observe`."""
+        """See :meth:`CopyingClient.execute_at`."""
         try:
-            return await super().observe(connections, request)
+            return await super().execute_at(connections, endpoint, request)
         finally:
             self.client.local.forget(request.changes)
 
     async def fetch(self, keys: Sequence[str]) -> Fetched:
         """See :meth:`CopyingClient.fetch`."""
+        if self.seam.observed():
+            fetched: Fetched = await self.seam.call(
+                self.client.endpoints[0].pool, _reading(keys), lambda: self._fetch(keys)
+            )
+            return fetched
+        return await self._fetch(keys)
+
+    async def _fetch(self, keys: Sequence[str]) -> Fetched:
         connections = connections_of(asyncio.get_running_loop())
         if not self._native or not (connections.open or await connections.count()):
-            return await sync_to_async(self.client.fetch)(keys)
+            return await sync_to_async(self.client._fetch)(keys)
         return await self.fetch_natively(keys)
 
     async def fetch_natively(self, keys: Sequence[str]) -> Fetched:

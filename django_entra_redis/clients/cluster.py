@@ -113,8 +113,8 @@ class ClusterClient(Client):
             return ClusterUnavailableError(f"The cluster is changing: {error}")
         return error
 
-    def execute(self, request: Request) -> Any:
-        """Carry out a request, repeatedly if need be and if that is safe."""
+    def execute_at(self, endpoint: Endpoint, request: Request) -> Any:
+        """See :meth:`Client.execute_at`; the nodes are found in here."""
         if not self.topology.known:
             with self.first_look():
                 self.persist(self.topology.ensure, self.topology.catch_up)
@@ -167,10 +167,6 @@ class ClusterClient(Client):
             if not self.topology.recheck():
                 raise
         return attempt()
-
-    def execute_at(self, endpoint: Endpoint, request: Request) -> Any:
-        """Do as :meth:`execute` does, which finds the nodes."""
-        return self.execute(request)
 
     def endpoint_seen(self, request: Request) -> Endpoint:
         """Return the server in ``LOCATION``: the nodes are found later, and may be
@@ -317,8 +313,10 @@ class AsyncClusterClient(AsyncCacheClient):
         super().__init__(client)
         self.cluster = client
 
-    async def execute(self, connections: LoopConnections, request: Request) -> Any:
-        """Carry out a request, repeatedly if need be and if that is safe."""
+    async def execute_at(
+        self, connections: LoopConnections, endpoint: Endpoint, request: Request
+    ) -> Any:
+        """See :meth:`ClusterClient.execute_at`."""
         cluster, topology = self.cluster, self.cluster.topology
 
         async def again(request: Request) -> Any:
@@ -367,12 +365,6 @@ class AsyncClusterClient(AsyncCacheClient):
             if not await self.cluster.topology.arecheck():
                 raise
         return await attempt()
-
-    async def execute_at(
-        self, connections: LoopConnections, endpoint: Endpoint, request: Request
-    ) -> Any:
-        """Do as :meth:`execute` does, which finds the nodes."""
-        return await self.execute(connections, request)
 
     async def _scatter(self, connections: LoopConnections, batch: Batch) -> list[Any]:
         """Carry out commands on all their nodes at once; return the replies."""

@@ -105,7 +105,8 @@ class Client(ABC):
             TokenError, TokenRefusedError, ConnectionPoolTimeout: no connection.
             redis.RedisError: what redis-py raises.
         """
-        execute, seam = self.execute, self.seam
+        execute: Callable[[Request], Any] = self.execute
+        seam = self.seam
         if (
             seam.client.execute_command is not seam.own_command
             or seam.pipeline.execute is not seam.own_execute
@@ -121,9 +122,9 @@ class Client(ABC):
         answer: T = empty_answer(operation, *args)
         return answer
 
-    @abstractmethod
     def execute(self, request: Request) -> Any:
         """Carry out a request, repeatedly if need be and if that is safe."""
+        return self.execute_at(self.endpoint_seen(request), request)
 
     # What servers are blamed for is noted with each request's tries; this is for what
     # is not, or not theirs alone.
@@ -240,10 +241,6 @@ class CacheClient(Client):
         if request.write or len(self._readers) == 1:
             return self._writer if request.write else self._readers[0]
         return random.choice(self._readers)
-
-    def execute(self, request: Request) -> Any:
-        """Carry out a request, repeatedly if need be and if that is safe."""
-        return self.execute_at(self.endpoint_for(request), request)
 
     def execute_at(self, endpoint: Endpoint, request: Request) -> Any:
         """Do as :meth:`execute` does, on a given server."""

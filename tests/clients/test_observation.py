@@ -20,7 +20,7 @@ from django_entra_redis.commands.packing import pack_all, pack_get, pack_set
 from django_entra_redis.commands.request import Batch, Request
 from django_entra_redis.connections.event_loops import FIRST_OPERATIONS
 from emulator import Emulator
-from tests.support.caches import Database, let_in, make_cache
+from tests.support.caches import Database, let_in, make_cache, wait_until
 
 #: What tools replace: the class, its method.
 REPLACED: dict[str, tuple[Any, str]] = {
@@ -233,6 +233,37 @@ def test_replicas(database: Database, tool: Tool) -> None:
     with pytest.raises(redis.ConnectionError):
         cache.get("a")
     assert tool.addresses == {database.address, ("127.0.0.1", 1)}
+
+
+def test_copies_are_dropped(database: Database, tool: Tool) -> None:
+    """What a tool sees changes copies in this process as ever, and so do reads."""
+    cache: Any = database.cache(client_side_cache=True)
+
+    def kept() -> bool:
+        """Read the key; return whether Redis was not asked."""
+        tool.take()
+        return cache.get("copied") is not None and not tool.take()
+
+    async def main() -> None:
+        await cache.aset("copied", 3)
+        assert await cache.aget("copied") == 3
+        assert tool.seen[0][0] == "async command"
+        assert [words[:2] for _, words in tool.take()] == [
+            ("SET", ":1:copied"),
+            ("GET", ":1:copied"),
+        ]
+
+    cache.set("copied", 1)
+    wait_until(kept)
+    tool.instrument()
+    assert kept()
+    cache.set("copied", 2)
+    assert cache.get("copied") == 2
+    wait_until(kept)
+    assert cache.get_many(["copied", "other"]) == {"copied": 2}
+    assert [words for _, words in tool.take()] == [("GET", ":1:other")]
+    asyncio.run(main())
+    wait_until(kept)
 
 
 def test_outages_are_covered_up(tool: Tool) -> None:

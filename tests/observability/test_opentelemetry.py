@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import redis
 from asgiref.sync import sync_to_async
+from django.core.cache import caches
 from django.test import override_settings
 from opentelemetry.instrumentation.redis import RedisInstrumentor
 from opentelemetry.sdk.metrics import MeterProvider
@@ -24,7 +25,7 @@ from django_entra_redis.credentials import get_credential_provider
 from django_entra_redis.exceptions import ConnectionPoolTimeout, TokenError
 from django_entra_redis.opentelemetry import EntraRedisInstrumentor
 from emulator import Emulator
-from tests.support.caches import Database, let_in, make_cache
+from tests.support.caches import Database, let_in, make_cache, wait_until
 from tests.support.failing_clients import TOKEN, traces_in
 from tests.support.sites import Credential
 
@@ -258,9 +259,9 @@ def test_pools(database: Database, telemetry: Telemetry) -> None:
     """Connections are counted by state, and waiting for one is measured."""
     cache: Any = database.cache(max_connections=1, pool_timeout=0.01)
     pool = cache.get_pool()
-    connection = pool.get_connection()
+    connection = pool.check_out()
     with pytest.raises(ConnectionPoolTimeout):
-        pool.get_connection()
+        pool.check_out()
     other: Any = database.cache(max_connections=2)
     other.get("a")
     points = telemetry.points()
@@ -281,6 +282,30 @@ def test_pools(database: Database, telemetry: Telemetry) -> None:
     assert values("db.client.connection.wait_time")[None].count == 3
 
 
+def test_client_side_caches(database: Database, telemetry: Telemetry) -> None:
+    """Hits and misses of the copies in this process are counted; hits make no span."""
+    settings = {
+        "BACKEND": "django_entra_redis.cache.EntraRedisCache",
+        "LOCATION": database.url,
+        "OPTIONS": {"identity": None, "client_side_cache": True},
+    }
+    plain = {**settings, "OPTIONS": {"identity": None}}
+    with override_settings(CACHES={"default": plain, "copied": settings}):
+        cache: Any = caches["copied"]
+        cache.set("copied", 1)
+        wait_until(
+            lambda: cache.get("copied") and cache.client_side_cache_info().hits > 1
+        )
+        info = cache.client_side_cache_info()
+        points = telemetry.points()
+    (hits,) = points["entra_redis.client_side_cache.hits"]
+    (misses,) = points["entra_redis.client_side_cache.misses"]
+    assert (hits.value, misses.value) == (info.hits, info.misses)
+    assert dict(hits.attributes) == {"entra_redis.cache": "copied"}
+    names = [span.name for span in telemetry.spans()]
+    assert names == ["SET", *["GET"] * info.misses]
+
+
 def test_unix_sockets(telemetry: Telemetry) -> None:
     """A server without a port is told by its path."""
     with pytest.raises(redis.ConnectionError):
@@ -293,14 +318,14 @@ def test_unix_sockets(telemetry: Telemetry) -> None:
 
 def test_nothing_is_left_behind(database: Database) -> None:
     """After ``uninstrument()`` everything is as it was."""
-    telemetry, before = Telemetry(), ConnectionPool.get_connection
+    telemetry, before = Telemetry(), ConnectionPool.check_out
     cache = database.cache()
     instrumentor = EntraRedisInstrumentor()
     instrumentor.instrument(tracer_provider=telemetry.tracer_provider)
     assert not SEAM.idle()
     instrumentor.uninstrument()
     assert SEAM.idle()
-    assert ConnectionPool.get_connection is before
+    assert ConnectionPool.check_out is before
     cache.get("a")
     assert telemetry.spans() == []
     assert instrumentor.instrumentation_dependencies() == ()

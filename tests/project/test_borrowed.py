@@ -426,7 +426,7 @@ KNOWN = {
     ("connection.pool_lent", "connections.pool"),
     ("connection.pool_generation", "connections.pool"),
     # As long as it is instrumented.
-    ("ConnectionPool.get_connection", "opentelemetry"),
+    ("ConnectionPool.check_out", "opentelemetry"),
 }
 
 
