@@ -1,5 +1,6 @@
 """A client certificate: its file, the key's own certificate, and the chain above it."""
 
+import base64
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -13,12 +14,12 @@ from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
     PrivateFormat,
-    PublicFormat,
     load_pem_private_key,
     pkcs12,
 )
 from cryptography.x509 import Certificate, load_pem_x509_certificates
 
+_BASE64 = re.compile(rb"[A-Za-z0-9+/\s]+[=\s]*")
 _PEM_KEY = re.compile(
     rb"-----BEGIN (?P<name>[A-Z ]*PRIVATE KEY)-----.*?-----END (?P=name)-----",
     re.DOTALL,
@@ -64,8 +65,7 @@ def read_certificate(content: bytes, password: str | None) -> ClientCertificate:
         ValueError: it is of no use, and why.
     """
     key, certificates = _load(content, password.encode() if password else None)
-    own = _public_bytes(key)
-    certificate = next((c for c in certificates if _public_bytes(c) == own), None)
+    certificate = next((c for c in certificates if _is_of(c, key)), None)
     if certificate is None:
         raise ValueError("none of its certificates is the private key's")
     return ClientCertificate(key, certificate, tuple(_chain(certificate, certificates)))
@@ -77,6 +77,10 @@ def _load(
     """Return the private key and all certificates of a file."""
     key: Any
     try:
+        if _BASE64.fullmatch(content):
+            # As Key Vault gives a PFX file as a secret's text
+            # (AzureAD/microsoft-authentication-library-for-python#248).
+            content = base64.b64decode(content)
         if b"-----BEGIN" not in content:
             key, certificate, others = pkcs12.load_key_and_certificates(
                 content, password
@@ -126,9 +130,13 @@ def _issued(issuer: Certificate, certificate: Certificate) -> bool:
     return True
 
 
-def _public_bytes(of: RSAPrivateKey | Certificate) -> bytes:
-    """Return the public key of a private key or certificate."""
-    return of.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+def _is_of(certificate: Certificate, key: RSAPrivateKey) -> bool:
+    """Whether a certificate is a private key's."""
+    try:
+        return certificate.public_key() == key.public_key()
+    except (ValueError, UnsupportedAlgorithm):
+        # A key of a kind that cryptography does not know.
+        return False
 
 
 def _pem(certificates: Iterable[Certificate]) -> str:

@@ -1,5 +1,6 @@
 """Client certificates: any file that holds an RSA key and the certificate of it."""
 
+import base64
 import functools
 import random
 from datetime import UTC, datetime, timedelta
@@ -121,6 +122,35 @@ def test_pfx(above: int, encryption: KeySerializationEncryption) -> None:
     read = read_certificate(content, password).for_msal(send_chain=True)
     sent = certificates_of(read["public_certificate"])
     assert sent == chain()[: 1 + min(above, 2)]
+
+
+@pytest.mark.parametrize("ending", [b"", b"\n", b"\r\n"])
+@pytest.mark.parametrize("encode", [base64.b64encode, base64.encodebytes])
+def test_pfx_as_text(encode: Any, ending: bytes) -> None:
+    """Key Vault gives a PFX file as a secret in base64."""
+    leaf, *others = chain()
+    content = pkcs12.serialize_key_and_certificates(
+        b"name", rsa_key("leaf"), leaf, others, NoEncryption()
+    )
+    assert read_certificate(encode(content) + ending, None).certificate == leaf
+
+
+def test_neighbour_of_an_unknown_kind() -> None:
+    """A certificate whose key nobody understands is nobody's."""
+    leaf = chain()[0]
+    key = ec.generate_private_key(ec.SECP256R1())
+    other = certify("other", key, "other", key).public_bytes(Encoding.DER)
+    # The curve's number becomes one that there is not.
+    known, unknown = (bytes.fromhex(f"06082a8648ce3d0301{n}") for n in ("07", "7f"))
+    der = other.replace(known, unknown)
+    assert der != other
+    text = base64.encodebytes(der).decode()
+    stranger = f"-----BEGIN CERTIFICATE-----\n{text}-----END CERTIFICATE-----\n"
+    content = stranger.encode() + pem(
+        *(rsa_key("leaf"), leaf), encryption=NoEncryption(), form=PrivateFormat.PKCS8
+    )
+    found = read_certificate(content, None)
+    assert (found.certificate, list(found.chain)) == (leaf, [leaf])
 
 
 def test_gap_in_the_chain() -> None:
