@@ -1,5 +1,6 @@
 """The warnings of the system checks: settings that work and should be changed."""
 
+import os
 import ssl
 import sys
 from collections.abc import Iterator, Mapping
@@ -10,7 +11,12 @@ from django.conf import settings
 
 from ._errors import ConfigurationError, Problem
 from .cache.backend import EntraRedisCache, entra_caches
-from .conf.identities import Identity, identity_aliases, load_identity
+from .conf.identities import (
+    Identity,
+    identity_aliases,
+    is_identity_binding,
+    load_identity,
+)
 from .conf.location import is_loopback, read_url, transport
 from .conf.options import CacheOptions
 from .conf.services import service_of
@@ -58,6 +64,28 @@ def celery_cautions() -> list[Problem]:
             "Use 'prefork' or 'threads': kombu renews its connections only there.",
         )
     ]
+
+
+def identity_cautions() -> list[Problem]:
+    """Return which identities ask Entra with a token that is for somebody else."""
+    found = []
+    for alias in identity_aliases():
+        try:
+            identity = load_identity(alias)
+        except ConfigurationError:
+            continue  # That is an error, and told as one.
+        if is_identity_binding(identity, os.environ):
+            found.append(
+                Problem(
+                    "W008",
+                    f"ENTRA_REDIS[{alias!r}]",
+                    "its federated token is for AKS' identity binding "
+                    "($AZURE_KUBERNETES_TOKEN_PROXY is set), and Entra refuses it.",
+                    "Set CREDENTIAL to azure.identity's WorkloadIdentityCredential("
+                    "enable_azure_proxy=True), which asks the proxy.",
+                )
+            )
+    return found
 
 
 def secret_cautions() -> list[Problem]:

@@ -7,7 +7,12 @@ from django.core.checks import CheckMessage, Error, Tags, Warning, register
 
 from ._errors import ConfigurationError, Problem
 from .cache.backend import entra_caches
-from .cautions import cache_cautions, celery_cautions, secret_cautions
+from .cautions import (
+    cache_cautions,
+    celery_cautions,
+    identity_cautions,
+    secret_cautions,
+)
 from .conf.identities import identity_problems, load_identity
 from .conf.location import read_url
 from .conf.options import CacheOptions, database_problems
@@ -54,7 +59,10 @@ def check_caches(**kwargs: Any) -> list[CheckMessage]:
 @register(Tags.caches)
 def check_cautions(**kwargs: Any) -> list[CheckMessage]:
     """Warn of what works, but should not be."""
-    return _messages(Warning, cache_cautions() + celery_cautions())
+    found = cache_cautions() + celery_cautions()
+    if any(cache.wants_identity for cache in entra_caches().values()):
+        found += identity_cautions()
+    return _messages(Warning, found)
 
 
 @register(Tags.caches, deploy=True)

@@ -368,3 +368,28 @@ def test_app_and_caches_that_are_missing(
         tell_if_missing()
         tell_if_missing()
     assert len(caplog.records) == 1
+
+
+# -- identity bindings ---------------------------------------------------------------
+
+
+def test_identity_binding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A federated token that is for the cluster's proxy, and not for Entra."""
+    workload = {"KIND": "workload_identity", "TENANT_ID": "t", "CLIENT_ID": "c"}
+    identities = {
+        "default": {**workload, "TOKEN_FILE": "/token"},
+        "broken": workload,
+        "other": {"KIND": "managed_identity"},
+    }
+    cache = {"BACKEND": BACKEND, "LOCATION": TLS}
+    for identity, variable, ids in (
+        ("default", "https://proxy", ["django_entra_redis.W008"]),
+        ("default", "", []),
+        (None, "https://proxy", []),
+    ):
+        monkeypatch.setenv("AZURE_KUBERNETES_TOKEN_PROXY", variable)
+        caches = {"default": {**cache, "OPTIONS": {"identity": identity}}}
+        with override_settings(CACHES=caches, ENTRA_REDIS=identities):
+            found = run_checks(tags=[Tags.caches])
+        warnings = [message for message in found if ".W" in str(message.id)]
+        assert [message.id for message in warnings] == ids

@@ -210,6 +210,18 @@ def _required_by(kind: str) -> tuple[str, ...]:
     return tuple(name for name, known in KEYS.items() if kind in known.required)
 
 
+def is_identity_binding(identity: Identity, environ: Mapping[str, str]) -> bool:
+    """Whether a federated token is for AKS' identity binding, and not for Entra.
+
+    Parameters:
+        identity: the identity.
+        environ: the environment variables.
+    """
+    return identity.token_file is not None and bool(
+        environ.get("AZURE_KUBERNETES_TOKEN_PROXY")
+    )
+
+
 def identity_aliases(*, default: bool = True) -> list[str]:
     """Return the identities' names, without ``ENTRA_REDIS`` that of the ``default``."""
     entries = _entries() if default else getattr(settings, "ENTRA_REDIS", {})

@@ -264,6 +264,13 @@ ADVICE: Mapping[str, Advice] = {
         "Use the identity whose token it is (KIND 'managed_identity'), or a federated "
         "token of another issuer.",
     ),
+    "token_identity_binding": Advice(
+        "The pod has an identity binding ($AZURE_KUBERNETES_TOKEN_PROXY is set): its "
+        "token's file is for the cluster's proxy, and Entra refuses it.",
+        "Set CREDENTIAL to azure.identity's WorkloadIdentityCredential("
+        "enable_azure_proxy=True), made in the settings, which asks the proxy "
+        "(azure-identity 1.26 or newer).",
+    ),
     "token_federation_blocked": Advice(
         "A policy of the tenant forbids federated credentials, or asks for claims that "
         "the federated token does not have (GitHub's enterprise claim).",

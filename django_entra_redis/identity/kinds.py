@@ -17,7 +17,7 @@ import msal
 from django.utils.module_loading import import_string
 
 from .._fork import no_fork
-from ..conf.identities import Identity
+from ..conf.identities import Identity, is_identity_binding
 from ..conf.keys import REDIS_SCOPE
 from ..exceptions import TokenRequestError
 from . import service_fabric
@@ -75,6 +75,10 @@ class _NoTokenCache(msal.TokenCache):  # type: ignore[misc]
 #: Seconds to leave Entra alone after some failures, where it does not say so itself: it
 #: refuses for some minutes what has asked too often, and longer if that goes on.
 _PAUSES: Mapping[str, float] = {"token_request_loop": 60.0}
+
+
+#: What Entra says of an assertion that is not meant for it.
+_REJECTED = ("token_assertion_rejected", "token_federation_blocked")
 
 
 class _MsalIdentity(ABC):
@@ -217,6 +221,8 @@ class _Application(_MsalIdentity):
             password = self.identity.client_certificate_password
             if read_certificate(self._certificate, password).has_expired():
                 return "token_certificate_expired"
+        if code in _REJECTED and is_identity_binding(self.identity, os.environ):
+            return "token_identity_binding"
         return super().narrowed(code)
 
     def _build(self, certificate: bytes) -> Any:

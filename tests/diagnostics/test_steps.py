@@ -405,6 +405,13 @@ def request_loop(site: Site) -> None:
     site.emulator.faults.fail("AADSTS50196", endpoint="token")
 
 
+@fault("token_identity_binding", "token", says="AADSTS")
+def token_for_the_proxy_of_an_identity_binding(site: Site) -> None:
+    site.use_workload_identity(site.emulator.federated_token_file)
+    site.patch.setenv("AZURE_KUBERNETES_TOKEN_PROXY", "https://proxy.invalid")
+    site.emulator.faults.fail("AADSTS700212", endpoint="token")
+
+
 @fault("token_federation_blocked", "token")
 def policy_against_federation(site: Site) -> None:
     site.emulator.faults.fail("AADSTS7002381", endpoint="token")

@@ -1068,3 +1068,26 @@ def test_bundle_that_is_not_there(host: Host) -> None:
     # A managed identity's endpoint has no certificate.
     host.environ("managed_identity", REQUESTS_CA_BUNDLE="/nowhere/ca.pem")
     host.fetch(KIND="managed_identity")()
+
+
+def test_proxy_of_an_identity_binding(host: Host) -> None:
+    """azure-identity's credential asks the cluster's proxy, and nobody else."""
+    identity: Any = pytest.importorskip("azure.identity")
+    if tuple(map(int, identity.__version__.split(".")[:2])) < (1, 26):
+        pytest.skip("azure-identity knows no proxy yet")
+    emulator = host.emulator
+    # The emulator's authority stands in for the proxy.
+    host.monkeypatch.setenv("AZURE_KUBERNETES_TOKEN_PROXY", emulator.authority_host)
+    host.monkeypatch.setenv("AZURE_KUBERNETES_CA_FILE", str(emulator.ca_file))
+
+    def make() -> Any:
+        return identity.WorkloadIdentityCredential(
+            tenant_id=emulator.tenant_id,
+            client_id=emulator.application.client_id,
+            token_file_path=str(emulator.federated_token_file),
+            authority="https://login.invalid",
+            disable_instance_discovery=True,
+            enable_azure_proxy=True,
+        )
+
+    assert_token(host.fetch(CREDENTIAL=make)(), emulator.application.object_id)
