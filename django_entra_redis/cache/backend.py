@@ -314,6 +314,8 @@ class EntraRedisCache(
         version: int | None = None,
     ) -> list[str]:
         """Set several keys in one round trip; return those that Redis refused."""
+        if not data:
+            return []
         made = self._make_and_validate_keys(data, version)
         return self._cache.run(
             self._operations.set_many, made, data, self._seconds(timeout)
@@ -430,6 +432,8 @@ class EntraRedisCache(
         version: int | None = None,
     ) -> list[str]:
         """See :meth:`set_many`."""
+        if not data:
+            return []
         made = self._make_and_validate_keys(data, version)
         try:
             return await self._async_cache.run(

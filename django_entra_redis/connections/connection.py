@@ -7,6 +7,7 @@ anew: no other thread ever touches its socket, whatever the kind of pool.
 
 import functools
 import random
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -50,6 +51,9 @@ class PlainConnection(AbstractConnection):
     _connected = False
     # What is repeated while redis-py's own client has it; None for nothing.
     lent: Any = None
+    # Whether commands are being sent, and what the server said as it hung up meanwhile.
+    _sending = False
+    _last_words: ResponseError | None = None
     # The last command that redis-py sent word by word, as it does when it connects.
     _asked: object = None
 
@@ -96,8 +100,48 @@ class PlainConnection(AbstractConnection):
 
     def disconnect(self, *args: Any, **kwargs: Any) -> None:
         """Disconnect from the server."""
+        if self._sending:
+            # redis-py disconnects where sending fails. What the server has said before
+            # it hung up is lost with the socket.
+            self._sending = False
+            self._last_words = self._read_last_words()
         self._connected = False
         super().disconnect(*args, **kwargs)
+
+    def send_packed_command(self, *args: Any, **kwargs: Any) -> None:
+        """Send commands.
+
+        Raises:
+            ResponseError: the server has refused them, and hung up before it had them
+                all, as it does with a value that is too large.
+            ConnectionError, TimeoutError: the connection broke.
+        """
+        self._sending, self._last_words = self._connected, None
+        try:
+            super().send_packed_command(*args, **kwargs)
+        except RedisConnectionError:
+            if self._last_words is None:
+                raise
+        finally:
+            self._sending = False
+        if self._last_words is not None:
+            raise self._last_words
+
+    def _read_last_words(self) -> ResponseError | None:
+        """Return the error that the server replied before it hung up, if it did."""
+        if isinstance(sys.exception(), TimeoutError):
+            return None  # It has not hung up: it does not read.
+        words = None
+        try:
+            while self.can_read(timeout=0):
+                words = None
+                try:
+                    self.read_response(disconnect_on_error=False)
+                except ResponseError as error:
+                    words = error
+        except (RedisError, OSError):
+            pass  # The end of what it has said.
+        return words
 
     def _repeat(self, connect: Callable[[], None]) -> None:
         """Connect, repeatedly while lent: otherwise that is done above."""

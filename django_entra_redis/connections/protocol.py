@@ -5,7 +5,9 @@ which ends could destroy half-way.
 """
 
 import asyncio
+import os
 from collections import deque
+from contextlib import suppress
 from typing import Any
 
 from redis.connection import DefaultParser
@@ -184,6 +186,10 @@ class Link(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell all that wait."""
+        if self._sent and isinstance(exc, OSError) and not self.closed:
+            # The transport has given up as it wrote. What the server said before that,
+            # such as that a value is too large, has not been read.
+            self.data_received(_unread(self._transport))
         self.abort(exc)
 
     def eof_received(self) -> bool:
@@ -338,3 +344,16 @@ class Link(asyncio.Protocol):
                 f"{self._timeout:g} s (OPTIONS['socket_timeout'])."
             )
         )
+
+
+def _unread(transport: Any) -> bytes:
+    """Return what has arrived on a transport's socket and nobody has read.
+
+    Behind TLS that is nothing which could be read here.
+    """
+    sock = transport.get_extra_info("socket")
+    if sock is None or transport.get_extra_info("sslcontext") is not None:
+        return b""
+    with suppress(OSError):
+        return os.read(sock.fileno(), PIECE)
+    return b""

@@ -1,5 +1,6 @@
 """The cache client: what it does when Redis, or the way to it, fails."""
 
+import asyncio
 import contextlib
 import functools
 import gc
@@ -19,7 +20,7 @@ from redis.connection import parse_url
 from redis.retry import Retry
 
 from django_entra_redis.cache import EntraRedisCache
-from django_entra_redis.connections import registry
+from django_entra_redis.connections import event_loops, registry
 from django_entra_redis.exceptions import UncertainResultError
 from emulator import Emulator
 from tests.support.caches import (
@@ -370,6 +371,30 @@ def test_dropped_by_the_emulator(
             emulator.drop_connections()
             assert cache.get("key") == turn
         assert len(emulator.requests) == 1
+
+
+@pytest.mark.parametrize("way", ["set", "add", "aset"])
+def test_a_value_over_the_servers_limit(
+    database: Database, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """The server's own words are told, and the value is sent once."""
+    monkeypatch.setattr(event_loops, "FIRST_OPERATIONS", 0)
+    database.admin.config_set("proto-max-bulk-len", "1mb")
+    cache = database.cache()
+    large = "x" * 16_000_000
+    try:
+        cache.set("key", "small")
+        asyncio.run(cache.aset("key", "small"))
+        connections = database.received()
+        call = functools.partial(getattr(cache, way), "key", large)
+        with pytest.raises(redis.ResponseError, match="invalid bulk length"):
+            _ = asyncio.run(call()) if way == "aset" else call()
+        # One more where the other loop had its own.
+        assert database.received() <= connections + (way.startswith("a"))
+        assert cache.get("key") == "small"
+    finally:
+        database.admin.config_set("proto-max-bulk-len", "512mb")
+        registry.reset()
 
 
 # -- a replica in place of the primary

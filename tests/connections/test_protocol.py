@@ -42,6 +42,9 @@ class Transport:
         self.full_after = 10**9
         self.link: Link | None = None
 
+    def get_extra_info(self, name: str) -> None:
+        """Have no socket."""
+
     def write(self, data: bytes | memoryview) -> None:
         """Take bytes; hold the link back when there are too many."""
         self.written.append(bytes(data))
