@@ -185,6 +185,20 @@ _inherited: list[object] = []
 # -- connecting ----------------------------------------------------------------------
 
 
+def refusal_of(target: Target) -> str | None:
+    """Return why a server does not track what is read; ``None``: it does.
+
+    Raises:
+        RedisError, OSError: it can't be asked.
+    """
+    try:
+        wire = _open(target, Copies(1, 1), max_staleness=1.0)
+    except TrackingRefusedError as error:
+        return str(error)
+    wire.lose("it was a question")
+    return None
+
+
 def _open(target: Target, copies: Copies, max_staleness: float) -> Wire:
     """Connect, authenticate and have the server track.
 
@@ -249,12 +263,16 @@ def _greet(sock: Any, target: Target, token: Token | None) -> None:
     if token is not None or target.credentials:
         names.insert(0, ("AUTH",))
     sock.sendall(_pack_greeting(target, token, commands))
+    bound = target.connect_timeout
+    deadline = None if bound is None else time.monotonic() + bound
     reader = make_push_reader(DefaultParser.parse_error)
     for name in names:
         while (reply := reader.gets()) is INCOMPLETE:
             data = sock.recv(PIECE)
             if not data:
                 raise ConnectionError("The server has closed the connection.")
+            if deadline is not None and time.monotonic() > deadline:
+                raise TimeoutError("The server takes too long to answer.")
             reader.feed(data)
         if isinstance(reply, Exception) and (error := _objection(name, reply)):
             raise error

@@ -4,6 +4,7 @@ Each step is a function that returns what it found, or raises :class:`StepError`
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 
 from redis.exceptions import NoPermissionError, RedisError
 
@@ -12,6 +13,7 @@ from ..cache.backend import EntraRedisCache, EntraRedisClusterCache
 from ..clients.topology import Topology
 from ..conf.identities import Identity, load_identity
 from ..conf.options import database_problems
+from ..connections.tracking import refusal_of
 from ..credentials.provider import EntraCredentialProvider
 from ..exceptions import TokenError, WrongBackendError
 from .network import ProbedServer
@@ -127,7 +129,28 @@ def _ping(exam: Examination) -> str:
     found = _found(_version(talk, cache.clustered) for talk in exam.conversations)
     if isinstance(cache, EntraRedisClusterCache):
         found = f"{found}; {_nodes(exam, cache.get_topology())}"
+    if cache.options.client_side_cache is not None:
+        found = f"{found}; {_copies(exam)}"
     return found
+
+
+def _copies(exam: Examination) -> str:
+    """Return whether there are copies in this process of what it reads."""
+    cache = exam.cache
+    endpoint = cache._cache.endpoints[0]
+    if isinstance(cache, EntraRedisClusterCache):
+        endpoint = next(iter(cache.get_topology().primaries.values()))
+    left = exam.left()
+    target = replace(endpoint.target, connect_timeout=left, timeout=left)
+    reason: object
+    try:
+        info = cache.client_side_cache_info()
+        reason = (info and info.unsupported) or refusal_of(target)
+    except (RedisError, OSError) as error:
+        reason = error
+    if reason is None:
+        return "client_side_cache: Redis tells of changes"
+    return f"client_side_cache: no copies are kept ({reason})"
 
 
 def _version(conversation: Conversation, clustered: bool) -> str:

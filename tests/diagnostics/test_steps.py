@@ -16,6 +16,7 @@ import jwt
 import pytest
 
 from django_entra_redis.diagnostics import network as endpoints
+from django_entra_redis.diagnostics import steps
 from django_entra_redis.diagnostics.advice import ADVICE
 from django_entra_redis.diagnostics.runner import Examination, Step
 from django_entra_redis.diagnostics.steps import STEPS, diagnose
@@ -1321,3 +1322,36 @@ def test_what_is_not_to_be_shown(site: Site) -> None:
 
         (step,) = exam.take({"token": tell})
     assert step.detail == "*** and *** in ../file."
+
+
+# -- copies in the process -----------------------------------------------------------
+
+
+def test_copies(site: Site, redis_server: str) -> None:
+    """Whether Redis tells of changes is a detail, and no fault."""
+    site.options["client_side_cache"] = True
+    details = site.check().details
+    assert details["ping"].endswith("client_side_cache: Redis tells of changes")
+    site.emulator.set_access(
+        site.emulator.application.object_id, "+@all -client|tracking ~* &*"
+    )
+    outcome = site.check()
+    assert outcome.report["ok"]
+    assert "no copies are kept (CLIENT TRACKING: " in outcome.details["ping"]
+
+
+def test_copies_on_a_cluster(
+    cluster: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of its primaries is asked; what it can't answer is no fault either."""
+    site = Site(cluster, monkeypatch)
+    site.cache["BACKEND"] = CLUSTER_BACKEND
+    site.options["client_side_cache"] = True
+    details = site.check().details
+    assert details["ping"].endswith("client_side_cache: Redis tells of changes")
+
+    def refuse(target: object) -> None:
+        raise TimeoutError("too late")
+
+    monkeypatch.setattr(steps, "refusal_of", refuse)
+    assert site.check().details["ping"].endswith("no copies are kept (too late)")
