@@ -56,7 +56,7 @@ LOCATION = "rediss://contoso.westeurope.redis.azure.net:10000"
 #: Languages of blocks that nothing here could run.
 SHOWN = {"mermaid", "yaml", "dockerfile", "ini", "toml", "html"}
 #: What a block of commands may begin with; how they are called is for others to say.
-PROGRAMS = {"az", "celery", "docker", "git", "gunicorn", "kubectl", "uvicorn"}
+PROGRAMS = {"az", "celery", "docker", "export", "git", "gunicorn", "kubectl", "uvicorn"}
 #: Packages that examples import, and that need not be installed.
 OTHERS = (
     "azure.monitor.opentelemetry",
