@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from ..clients.asynchronous import AsyncCacheClient
+    from ..clients.straight import SingleKey
     from ..clients.sync import Client
     from ..clients.topology import Topology
     from ..commands.operations import Operation, Operations
@@ -157,6 +158,10 @@ class EntraRedisCache(
         raise ConfigurationError(problems)
 
     @cached_property
+    def _single_key(self) -> "SingleKey":
+        return self._cache.single_key
+
+    @cached_property
     def _operations(self) -> "Operations":
         return self._cache.operations
 
@@ -225,8 +230,7 @@ class EntraRedisCache(
 
     def _conditional(self, nx: bool, xx: bool) -> "Callable[..., Operation[bool]]":
         """Return the operation that sets a key under a condition."""
-        if nx and xx:
-            raise ValueError("Of nx and xx only one can be asked for.")
+        _exclude(nx, xx)
         return self._operations.replace if xx else self._operations.add
 
     # -- Django's cache API; the operations are the same for both kinds of caller ----
@@ -242,14 +246,12 @@ class EntraRedisCache(
     ) -> bool:
         """Set a key that is not there; return whether it was set."""
         made = self.make_and_validate_key(key, version=version)
-        return self._cache.run(
-            self._operations.add, made, value, self._seconds(timeout)
-        )
+        return self._single_key.add(made, value, self._seconds(timeout))
 
     def get(self, key: str, default: Any = None, version: int | None = None) -> Any:
         """Return a key's value."""
         made = self.make_and_validate_key(key, version=version)
-        return self._cache.run(self._operations.get, made, default)
+        return self._single_key.get(made, default)
 
     # Django's returns nothing; django-redis' a bool.
     def set(  # type: ignore[override]
@@ -267,15 +269,18 @@ class EntraRedisCache(
         made = self.make_and_validate_key(key, version=version)
         seconds = self._seconds(timeout)
         if nx or xx:
-            return self._cache.run(self._conditional(nx, xx), made, value, seconds)
-        return self._cache.run(self._operations.set, made, value, seconds)
+            _exclude(nx, xx)
+            write = self._single_key.replace if xx else self._single_key.add
+            return write(made, value, seconds)
+        self._single_key.set(made, value, seconds)
+        return None
 
     def touch(
         self, key: str, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None
     ) -> bool:
         """Set a key's timeout; return whether it is there."""
         made = self.make_and_validate_key(key, version=version)
-        return self._cache.run(self._operations.touch, made, self._seconds(timeout))
+        return self._single_key.touch(made, self._seconds(timeout))
 
     def delete(self, key: str, version: int | None = None) -> bool:
         """Delete a key; return whether it was there.
@@ -284,17 +289,18 @@ class EntraRedisCache(
         found: ``False`` also of a key that the first try may have deleted.
         """
         made = self.make_and_validate_key(key, version=version)
-        return self._cache.run(self._operations.delete, made)
+        return self._single_key.delete(made)
 
     def has_key(self, key: str, version: int | None = None) -> bool:
         """Return whether a key is there."""
         made = self.make_and_validate_key(key, version=version)
-        return self._cache.run(self._operations.has_key, made)
+        return self._single_key.has_key(made)
 
     def incr(self, key: str, delta: int = 1, version: int | None = None) -> int:
         """Add to a number; return the sum. A key that is not there is a ValueError."""
         made = self.make_and_validate_key(key, version=version)
-        return self._cache.run(self._operations.incr, made, whole(delta))
+        by = delta if type(delta) is int else whole(delta)
+        return self._single_key.incr(made, by)
 
     def decr(self, key: str, delta: int = 1, version: int | None = None) -> int:
         """Subtract from a number; return the difference. See :meth:`incr`."""
@@ -496,3 +502,8 @@ def entra_caches() -> dict[str, EntraRedisCache]:
         if isinstance(cache, EntraRedisCache):
             found[alias] = cache
     return found
+
+
+def _exclude(nx: bool, xx: bool) -> None:
+    if nx and xx:
+        raise ValueError("Of nx and xx only one can be asked for.")

@@ -37,6 +37,7 @@ from .lending import LentRetry, PoolView, lending
 from .observation import SEAM, Seam
 from .redirects import cluster_error, concerns_all, redirection
 from .retry import make_policy
+from .straight import Failure, GeneralPath, SingleKey, single_key_path
 from .tries import Tries
 
 T = TypeVar("T")
@@ -66,7 +67,9 @@ class Client(ABC):
         self.endpoints = endpoints
         self.policy = make_policy(options.connection, *retried)
         #: Errors that a cache with ``ignore_exceptions`` covers up.
-        self.ignored = OUTAGE_ERRORS if options.ignore_exceptions else ()
+        self.ignored: tuple[type[Exception], ...] = (
+            OUTAGE_ERRORS if options.ignore_exceptions else ()
+        )
         serializer = make_serializer(
             options.serializer,
             options.compressor,
@@ -164,6 +167,11 @@ class Client(ABC):
             endpoint.pool, request, lambda: self.execute_at(endpoint, request)
         )
 
+    @cached_property
+    def single_key(self) -> SingleKey:
+        """What carries out the operations on one key."""
+        return GeneralPath(self)
+
     @abstractmethod
     def explain(self, error: RedisError) -> RedisError:
         """Return what to raise for an error of the server's."""
@@ -199,6 +207,32 @@ class CacheClient(Client):
     """
 
     seam = SEAM
+
+    @cached_property
+    def single_key(self) -> SingleKey:
+        """What carries out the operations on one key."""
+        # Whoever derives from this has more to do with each.
+        ordinary = type(self) is CacheClient
+        return single_key_path(self) if ordinary else GeneralPath(self)
+
+    def resume(
+        self, failure: Failure, operation: Callable[..., Operation[T]], *args: Any
+    ) -> T:
+        """Carry out an operation whose first request has been tried once, and failed.
+
+        Parameters:
+            failure: what went wrong.
+            operation, args: see :meth:`run`.
+
+        Raises:
+            What :meth:`run` raises.
+        """
+        failures = [failure]
+
+        def execute(request: Request) -> Any:
+            return self._execute(self.endpoint_for(request), request, failures)
+
+        return drive(operation(*args), execute, self.explain)
 
     def __init__(self, options: CacheOptions) -> None:
         endpoints = [get_endpoint(server, options) for server in options.servers]
@@ -244,9 +278,20 @@ class CacheClient(Client):
 
     def execute_at(self, endpoint: Endpoint, request: Request) -> Any:
         """Do as :meth:`execute` does, on a given server."""
+        return self._execute(endpoint, request, [])
+
+    def _execute(
+        self, endpoint: Endpoint, request: Request, made: list[Failure]
+    ) -> Any:
+        """Carry out a request of which one try may have been made, which is taken out
+        of the list then."""
         tries = self.tries(request)
 
         def attempt() -> Any:
+            if made:
+                failure = made.pop()
+                tries.begun(endpoint, failure.began)
+                raise outcome(request, failure.error)
             tries.begin(endpoint)
             return carry_out(endpoint.pool, request)
 
@@ -314,19 +359,22 @@ def carry_out(pool: Any, request: Request) -> Any:
         clean = not isinstance(error, ReadOnlyError)
         raise
     except (ConnectionError, TimeoutError) as error:
-        # Some of these are the server's answer: it did not do it.
-        if not request.once or isinstance(
-            error, AuthenticationError | BusyLoadingError
-        ):
-            raise
-        doubt = uncertain(request, error)
+        failure = outcome(request, error)
     finally:
         # Whatever else went wrong, a reply may be on its way that the next command
         # would take for its own.
         if not clean:
             connection.disconnect()
         pool.release(connection)
-    raise doubt
+    raise failure
+
+
+def outcome(request: Request, error: Exception) -> Exception:
+    """Return what to raise for a request after whose sending an error came."""
+    broken = isinstance(error, ConnectionError | TimeoutError)
+    # Some of these are the server's answer: it did not do it.
+    told = isinstance(error, AuthenticationError | BusyLoadingError)
+    return uncertain(request, error) if request.once and broken and not told else error
 
 
 def read_one(connection: Any) -> Any:

@@ -38,6 +38,10 @@ class Tries:
             self._count = 0
         self._count += 1
 
+    def begun(self, endpoint: Endpoint, at: float) -> None:
+        """Note a try at a server that began then, of a request without others."""
+        self._began, self.endpoint, self._count = at, endpoint, 1
+
     def succeeded(self, reply: Any) -> None:
         """Note the reply to the last try."""
         assert self.endpoint is not None

@@ -8,17 +8,20 @@ drivers of the same operations.
 import logging
 import re
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import suppress
+from hashlib import sha1
 from typing import Any, TypeVar
 
 from redis.exceptions import (
     ClusterCrossSlotError,
     NoPermissionError,
+    NoScriptError,
     OutOfMemoryError,
     ResponseError,
 )
 
 from ..serializers import Serializer
-from .packing import pack_all, pack_get, pack_set
+from .packing import length, pack_all, pack_get, pack_set
 from .patterns import KeyPattern
 from .replies import (
     Parse,
@@ -59,6 +62,16 @@ if redis.call('EXISTS', KEYS[1]) == 1 then
 end"""
 
 
+INCR_SHA = sha1(INCR_SCRIPT.encode()).hexdigest()
+_INCR = f"*5\r\n$7\r\nEVALSHA\r\n$40\r\n{INCR_SHA}\r\n$1\r\n1\r\n$"
+
+
+def pack_incr(key: str, delta: int) -> bytes:
+    """Return what counts a key that is there, with a script that the server knows."""
+    by = str(delta)
+    return f"{_INCR}{length(key)}\r\n{key}\r\n${len(by)}\r\n{by}\r\n".encode()
+
+
 class ServerFacts:
     """Facts that operations have found out about the server that is written to."""
 
@@ -74,8 +87,13 @@ class ServerFacts:
         )
 
 
-def _no_such_key(key: str, delta: int) -> Any:
-    raise ValueError(f"Key '{key}' not found.")
+def no_such_key(key: str) -> ValueError:
+    """Return what incr() raises of a key that is not there."""
+    return ValueError(f"Key '{key}' not found.")
+
+
+def _not_counted(key: str, delta: int) -> Any:
+    raise no_such_key(key)
 
 
 #: What each operation answers, as from an empty cache, while Redis can't be used and
@@ -88,7 +106,7 @@ _EMPTY_ANSWERS: Mapping[str, Callable[..., Any]] = {
     "delete": lambda key: False,
     "get_many": lambda keys, names: {},
     "has_key": lambda key: False,
-    "incr": _no_such_key,
+    "incr": _not_counted,
     # None of them is set.
     "set_many": lambda keys, data, timeout: list(data),
     "delete_many": lambda keys: None,
@@ -190,12 +208,14 @@ class Operations:
         value = None
         if self.server.runs_scripts:
             try:
-                value = yield Request(
-                    ("EVAL", INCR_SCRIPT, 1, key, delta),
-                    key=key,
-                    once=True,
-                    parse=sum_or_nothing,
-                )
+                # EVAL where the server is new, or has been restarted.
+                for how, script in (("EVALSHA", INCR_SHA), ("EVAL", INCR_SCRIPT)):
+                    counting = (how, script, 1, key, delta)
+                    with suppress(NoScriptError):
+                        value = yield Request(
+                            counting, key=key, once=True, parse=sum_or_nothing
+                        )
+                        break
             except ResponseError as error:
                 if not refuses_scripts(error):
                     raise
@@ -206,7 +226,7 @@ class Operations:
             command = ("INCRBY", key, delta)
             value = yield Request(command, key=key, once=True, parse=integer)
         if value is None:
-            raise ValueError(f"Key '{key}' not found.")
+            raise no_such_key(key)
         return int(value)
 
     def set_many(

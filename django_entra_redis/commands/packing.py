@@ -21,21 +21,65 @@ def pack_all(commands: Iterable[Sequence[Any]]) -> bytes:
 
 def pack_get(key: str) -> bytes:
     """Return GET of a key."""
-    name = key.encode()
-    return b"*2\r\n$3\r\nGET\r\n$%d\r\n%b\r\n" % (len(name), name)
+    return f"*2\r\n$3\r\nGET\r\n${length(key)}\r\n{key}\r\n".encode()
 
 
-def pack_set(key: str, value: Any, timeout: int | None) -> bytes:
-    """Return SET of a key; with a timeout of 0 DEL."""
-    if timeout == 0:
-        return pack_all([("DEL", key)])
-    name, data = key.encode(), encode(value)
-    if timeout is None:
-        form = b"*3\r\n$3\r\nSET\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n"
-        return form % (len(name), name, len(data), data)
-    seconds = b"%d" % timeout
-    form = b"*5\r\n$3\r\nSET\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$2\r\nEX\r\n$%d\r\n%b\r\n"
-    return form % (len(name), name, len(data), data, len(seconds), seconds)
+def pack_delete(key: str) -> bytes:
+    """Return DEL of a key."""
+    return f"*2\r\n$3\r\nDEL\r\n${length(key)}\r\n{key}\r\n".encode()
+
+
+def pack_exists(key: str) -> bytes:
+    """Return EXISTS of a key."""
+    return f"*2\r\n$6\r\nEXISTS\r\n${length(key)}\r\n{key}\r\n".encode()
+
+
+def pack_expire(key: str, timeout: int) -> bytes:
+    """Return EXPIRE of a key."""
+    return (
+        f"*3\r\n$6\r\nEXPIRE\r\n${length(key)}\r\n{key}\r\n"
+        f"${len(str(timeout))}\r\n{timeout}\r\n"
+    ).encode()
+
+
+def pack_set(
+    key: str, value: Any, timeout: int | None, condition: str | None = None
+) -> bytes:
+    """Return SET of a key; with a timeout of 0 and no condition DEL.
+
+    Parameters:
+        timeout: in seconds; ``None`` for no expiry.
+        condition: NX or XX.
+    """
+    if timeout == 0 and condition is None:
+        return pack_delete(key)
+    data = value if type(value) is bytes else encode(value)
+    count, end = _END_OF_SET.get((timeout, condition)) or _end_of_set(
+        timeout, condition
+    )
+    head = f"*{count}\r\n$3\r\nSET\r\n${length(key)}\r\n{key}\r\n${len(data)}\r\n"
+    return b"%b%b%b" % (head.encode(), data, end)
+
+
+def length(text: str) -> int:
+    """Return how many bytes a text has in UTF-8."""
+    return len(text) if text.isascii() else len(text.encode())
+
+
+#: By timeout and condition: how many words a SET has, and how it ends. Those of a site
+#: are few; should they be many, the oldest make room.
+_END_OF_SET: dict[tuple[int | None, str | None], tuple[int, bytes]] = {}
+_ENDS = 256
+
+
+def _end_of_set(timeout: int | None, condition: str | None) -> tuple[int, bytes]:
+    words = [] if condition is None else [condition]
+    words += [] if timeout is None else ["EX", str(timeout)]
+    end = "".join(f"${len(word)}\r\n{word}\r\n" for word in words)
+    found = _END_OF_SET[timeout, condition] = 3 + len(words), b"\r\n" + end.encode()
+    if len(_END_OF_SET) > _ENDS:
+        _END_OF_SET.pop(next(iter(_END_OF_SET)), None)
+    return found
 
 
 def encode(value: Any) -> bytes:

@@ -67,6 +67,9 @@ class ReplyReader(Protocol):
             What is :data:`UNREADABLE`: what came is no reply.
         """
 
+    def has_data(self) -> bool:
+        """Whether it was fed more than the replies that it has given."""
+
 
 def make_reader(make_error: MakeError) -> ReplyReader:
     """Return a reader of replies.
@@ -190,6 +193,10 @@ class PythonReader:
                 self._open.pop()
             else:
                 return value
+
+    def has_data(self) -> bool:
+        """Whether it was fed more than the replies that it has given."""
+        return self._at < len(self._buffer) or bool(self._open)
 
     def _item(self) -> Any:
         buffer, at = self._buffer, self._at

@@ -24,6 +24,7 @@ from ..credentials.reauthentication import Step, next_step
 from ..exceptions import EntraRedisError
 from ..identity.token import Token
 from .deadlines import bounded_parser
+from .exchanger import Exchanger, make_exchanger
 from .refusals import greeting_error, refusal
 from .tls import SharedTlsConnection
 
@@ -54,6 +55,7 @@ class PlainConnection(AbstractConnection):
     # Whether commands are being sent, and what the server said as it hung up meanwhile.
     _sending = False
     _last_words: ResponseError | None = None
+    _exchanger: Exchanger | None = None
     # The last command that redis-py sent word by word, as it does when it connects.
     _asked: object = None
 
@@ -98,6 +100,21 @@ class PlainConnection(AbstractConnection):
         found: AbstractContextManager[None] = self._parser.expecting(replies)
         return found
 
+    @property
+    def exchanger(self) -> Exchanger | None:
+        """The socket for single commands while all is as :meth:`connect` leaves it;
+        ``None`` if that is to be called first, or if the socket does not do."""
+        return self._ready_exchanger() if self._connected else None
+
+    def _ready_exchanger(self) -> Exchanger | None:
+        exchanger = self._exchanger
+        if exchanger is None:
+            # redis-py has no public way to the socket.
+            exchanger = self._exchanger = make_exchanger(
+                self._sock, self.socket_timeout
+            )
+        return exchanger
+
     def disconnect(self, *args: Any, **kwargs: Any) -> None:
         """Disconnect from the server."""
         if self._sending:
@@ -106,6 +123,7 @@ class PlainConnection(AbstractConnection):
             self._sending = False
             self._last_words = self._read_last_words()
         self._connected = False
+        self._exchanger = None
         super().disconnect(*args, **kwargs)
 
     def send_packed_command(self, *args: Any, **kwargs: Any) -> None:
@@ -221,6 +239,14 @@ class EntraConnection(PlainConnection):
             self.disconnect()
         self._repeat(functools.partial(self._establish, self._open))
 
+    @property
+    def exchanger(self) -> Exchanger | None:
+        """See the parent's; as long as the token has not moved on, too."""
+        held = self._held
+        if held is None or self._renewal.fresh() is not held:
+            return None
+        return self._ready_exchanger()
+
     def connect_check_health(self, *args: Any, **kwargs: Any) -> None:
         """Connect where redis-py 6.2 and newer skips :meth:`connect`."""
         if self._held is None:
@@ -315,7 +341,7 @@ def connection_class(kind: type[Any], *, entra: bool) -> type[Any]:
     if issubclass(kind, SSLConnection):
         bases.insert(0, SharedTlsConnection)
     bases.insert(0, EntraConnection if entra else PlainConnection)
-    return type(kind.__name__, tuple(bases), {})
+    return type(kind.__name__, tuple(bases), {"kind": kind})
 
 
 def _is_refusal(error: Exception | None) -> bool:

@@ -172,6 +172,10 @@ class Outages:
                     continue  # It may come again.
                 self._end(kind, outage, now)
 
+    def answered_at(self, at: float) -> None:
+        """Note that the server has answered, then or a moment later, in no outage."""
+        self._answered_at = at
+
     def failed(
         self,
         error: Exception,

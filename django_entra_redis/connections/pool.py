@@ -12,9 +12,16 @@ from weakref import WeakSet, finalize
 
 import redis
 from django.utils.module_loading import import_string
+from redis.connection import (
+    Connection,
+    SSLConnection,
+    UnixDomainSocketConnection,
+)
+from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 
 from .._errors import ConfigurationError, option_error
 from .._fork import Order, register
+from ..commands.replies import Parse
 from ..conf.options import CacheOptions
 from ..credentials.provider import EntraCredentialProvider
 from ..exceptions import ConnectionPoolTimeout
@@ -24,6 +31,12 @@ from .tls import SharedTls, SharedTlsConnection
 
 #: Connections that one pool opens at most, unless OPTIONS say otherwise.
 MAX_CONNECTIONS = 100
+#: What :meth:`ConnectionPool.exchange` returns where it has not sent anything.
+MISSED: Any = object()
+#: redis-py's own connections. One of a user's may do anything with its socket.
+_ORDINARY = (Connection, SSLConnection, UnixDomainSocketConnection)
+#: Options that only redis-py's way of sending and receiving regards.
+_EXTRAS = ("health_check_interval", "parser_class", "redis_connect_func")
 
 
 class _Place:
@@ -128,6 +141,60 @@ class ConnectionPool(redis.ConnectionPool):
             self.release(connection)
             raise
         return connection
+
+    @property
+    def exchanges(self) -> bool:
+        """Whether :meth:`exchange` may be used: the connections are ordinary ones."""
+        kwargs = self.connection_kwargs
+        return (
+            getattr(self.connection_class, "kind", None) in _ORDINARY
+            and str(kwargs.get("protocol", 2)) == "2"
+            and not any(kwargs.get(option) for option in _EXTRAS)
+        )
+
+    def exchange(self, packed: bytes, parse: Parse) -> Any:
+        """Send a command on an idle connection that can be used as it is.
+
+        Parameters:
+            packed: the command.
+            parse: returns what its reply says.
+
+        Returns:
+            What the reply says. What went wrong is returned, too: an error reply, or
+            the error of a reply that has not come. :data:`MISSED` if there is no such
+            connection: nothing was sent then.
+        """
+        try:
+            connection = self._idle.pop()
+        except IndexError:
+            return MISSED
+        connection.pool_lent = True
+        clean = False
+        try:
+            exchanger = connection.exchanger
+            if exchanger is None:
+                clean = True
+                return MISSED
+            if not exchanger.is_quiet():
+                return MISSED
+            try:
+                reply = exchanger.exchange(packed)
+                if not isinstance(reply, Exception):
+                    reply = parse(reply)
+                    clean = True
+                    return reply
+            except RedisError as error:
+                return error
+            # Everything has been read. A replica, though, is not what DNS names any
+            # more after a failover; and who is not served is not connected any more.
+            clean = isinstance(reply, ResponseError) and not isinstance(
+                reply, ReadOnlyError
+            )
+            return reply
+        finally:
+            if not clean:
+                connection.disconnect()
+            self.release(connection)
 
     def release(self, connection: Any) -> None:
         """Take a connection back; once, however often it is given."""

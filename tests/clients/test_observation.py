@@ -109,7 +109,7 @@ OPERATIONS: list[tuple[str, tuple[Any, ...], str, Any]] = [
     ("has_key", ("a",), "command", ("EXISTS", ":1:a")),
     ("delete", ("a",), "command", ("DEL", ":1:a")),
     ("set_many", ({"a": 1, "b": 2},), "pipeline", [("SET", ":1:a"), ("SET", ":1:b")]),
-    ("incr", ("a",), "command", ("EVAL",)),
+    ("incr", ("a",), "command", ("EVALSHA",)),
     ("clear", (), "command", ("FLUSHDB",)),
 ]
 

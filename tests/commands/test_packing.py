@@ -5,7 +5,16 @@ from typing import Any
 import pytest
 from redis import Connection
 
-from django_entra_redis.commands.packing import pack_all, pack_get, pack_set
+from django_entra_redis.commands import packing
+from django_entra_redis.commands.operations import INCR_SHA, pack_incr
+from django_entra_redis.commands.packing import (
+    pack_all,
+    pack_delete,
+    pack_exists,
+    pack_expire,
+    pack_get,
+    pack_set,
+)
 
 VALUES = [b"bytes", bytearray(b"array"), memoryview(b"view"), "text é", 7, -1, 1.5]
 
@@ -31,6 +40,26 @@ def test_get_and_several() -> None:
     assert pack_get("clé") == packed("GET", "clé")
     commands = [("EXISTS", "a"), ("EXPIRE", "a", 60)]
     assert pack_all(commands) == b"".join(packed(*command) for command in commands)
+
+
+@pytest.mark.parametrize("key", ["key", "clé"])
+def test_single_keys(key: str) -> None:
+    """The commands of one key, and SET under a condition."""
+    assert pack_delete(key) == packed("DEL", key)
+    assert pack_exists(key) == packed("EXISTS", key)
+    assert pack_expire(key, 300) == packed("EXPIRE", key, 300)
+    assert pack_set(key, b"x", 0, "NX") == packed("SET", key, "x", "NX", "EX", 0)
+    assert pack_set(key, b"x", None, "XX") == packed("SET", key, "x", "XX")
+    counting = ("EVALSHA", INCR_SHA, 1, key, -5)
+    assert pack_incr(key, -5) == packed(*counting) == pack_all([counting])
+
+
+def test_timeouts_are_not_kept_for_ever() -> None:
+    """However many a site has."""
+    for timeout in range(1, 1000):
+        expected = packed("SET", "key", "x", "EX", timeout)
+        assert pack_set("key", b"x", timeout) == expected
+    assert len(packing._END_OF_SET) <= packing._ENDS
 
 
 @pytest.mark.parametrize("value", [True, None, object(), {"a": 1}])

@@ -90,6 +90,7 @@ LAZY = {
 
 #: Modules of more lines than `LENGTH`, and why each is one noun all the same.
 LONG = {
+    "cache.backend": "Django's cache API, each method for threads and for event loops",
     "credentials.renewal": "the threads and those who wait for them share one lock",
 }
 LENGTH = 500

@@ -1,0 +1,205 @@
+"""A connection's socket, for one command and its reply in as few calls as there can be.
+
+redis-py's ``send_packed_command()`` and ``read_response()`` are right for everything,
+and cost several times what the kernel takes. Where a connection is an ordinary one, a
+:class:`Exchanger` does the same on its socket: a poll object that is kept, one write,
+and reads straight into the reader of replies. What goes wrong is raised as redis-py
+raises it.
+"""
+
+import builtins
+import io
+import os
+import select
+import ssl
+from typing import Any
+
+from redis.connection import DefaultParser
+from redis.exceptions import ConnectionError, TimeoutError
+
+from ..commands.resp import INCOMPLETE, PLAIN, UNREADABLE, make_reader, verify
+from ..exceptions import InvalidReplyError
+from .deadlines import Deadline
+
+#: Bytes to read at a time. Of twice as many, malloc gets new memory each time.
+CHUNK = 64 * 1024
+#: Bytes of a value from which on it is read into a buffer of its size, and up to which:
+#: whoever has hijacked a server may announce any size.
+LARGE, LARGEST = 32 * 1024, 16 * 1024 * 1024
+#: Modules of the sockets that the system's own calls do for; a greenlet's would have
+#: all other greenlets wait.
+_MODULES = ("socket", "ssl")
+
+
+def make_exchanger(sock: Any, timeout: float | None) -> "Exchanger | None":
+    """Return what exchanges commands for replies on a socket; ``None`` if it can't.
+
+    Parameters:
+        sock: the socket, connected, with nothing under way.
+        timeout: seconds to wait for it to take something in or to give something;
+            ``None`` for no bound.
+    """
+    if not hasattr(select, "poll") or type(sock).__module__ not in _MODULES:
+        return None
+    return Exchanger(sock, timeout)
+
+
+class Exchanger:
+    """The socket of a connection; see :func:`make_exchanger`."""
+
+    def __init__(self, sock: Any, timeout: float | None) -> None:
+        self._socket = sock
+        self._file = sock.fileno()
+        self._tls = isinstance(sock, ssl.SSLSocket)
+        self._timeout = None if timeout is None else timeout * 1000
+        poll = select.poll()
+        poll.register(self._file, select.POLLIN)
+        self._poll = poll.poll
+        self._reader = make_reader(DefaultParser.parse_error)
+
+    def is_quiet(self) -> bool:
+        """Whether there is nothing to read, not even the end of the connection.
+
+        What is there already is no answer to what has not been sent yet.
+        """
+        if self._poll(0) or self._reader.has_data():
+            return False
+        return not (self._tls and self._socket.pending())
+
+    def exchange(self, packed: bytes) -> Any:
+        """Send a command; return its reply, of an error reply the exception.
+
+        Raises:
+            ConnectionError, TimeoutError, InvalidReplyError: the reply has not come, or
+                is none. The connection is to be closed, as after any other exception.
+        """
+        self._send(packed)
+        try:
+            reply = self._receive()
+            if type(reply) not in PLAIN:
+                verify(reply)
+            return reply
+        except ConnectionError:
+            raise
+        except UNREADABLE as error:
+            said = str(error) or type(error).__name__
+            failure: Exception = InvalidReplyError(
+                f"What has come is no reply ({said})."
+            )
+        except builtins.TimeoutError:
+            failure = TimeoutError("Timeout reading from socket")
+        except OSError as error:
+            failure = ConnectionError(f"Error while reading from socket: {error.args}")
+        raise failure
+
+    def _send(self, packed: bytes) -> None:
+        try:
+            if self._tls:
+                sent = self._socket.write(packed)
+            else:
+                # The socket has a timeout, so that the system never blocks on it, and
+                # nothing is under way, so that there is room. Python's own methods
+                # would ask first.
+                sent = os.write(self._file, packed)
+            if sent < len(packed):
+                self._socket.sendall(memoryview(packed)[sent:])
+            return
+        except OSError as error:
+            failure = error
+        if isinstance(failure, builtins.TimeoutError):
+            raise TimeoutError("Timeout writing to socket")
+        number, text = failure.args if len(failure.args) == 2 else ("UNKNOWN", failure)
+        raise ConnectionError(f"Error {number} while writing to socket. {text}.")
+
+    def _receive(self) -> Any:
+        reader = self._reader
+        data = self._read(self._timeout)
+        # All replies end so; a value that is not here as a whole rarely does.
+        if data[-2:] != b"\r\n" and (value := self._read_value(data)) is not None:
+            return value
+        patience: _Patience | None = None
+        while True:
+            reader.feed(data)
+            reply = reader.gets()
+            if reply is not INCOMPLETE:
+                return reply
+            patience = patience or _Patience(self._timeout)
+            data = self._read(patience.left(len(data)))
+
+    def _read(self, timeout: float | None) -> bytes:
+        """Return what has come, once something has within so many milliseconds."""
+        while (self._tls and self._socket.pending()) or self._poll(timeout):
+            try:
+                data: bytes = (
+                    self._socket.read(CHUNK)
+                    if self._tls
+                    else os.read(self._file, CHUNK)
+                )
+            except BlockingIOError:
+                continue
+            if not data:
+                raise ConnectionError("Connection closed by server.")
+            return data
+        raise builtins.TimeoutError
+
+    def _read_value(self, data: bytes) -> bytes | None:
+        """Return a large value that begins here; ``None`` if it is something else.
+
+        The reader would move it twice: into its buffer, and out of there.
+        """
+        end = data.find(b"\r\n", 0, 12)
+        if data[:1] != b"$" or not data[1:end].isdigit():
+            return None
+        size = int(data[1:end])
+        read = len(data) - end - 2
+        if not LARGE <= size <= LARGEST or read > size + 1:
+            return None
+        patience = _Patience(self._timeout)
+        buffer = io.BytesIO(bytes(size + 2))
+        with buffer.getbuffer() as view:
+            view[:read] = data[end + 2 :]
+            at = read
+            while at < size + 2:
+                read = self._read_into(view[at:], patience.left(read))
+                at += read
+            whole = view[size:].tobytes() == b"\r\n"
+        if not whole:
+            raise InvalidReplyError(
+                "What has come is no reply (a value does not end where it should)."
+            )
+        buffer.truncate(size)
+        return buffer.getvalue()
+
+    def _read_into(self, view: memoryview, timeout: float | None) -> int:
+        """Do as :meth:`_read` does, into a buffer; return how much."""
+        while (self._tls and self._socket.pending()) or self._poll(timeout):
+            try:
+                read: int = (
+                    self._socket.recv_into(view)
+                    if self._tls
+                    else os.readv(self._file, [view])
+                )
+            except BlockingIOError:
+                continue
+            if not read:
+                raise ConnectionError("Connection closed by server.")
+            return read
+        raise builtins.TimeoutError
+
+
+class _Patience:
+    """How long to wait for the rest of a reply.
+
+    Parameters:
+        timeout: milliseconds; ``None`` for no bound.
+    """
+
+    def __init__(self, timeout: float | None) -> None:
+        self._timeout = timeout
+        self._deadline = None if timeout is None else Deadline(timeout / 1000)
+
+    def left(self, received: int) -> float | None:
+        """Return the milliseconds that are left; see :meth:`Deadline.left`."""
+        if self._deadline is None or self._timeout is None:
+            return None
+        return min(self._timeout, self._deadline.left(received) * 1000)
