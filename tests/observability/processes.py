@@ -4,10 +4,10 @@ import subprocess
 import sys
 
 
-def run(name: str) -> str:
+def run(name: str, *arguments: str) -> str:
     """Return what a module of these tests prints."""
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-m", f"tests.observability.{name}"],
+        [sys.executable, "-m", f"tests.observability.{name}", *arguments],
         capture_output=True,
         text=True,
         timeout=120,

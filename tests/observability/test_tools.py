@@ -1,0 +1,44 @@
+"""Tools that teams run: what they see of Django's cache, they see of this one."""
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from tests.observability.processes import run
+from tests.support.caches import Database
+from tests.support.failing_clients import TOKEN, traces_in
+
+TOOLS = [
+    "azure_monitor",
+    "ddtrace",
+    "elastic",
+    "native",
+    "opentelemetry",
+    "sentry",
+    "toolbar",
+]
+
+
+@pytest.fixture(scope="module")
+def database(
+    tmp_path_factory: pytest.TempPathFactory, redis_server: str
+) -> Iterator[Database]:
+    """Run a Redis that lets somebody in with a token."""
+    made = Database(tmp_path_factory.mktemp("redis"), redis_server)
+    rules = ("on", f">{TOKEN}", "+@all", "~*", "&*")
+    made.admin.execute_command("ACL", "SETUSER", "the-object-id", *rules)
+    yield made
+    made.stop()
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_as_many_spans_as_on_djangos_cache(database: Database, tool: str) -> None:
+    """Each call is one, in a thread and in an event loop, and no token is in any."""
+    server = f"redis://{database.address[0]}:{database.address[1]}"
+    lines = run("spans", tool, database.url, server).splitlines()
+    django, ours = (json.loads(line) for line in lines if line.startswith("{"))
+    assert django["sync"] == ours["sync"] == [1] * 8
+    assert django["async"] == [1] * 10
+    assert ours["async"] == [1] * 16
+    assert traces_in("".join(ours["told"])) == []
