@@ -21,6 +21,8 @@ PARTS = (
     "tls",
     "threads",
     "tls-threads",
+    "hot",
+    "tls-hot",
     "async",
     "objects",
     "cluster",
@@ -118,6 +120,7 @@ def measure(part: str, executable: str, cpus: str, report: Report) -> None:
     # After the settings: these import redis-py and Django's caches.
     from .cluster import measure_cluster
     from .connections import measure_connections
+    from .hot import measure_hot
     from .identity import measure_identity
     from .objects import measure_objects
     from .operations import measure_operations, measure_threads
@@ -131,6 +134,8 @@ def measure(part: str, executable: str, cpus: str, report: Report) -> None:
         "threads": measure_threads,
         "tls": measure_operations,
         "tls-threads": measure_threads,
+        "hot": measure_hot,
+        "tls-hot": measure_hot,
         "async": measure_tasks,
         "objects": measure_objects,
         "cluster": measure_cluster,

@@ -259,8 +259,12 @@ class CopyingClient(Client):
             return self._has_key(*args)
         return None
 
+    def _worth(self, key: str) -> bool:
+        """Whether to make a copy of a value that there is none of."""
+        return self.keeps(key) and not self.local.copies.is_cold(key)
+
     def _get(self, key: str, default: Any) -> Reading:
-        if self.keeps(key):
+        if self._worth(key):
             values = yield "fetch", [key]
             if values is not None:
                 data = values[0]
@@ -281,7 +285,7 @@ class CopyingClient(Client):
             copy = self.find(key)
             if copy is not None and copy.data is not None:
                 found[name] = loads(copy.data)
-            elif copy is None and self.keeps(key):
+            elif copy is None and self._worth(key):
                 wanted.append((key, name))
             else:
                 others.append((key, name))

@@ -8,6 +8,12 @@ import threading
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable
 
+#: Copies of a key that go one after the other without a hit, after which it is read
+#: without a copy for so many times: where keys change more often than they are read, to
+#: make copies only costs. So many such keys are remembered.
+COLD_AFTER = 4
+COLD_READS = 32
+MOST_COLD = 10_000
 #: Bytes that a copy takes beside its key and its value: the objects that hold them and
 #: their place in the dictionary, as measured with tracemalloc.
 OVERHEAD = 400
@@ -22,7 +28,7 @@ class Copy:
         owner: the connection that hears when it changes.
     """
 
-    __slots__ = ("data", "expires_at", "owner", "size")
+    __slots__ = ("data", "expires_at", "owner", "size", "used")
 
     def __init__(
         self, key: str, data: bytes | None, expires_at: float, owner: Hashable
@@ -31,6 +37,7 @@ class Copy:
         self.expires_at = expires_at
         self.owner = owner
         self.size = len(key) + len(data or b"") + OVERHEAD
+        self.used = False
 
 
 class Fill:
@@ -76,6 +83,9 @@ class Copies:
         # The least recently used one first.
         self._copies: OrderedDict[str, Copy] = OrderedDict()
         self._fills: dict[str, list[Fill]] = {}
+        # How many copies of a key went without a hit; below 0: reads to go until there
+        # is another one.
+        self._unused: OrderedDict[str, int] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._copies)
@@ -100,9 +110,20 @@ class Copies:
                 self._remove(key)
                 return None
             self._copies.move_to_end(key)
+            if not copy.used:
+                copy.used = True
+                self._unused.pop(key, None)
             if copy.data is not None:
                 self.hits += 1
             return copy
+
+    def is_cold(self, key: str) -> bool:
+        """Count a read without a copy; return whether a copy is not worth it."""
+        with self._lock:
+            count = self._unused.get(key, 0)
+            if count < 0:
+                self._unused[key] = count + 1 if count < -1 else COLD_AFTER - 1
+            return count < 0
 
     def miss(self, count: int) -> None:
         """Count values that there were no copies of."""
@@ -145,7 +166,9 @@ class Copies:
         """Drop the copies of keys that have changed, also those on their way."""
         with self._lock:
             for key in keys:
-                self._remove(key)
+                copy = self._remove(key)
+                if copy is not None and not copy.used:
+                    self._count_unused(key)
                 for fill in self._fills.get(key, ()):
                     fill.tainted = True
 
@@ -176,7 +199,14 @@ class Copies:
             ]:
                 self._remove(key)
 
-    def _remove(self, key: str) -> None:
+    def _count_unused(self, key: str) -> None:
+        count = self._unused.pop(key, 0) + 1
+        self._unused[key] = count if count < COLD_AFTER else -COLD_READS
+        if len(self._unused) > MOST_COLD:
+            self._unused.popitem(last=False)
+
+    def _remove(self, key: str) -> Copy | None:
         copy = self._copies.pop(key, None)
         if copy is not None:
             self.bytes -= copy.size
+        return copy

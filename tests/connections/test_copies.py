@@ -4,7 +4,13 @@ import tracemalloc
 
 import pytest
 
-from django_entra_redis.connections.copies import OVERHEAD, Copies
+from django_entra_redis.connections.copies import (
+    COLD_AFTER,
+    COLD_READS,
+    MOST_COLD,
+    OVERHEAD,
+    Copies,
+)
 
 NEVER = float("inf")
 
@@ -129,3 +135,43 @@ def test_a_child_begins_with_nothing() -> None:
     keep(copies, "a")
     copies.reset()
     assert (len(copies), copies.bytes) == (0, 0)
+
+
+def test_keys_that_change_more_than_they_are_read() -> None:
+    """Get a copy now and then only, until one is of use."""
+    copies = Copies(10_000, 1000)
+
+    def rounds(count: int) -> int:
+        made = 0
+        for _ in range(count):
+            if not copies.is_cold("a"):
+                keep(copies, "a")
+                made += 1
+            copies.drop(["a"])
+        return made
+
+    assert rounds(COLD_AFTER) == COLD_AFTER
+    assert rounds(COLD_READS) == 0
+    assert rounds(1 + COLD_READS) == 1
+    assert not copies.is_cold("b")
+    assert rounds(1) == 1
+    assert rounds(COLD_READS) == 0
+    keep(copies, "a")
+    assert copies.get("a", 0.0) is not None
+    copies.drop(["a"])
+    assert rounds(COLD_AFTER) == COLD_AFTER
+    # It is a flush that says nothing of a key.
+    copies.reset()
+    for _ in range(2 * COLD_AFTER):
+        keep(copies, "a")
+        copies.flush("o")
+    assert not copies.is_cold("a")
+
+
+def test_so_many_are_remembered() -> None:
+    """The memory of such keys is bounded, too."""
+    copies = Copies(10_000, 1000)
+    for number in range(MOST_COLD + 5):
+        keep(copies, str(number))
+        copies.drop([str(number)])
+    assert len(copies._unused) == MOST_COLD
