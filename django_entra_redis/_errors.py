@@ -4,11 +4,13 @@ Apart from the other exceptions, since those need redis-py, which costs more sta
 time than ``manage.py check`` should.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from django.core.exceptions import ImproperlyConfigured
+
+T = TypeVar("T")
 
 
 class EntraRedisError(Exception):
@@ -61,6 +63,29 @@ def refuse_pickling(self: object, protocol: object) -> NoReturn:
         TypeError: always; it would be written to wherever the pickle goes.
     """
     raise TypeError(f"{type(self).__name__} holds a secret: it can't be pickled.")
+
+
+def hidden(action: Callable[[], T]) -> T:
+    """Return what an action returns; raise what it raises, without its frames.
+
+    Parameters:
+        action: whatever has a secret among its local variables, or below; its own
+            ``repr`` is to be without it, since this frame stays.
+    """
+    try:
+        return action()
+    except BaseException as error:
+        failure = without_frames(error)
+    raise failure
+
+
+def without_frames(error: BaseException) -> BaseException:
+    """Return an error without those frames, its cause's and its context's included.
+
+    Its text names the original error.
+    """
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)
 
 
 @dataclass(frozen=True, slots=True)

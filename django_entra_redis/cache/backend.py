@@ -15,7 +15,7 @@ from django.core.cache.backends.redis import RedisCache
 from django.core.exceptions import SynchronousOnlyOperation
 from django.utils.functional import cached_property
 
-from .._errors import ConfigurationError
+from .._errors import ConfigurationError, hidden
 from .._fork import no_fork
 
 # For the sake of its system check, which is registered with it.
@@ -148,14 +148,11 @@ class EntraRedisCache(
         Raises:
             ConfigurationError: an option can't be used, as redis-py or a class of the
                 user's own has it.
+            Exception: what such a class raises.
         """
-        try:
-            client: Client = kind(self.options, *self.copying())
-            return client
-        except ConfigurationError as error:
-            problems = error.problems
         # As above: the frames know URLs.
-        raise ConfigurationError(problems)
+        client: Client = hidden(lambda: kind(self.options, *self.copying()))
+        return client
 
     @cached_property
     def _single_key(self) -> "SingleKey":

@@ -12,7 +12,7 @@ from typing import Any
 from redis import cluster
 from redis.cluster import ClusterNode
 
-from .._errors import ConfigurationError, Problem
+from .._errors import ConfigurationError, Problem, hidden
 from .._fork import ForkSafeLock
 from ..commands.slots import Address
 from ..conf.location import read_url, transport
@@ -104,7 +104,7 @@ class NodePools:
         with self._lock.current:
             endpoint = self._endpoints.get((host, port))
             if endpoint is None:
-                endpoint = Endpoint(self._make_pool(host, port))
+                endpoint = Endpoint(hidden(lambda: self._make_pool(host, port)))
                 self._endpoints[host, port] = endpoint
             return endpoint
 

@@ -19,6 +19,7 @@ from redis.exceptions import AuthenticationError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.retry import Retry
 
+from .._errors import hidden
 from ..credentials.provider import EntraCredentialProvider
 from ..credentials.reauthentication import Step, next_step
 from ..exceptions import EntraRedisError
@@ -83,7 +84,8 @@ class PlainConnection(AbstractConnection):
         """Be connected."""
         if not self._connected:
             try:
-                self._repeat(self._open)
+                # redis-py's frames have the password as a local variable.
+                hidden(lambda: self._repeat(self._open))
             except BaseException:
                 # Also a signal handler's, halfway, which redis-py would take for
                 # connected.

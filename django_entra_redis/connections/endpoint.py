@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError, ResponseError
 
+from .._errors import hidden
 from ..commands.operations import ServerFacts
 from ..conf.options import CacheOptions
 from ..credentials.provider import EntraCredentialProvider
@@ -104,7 +105,7 @@ class Endpoint:
     @cached_property
     def target(self) -> Target:
         """What the connection of an event loop connects to, and how."""
-        return _make_target(self.pool)
+        return hidden(lambda: _make_target(self.pool))
 
     def track(self, copies: "Copies", max_staleness: float) -> "Tracker":
         """Return a tracking connection, which tells copies when they have changed.

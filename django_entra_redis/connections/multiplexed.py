@@ -20,6 +20,7 @@ from redis.exceptions import AuthenticationError, ReadOnlyError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from .._errors import hidden
 from ..commands.packing import pack_all
 from ..credentials.reauthentication import Step, next_step
 from ..credentials.renewal import Renewal
@@ -165,7 +166,7 @@ class MultiplexedConnection:
             self._held = current
         elif step is Step.AUTHENTICATE and not self._authenticating:
             self._authenticating = True
-            sent = link.submit(_pack_auth(current))
+            sent = hidden(lambda: link.submit(_pack_auth(current)))
             sent.add_done_callback(lambda reply: self._settle(link, current, reply))
         return link
 
@@ -272,7 +273,10 @@ class MultiplexedConnection:
             greeting.insert(0, ("AUTH",))
         if not greeting:
             return None
-        replies = await link.submit(self._pack_greeting(token), len(greeting))
+        # Without the frames that have the arguments of AUTH.
+        replies = await hidden(
+            lambda: link.submit(self._pack_greeting(token), len(greeting))
+        )
         for command, reply in zip(greeting, replies, strict=True):
             # Servers older than 7.2 know no CLIENT SETINFO, and nobody needs it.
             if not isinstance(reply, Exception) or "SETINFO" in command:

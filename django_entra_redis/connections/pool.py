@@ -1,6 +1,7 @@
 """The connection pools of a process."""
 
 import contextlib
+import functools
 import os
 import threading
 import time
@@ -19,7 +20,7 @@ from redis.connection import (
 )
 from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 
-from .._errors import ConfigurationError, option_error
+from .._errors import ConfigurationError, hidden, option_error
 from .._fork import Order, register
 from ..commands.replies import Parse
 from ..conf.options import CacheOptions
@@ -87,6 +88,9 @@ class ConnectionPool(redis.ConnectionPool):
         self._provider = provider if own else None
         register(self, Order.CONNECTIONS)
         _pools.add(self)
+
+    def __repr__(self) -> str:
+        return _shown(self)
 
     def reset(self) -> None:
         """Forget all connections, as a child process must."""
@@ -289,7 +293,9 @@ class ConnectionPool(redis.ConnectionPool):
         )
 
     def _make(self) -> Any:
-        connection: Any = self.connection_class(**self.connection_kwargs)
+        connection: Any = hidden(
+            lambda: self.connection_class(**self.connection_kwargs)
+        )
         connection.pool_generation = self._generation
         # Before the set notes it: what was registered last is called first, and those
         # who are woken are to find that it counts no longer.
@@ -317,7 +323,7 @@ class ConnectionPool(redis.ConnectionPool):
 def check_out(pool: Any) -> Any:
     """Check a connection out of whichever pool, for the cache itself."""
     own = isinstance(pool, ConnectionPool)
-    return pool.check_out() if own else pool.get_connection()
+    return pool.check_out() if own else hidden(pool.get_connection)
 
 
 def lend(take: Callable[[], Any], retry: Any) -> Any:
@@ -385,9 +391,23 @@ def pool_settings(
     pool_class = _class("pool_class", options.pool_class or default)
     if issubclass(pool_class, ConnectionPool):
         kwargs["pool_timeout"] = options.pool_timeout
-    elif issubclass(pool_class, redis.BlockingConnectionPool):
+        return pool_class, kwargs
+    if issubclass(pool_class, redis.BlockingConnectionPool):
         kwargs.setdefault("timeout", options.pool_timeout)
-    return pool_class, kwargs
+    return _discreet(pool_class), kwargs
+
+
+@functools.cache
+def _discreet(kind: type[Any]) -> type[Any]:
+    """Return a class of pools that shows no password: redis-py's shows all options."""
+    return type(kind.__name__, (kind,), {"__repr__": _shown})
+
+
+def _shown(pool: Any) -> str:
+    """Return a pool's ``repr``: its class, and where it leads to."""
+    kwargs = pool.connection_kwargs
+    where = kwargs.get("path") or f"{kwargs.get('host')}:{kwargs.get('port')}"
+    return f"<{type(pool).__name__} to {where}>"
 
 
 def _class(key: str, value: Any) -> Any:

@@ -261,10 +261,11 @@ class Link(asyncio.Protocol):
             return
         try:
             self._send()
-        except BaseException:
-            # A signal handler's: what counts as sent may not be, yet gets replies.
+        except BaseException as error:
+            # A signal handler's: what counts as sent may not be, yet gets replies. Or a
+            # transport's, in whose frames is what was to be sent, such as AUTH.
             self.abort("interrupted")
-            raise
+            raise error.with_traceback(None) from None
 
     def _send(self) -> None:
         if self._rest or not self._sent:

@@ -17,6 +17,7 @@ from typing import Any
 from redis.connection import DefaultParser
 from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 
+from .._errors import hidden
 from .._fork import Order, register
 from ..commands.packing import pack_all
 from ..commands.resp import INCOMPLETE
@@ -262,7 +263,7 @@ def _greet(sock: Any, target: Target, token: Token | None) -> None:
     names: list[tuple[Any, ...]] = [tuple(command[:2]) for command in commands]
     if token is not None or target.credentials:
         names.insert(0, ("AUTH",))
-    sock.sendall(_pack_greeting(target, token, commands))
+    hidden(lambda: sock.sendall(_pack_greeting(target, token, commands)))
     bound = target.connect_timeout
     deadline = None if bound is None else time.monotonic() + bound
     reader = make_push_reader(DefaultParser.parse_error)

@@ -12,6 +12,8 @@ import inspect
 from typing import Any
 from weakref import ref
 
+from .._errors import without_frames
+
 #: The commands that a token is sent with.
 _AUTHENTICATING = frozenset({"AUTH", "HELLO"})
 
@@ -36,7 +38,7 @@ def _send(known: ref[Any], *args: Any, **kwargs: Any) -> Any:
     except BaseException as error:
         if args[0] not in _AUTHENTICATING:
             raise
-        failure = _without_frames(error)
+        failure = without_frames(error)
     raise failure
 
 
@@ -47,14 +49,5 @@ async def _asend(known: ref[Any], *args: Any, **kwargs: Any) -> Any:
     except BaseException as error:
         if args[0] not in _AUTHENTICATING:
             raise
-        failure = _without_frames(error)
+        failure = without_frames(error)
     raise failure
-
-
-def _without_frames(error: BaseException) -> BaseException:
-    """Return an error without those frames, its cause's and its context's included.
-
-    Its text names the original error.
-    """
-    error.__cause__ = error.__context__ = None
-    return error.with_traceback(None)

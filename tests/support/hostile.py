@@ -17,13 +17,20 @@ class RawServer:
     Parameters:
         speak: writes the answer; the connection is closed after it.
         certificate: a PEM file of key and certificate, for TLS.
+        read: reads a request; by default one of HTTP.
 
     ``requests`` are those that came in; ``cut_off`` counts the connections that the
     client closed while an answer was being written.
     """
 
-    def __init__(self, speak: Speak, certificate: Path | None = None) -> None:
+    def __init__(
+        self,
+        speak: Speak,
+        certificate: Path | None = None,
+        read: Callable[[socket.socket], bytes] | None = None,
+    ) -> None:
         self.speak = speak
+        self._read = read or _read_request
         self.requests: list[bytes] = []
         self.cut_off = 0
         self._tls: ssl.SSLContext | None = None
@@ -68,7 +75,7 @@ class RawServer:
             if self._tls is not None:
                 connection = self._tls.wrap_socket(connection, server_side=True)
             with connection:
-                request = _read_request(connection)
+                request = self._read(connection)
                 self.requests.append(request)
                 self.speak(request, connection)
         except OSError:
@@ -79,18 +86,19 @@ def _read_request(connection: socket.socket) -> bytes:
     """Return a request with its body."""
     data = b""
     while b"\r\n\r\n" not in data:
-        data += _some(connection)
+        data += read_some(connection)
     head, _, body = data.partition(b"\r\n\r\n")
     length = 0
     for line in head.lower().split(b"\r\n"):
         if line.startswith(b"content-length:"):
             length = int(line.partition(b":")[2])
     while len(body) < length:
-        body += _some(connection)
+        body += read_some(connection)
     return head + b"\r\n\r\n" + body
 
 
-def _some(connection: socket.socket) -> bytes:
+def read_some(connection: socket.socket) -> bytes:
+    """Return what has come, if anything comes."""
     data = connection.recv(65536)
     if not data:
         raise ConnectionError("it has gone")
