@@ -319,7 +319,9 @@ class EntraRedisCache(
         """Set several keys in one round trip; return those that Redis refused."""
         if not data:
             return []
-        made = self._make_and_validate_keys(data, version)
+        made, names = self._named(data, version)
+        if len(names) < len(data):
+            data = {name: data[name] for name in names}
         return self._cache.run(
             self._operations.set_many, made, data, self._seconds(timeout)
         )
@@ -437,7 +439,9 @@ class EntraRedisCache(
         """See :meth:`set_many`."""
         if not data:
             return []
-        made = self._make_and_validate_keys(data, version)
+        made, names = self._named(data, version)
+        if len(names) < len(data):
+            data = {name: data[name] for name in names}
         try:
             return await self._async_cache.run(
                 self._operations.set_many, made, data, self._seconds(timeout)

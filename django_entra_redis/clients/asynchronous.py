@@ -17,7 +17,6 @@ from ..commands.packing import pack_all
 from ..commands.request import Request
 from ..connections.endpoint import Endpoint
 from ..connections.event_loops import LoopConnections, connections_of
-from ..connections.outage import SECOND_OPINION
 from ..connections.protocol import BrokenLinkError, SilentLinkError
 from ..exceptions import InvalidReplyError
 from .observation import ASYNC_SEAM
@@ -105,7 +104,7 @@ class AsyncCacheClient:
         """Do as :meth:`Client.give_up` does, without blocking the event loop."""
         if (endpoint := tries.gave_up(error)) is None:
             return False
-        well = await _answers(connections, endpoint)
+        well = await _answers(connections, endpoint, tries.patience)
         tries.second_opinion(well)
         return not well
 
@@ -174,11 +173,13 @@ class AsyncCacheClient:
                 await before_retry()
 
 
-async def _answers(connections: LoopConnections, endpoint: Endpoint) -> bool:
+async def _answers(
+    connections: LoopConnections, endpoint: Endpoint, patience: float
+) -> bool:
     """Return whether a server answers on the loop's next connection, after one that has
     broken."""
     try:
-        async with asyncio.timeout(SECOND_OPINION):
+        async with asyncio.timeout(patience):
             await connections.to(endpoint).call(pack_all([("PING",)]))
     except ResponseError:
         return True  # It may not be asked that, but it answers.

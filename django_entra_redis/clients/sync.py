@@ -29,7 +29,7 @@ from ..commands.request import Request
 from ..commands.resp import UNREADABLE
 from ..conf.options import CacheOptions
 from ..connections.endpoint import Endpoint, get_endpoint
-from ..connections.outage import OUTAGE_ERRORS, SECOND_OPINION
+from ..connections.outage import OUTAGE_ERRORS
 from ..connections.pool import check_out
 from ..exceptions import InvalidReplyError, UncertainResultError, WrongBackendError
 from ..serializers import make_serializer
@@ -148,7 +148,7 @@ class Client(ABC):
         its server is down."""
         if (endpoint := tries.gave_up(error)) is None:
             return False
-        well = endpoint.answers(SECOND_OPINION)
+        well = endpoint.answers(tries.patience)
         tries.second_opinion(well)
         return not well
 

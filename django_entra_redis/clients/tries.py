@@ -6,7 +6,7 @@ from redis.exceptions import OutOfMemoryError, ResponseError
 
 from ..commands.request import Request
 from ..connections.endpoint import Endpoint
-from ..connections.outage import OUTAGE_ERRORS, Outages
+from ..connections.outage import OUTAGE_ERRORS, SECOND_OPINION, Outages
 from ..exceptions import ServerDownError
 
 
@@ -70,6 +70,14 @@ class Tries:
             return None
         doubtful = self._failed(outages, error, covered=self._covered)
         return self.endpoint if doubtful else None
+
+    @property
+    def patience(self) -> float:
+        """Seconds to wait for a second opinion."""
+        assert self.endpoint is not None
+        least, most = SECOND_OPINION
+        took = self.endpoint.outages.clock() - self._began
+        return min(max(took / 2, least), most)
 
     def second_opinion(self, well: bool) -> None:
         """Note whether the server has answered on a new connection."""

@@ -35,9 +35,10 @@ LONGEST_PAUSE = 0.5
 #: Seconds after which another request may ask, while one still waits for its answer:
 #: that one's connection may be the trouble, and new ones may work again.
 PROBE_INTERVAL = 1.0
-#: Seconds for an answer on a new connection, after one has timed out: a server that is
-#: well answers within some milliseconds, with TLS too.
-SECOND_OPINION = 0.25
+#: Seconds for an answer on a new connection, after one has timed out: half as long, but
+#: within these bounds. A server that is well answers within some milliseconds, with TLS
+#: too; this machine may be busy, though.
+SECOND_OPINION = (0.25, 0.5)
 #: Seconds from which on a single try that failed is worth a second opinion: one that
 #: fails at once costs nobody anything.
 COSTLY = 0.1
@@ -116,18 +117,16 @@ class Outages:
 
     def __init__(self, name: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._name = name
-        self._clock = clock
+        self.clock = clock
+        # When the server's last answer came.
         self._answered_at = clock()
         # Guards the two dictionaries and what is in them. That there is no outage is
         # seen without it.
         self._lock = ForkSafeLock()
         self._outages: dict[Kind, _Outage] = {}
+        #: Whether there is an outage, or was one that may come again.
+        self.any = False
         self._former: dict[Kind, tuple[float, _Outage]] = {}
-
-    @property
-    def any(self) -> bool:
-        """Whether there is one."""
-        return bool(self._outages)
 
     def enter(self) -> float:
         """Begin a request; return when that was.
@@ -135,8 +134,8 @@ class Outages:
         Raises:
             ServerDownError: it would fail, and another one is asking already.
         """
-        now = self._clock()
-        if not self._outages:
+        now = self.clock()
+        if not self.any:
             return now
         with self._lock.current:
             outage = self._outages.get(Kind.SERVER)
@@ -158,8 +157,8 @@ class Outages:
             write: whether it has carried out a write.
             command: the name of the command that it has carried out.
         """
-        self._answered_at = now = self._clock()
-        if not self._outages:
+        self._answered_at = now = self.clock()
+        if not self.any:
             return
         with self._lock.current:
             for kind, outage in list(self._outages.items()):
@@ -198,7 +197,7 @@ class Outages:
             command: its name.
             covered: whether nobody sees the error: then it is logged in any case.
         """
-        now = self._clock()
+        now = self.clock()
         took = now - began
         verdict = judge(error, tries=tries, took=took, silent=now - self._answered_at)
         if verdict is Verdict.UP and not covered:
@@ -230,11 +229,12 @@ class Outages:
             outage = self._outages.get(Kind.SERVER)
             if outage is not None and not outage.logged:
                 del self._outages[Kind.SERVER]
+                self.any = bool(self._outages)
         self.answered(write=False)
 
     def down(self, began: float) -> None:
         """Note that the server has not answered on a new connection either."""
-        now = self._clock()
+        now = self.clock()
         with self._lock.current:
             outage = self._outages.get(Kind.SERVER)
             if outage is not None:
@@ -249,6 +249,7 @@ class Outages:
         else:
             former.relapsed = True
         self._outages[kind] = former
+        self.any = True
         return former
 
     def _log(self, kind: Kind, outage: _Outage) -> None:
@@ -264,6 +265,7 @@ class Outages:
 
     def _end(self, kind: Kind, outage: _Outage, now: float) -> None:
         del self._outages[kind]
+        self.any = bool(self._outages)
         self._former[kind] = now, outage
         logger.info(
             "The cache is back. That Redis at %s %s has cost %d operations within "
