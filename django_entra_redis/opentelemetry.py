@@ -5,6 +5,7 @@ point ``opentelemetry_instrumentor`` has ``opentelemetry-instrument`` find it. N
 those of the semantic conventions for database clients and for Redis.
 """
 
+import contextlib
 import functools
 import re
 import time
@@ -12,10 +13,12 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from django.apps import apps
 from opentelemetry.instrumentation.instrumentor import BaseInstrumentor
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 from opentelemetry.metrics import Meter, Observation, get_meter
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, get_tracer
+from redis.exceptions import ResponseError
 
 from . import __version__
 from .cache.backend import entra_caches
@@ -26,7 +29,7 @@ from .credentials.provider import (
     observe_token_requests,
     started_identities,
 )
-from .exceptions import ConnectionPoolTimeout, TokenError
+from .exceptions import ConfigurationError, ConnectionPoolTimeout, TokenError
 
 Attributes = dict[str, Any]
 
@@ -148,7 +151,9 @@ def _span(
             told = _error(error)
             measured.update(told)
             span.set_attributes(told)
-            span.set_status(Status(StatusCode.ERROR, str(error)))
+            # Redis' own words may quote the command, with its key.
+            text = None if isinstance(error, ResponseError) else str(error)
+            span.set_status(Status(StatusCode.ERROR, text))
             raise
 
 
@@ -157,10 +162,14 @@ def _error(error: Exception) -> Attributes:
     kind = type(error).__qualname__
     if isinstance(error, TokenError):
         return {"error.type": error.code}
-    code = re.match(r"[A-Z]+(?= )", str(error))
-    if code is None:
+    if not isinstance(error, ResponseError):
         return {"error.type": kind}
-    return {"error.type": kind, "db.response.status_code": code[0]}
+    # redis-py takes a mere ERR away.
+    code = re.match(r"[A-Z]+(?= )", str(error))
+    return {
+        "error.type": kind,
+        "db.response.status_code": code[0] if code else "ERR",
+    }
 
 
 def _operation(commands: list[Command]) -> str:
@@ -179,7 +188,7 @@ def _name(command: Command) -> str:
 def _query(command: Command) -> str:
     """Return a command with its keys, and with marks for what it has besides."""
     words = [_text(word) for word in command]
-    if words[0] == "EVAL":
+    if words[0] in ("EVAL", "EVALSHA"):
         words[1] = "?"
         shown = 4  # the script and the number of keys come before the one key
     elif words[0] in ("DEL", "MGET", "UNLINK"):
@@ -335,7 +344,10 @@ def _observe_copies(meter: Meter) -> None:
 
 
 def _of_copies(name: str, options: Any) -> Iterable[Observation]:
+    if not apps.ready:
+        return  # An exporter may be there before Django's settings are.
     for alias, cache in entra_caches().items():
-        info = cache.client_side_cache_info()
-        if info is not None:
-            yield Observation(getattr(info, name), {"entra_redis.cache": alias})
+        with contextlib.suppress(ConfigurationError):
+            info = cache.client_side_cache_info()
+            if info is not None:
+                yield Observation(getattr(info, name), {"entra_redis.cache": alias})
