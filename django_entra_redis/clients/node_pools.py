@@ -5,7 +5,7 @@ their node has joined.
 """
 
 import threading
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from dataclasses import replace
 from typing import Any
 
@@ -107,6 +107,11 @@ class NodePools:
                 endpoint = Endpoint(hidden(lambda: self._make_pool(host, port)))
                 self._endpoints[host, port] = endpoint
             return endpoint
+
+    @property
+    def routes(self) -> Mapping[str, str]:
+        """By the hosts that nodes announce, those that they have been reached at."""
+        return self._tls.routes
 
     @property
     def first(self) -> Endpoint:

@@ -203,6 +203,7 @@ def _make_target(pool: Any) -> Target:
         socket_options=options,
         make_ssl=None if tls is None else lambda: _ssl_context(tls, sample),
         server_hostname=tls.name_of(where["host"]) if tls else None,
+        tls=tls,
     )
 
 

@@ -13,7 +13,7 @@ import asyncio
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from ssl import SSLContext
+from ssl import SSLContext, SSLError
 from typing import Any
 
 from redis.exceptions import AuthenticationError, ReadOnlyError, ResponseError
@@ -27,6 +27,7 @@ from ..credentials.renewal import Renewal
 from ..identity.token import Token
 from .protocol import BrokenLinkError, LeftLinkError, Link, SilentLinkError
 from .refusals import greeting_error, refusal
+from .tls import SharedTls
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +44,7 @@ class Target:
         socket_options: (level, option, value) each.
         make_ssl: returns the SSL context, ``None`` for no TLS. May take a while.
         server_hostname: the name that the server's certificate is to be for.
+        tls: what the TLS connections to a server share.
     """
 
     where: Mapping[str, Any] = field(repr=False)
@@ -55,6 +57,7 @@ class Target:
     socket_options: Sequence[tuple[int, int, int]] = ()
     make_ssl: Callable[[], SSLContext] | None = field(default=None, repr=False)
     server_hostname: str | None = None
+    tls: SharedTls | None = field(default=None, repr=False)
 
     def __str__(self) -> str:
         where = self.where
@@ -254,16 +257,39 @@ class MultiplexedConnection:
         context = None
         if make_ssl is not None:
             context = await self._loop.run_in_executor(None, make_ssl)
-        transport, _ = await self._loop.create_connection(
-            lambda: link,
-            where["host"],
-            where["port"],
-            ssl=context,
-            server_hostname=self.target.server_hostname,
-        )
+        transport = await self._reach(link, context)
         sock = transport.get_extra_info("socket")
         for option in self.target.socket_options:
             sock.setsockopt(*option)
+
+    async def _reach(self, link: Link, context: SSLContext | None) -> Any:
+        """Connect to where the server is found; return the transport."""
+        target, tls = self.target, self.target.tls
+        announced, port = target.where["host"], target.where["port"]
+        hosts = (announced,) if tls is None else tls.hosts_of(announced)
+        for host in hosts:
+            last = host is hosts[-1]
+            # Who does not answer leaves the next one its time.
+            patience = None if last else (target.connect_timeout or 10.0) / 2
+            try:
+                async with asyncio.timeout(patience):
+                    transport, _ = await self._loop.create_connection(
+                        lambda: link,
+                        host,
+                        port,
+                        ssl=context,
+                        server_hostname=target.server_hostname,
+                    )
+            except SSLError:
+                raise  # There is somebody, but not who it should be.
+            except OSError:
+                if last:
+                    raise
+            else:
+                break
+        if tls is not None:
+            tls.routes[announced] = host
+        return transport
 
     async def _greet(self, link: Link, token: Token | None) -> Exception | None:
         """Authenticate and begin; return what the server has against it."""

@@ -29,6 +29,20 @@ class SharedTls:
         # By host and port, what a handshake is shortened with (RFC 8446, 2.2): one for
         # all connections, since to take each new one would cost what it saves.
         self.sessions: dict[tuple[str, int], ssl.SSLSession] = {}
+        #: By the host that a node announces, the one that it has been reached at.
+        self.routes: dict[str, str] = {}
+
+    def hosts_of(self, host: str) -> tuple[str, ...]:
+        """Return where a server may be, in the order to try.
+
+        Behind a private endpoint, the nodes of a cluster may announce an address that
+        cannot be reached from here, and be at the host in ``LOCATION``, at their ports.
+        """
+        if host in self.routes:
+            return (self.routes[host],)
+        if not self._names or host in self._names.values():
+            return (host,)
+        return host, next(iter(self._names.values()))
 
     def name_of(self, host: str) -> str:
         """Return the name that a host's certificate is to be for."""
@@ -51,6 +65,24 @@ class SharedTlsConnection(SSLConnection):
         self._tls = tls
         self._socket: ssl.SSLSocket | None = None
         super().__init__(**kwargs)
+
+    def _connect(self) -> Any:
+        announced, failure = self.host, None
+        for host in self._tls.hosts_of(announced):
+            self.host = host
+            try:
+                connected = super()._connect()
+            except ssl.SSLError:
+                raise  # There is somebody, but not who it should be.
+            except OSError as error:
+                failure = failure or error
+            else:
+                self._tls.routes[announced] = host
+                return connected
+            finally:
+                self.host = announced
+        assert failure is not None
+        raise failure
 
     def disconnect(self, *args: Any, **kwargs: Any) -> None:
         """Disconnect from the server."""

@@ -459,7 +459,8 @@ ADVICE: Mapping[str, Advice] = {
     "cluster_node_unreachable": Advice(
         "The cluster's endpoint can be reached, but not one of its nodes.",
         "Let the network through to their ports, too: 85xx of an Azure Managed Redis, "
-        "15xxx of an Azure Cache for Redis; or set OPTIONS['address_remap']. Nodes "
+        "15xxx of an Azure Cache for Redis; or set OPTIONS['address_remap'], such as "
+        "lambda address: ('10.0.0.4', address[1]), to where they are reached. Nodes "
         "with certificates for names of their own need OPTIONS['node_domain'].",
     ),
     "cluster_unavailable": Advice(

@@ -120,7 +120,7 @@ class ProbedServer:
                     sock.close()
                     raise
                 return sock
-            return socket.create_connection(self.address, seconds)
+            return self._connect(seconds)
         except (ConnectionRefusedError, FileNotFoundError) as error:
             code, text = "tcp_refused", error.strerror
         except TimeoutError:
@@ -128,6 +128,16 @@ class ProbedServer:
         except OSError as error:
             code, text = "tcp_unreachable", error.strerror or str(error)
         raise StepError(code, f"{self.name}: {text}.")
+
+    def _connect(self, seconds: float) -> socket.socket:
+        """Connect to where the server is found, as the cache does."""
+        host, port = self.address
+        tls = self.pool.connection_kwargs.get("tls")
+        hosts = tls.hosts_of(host) if tls is not None else (host,)
+        for found in hosts[:-1]:
+            with contextlib.suppress(OSError):
+                return socket.create_connection((found, port), seconds / 2)
+        return socket.create_connection((hosts[-1], port), seconds)
 
     def _patience(self) -> float:
         # Half of what is left: a silent server is worth a second question.

@@ -191,7 +191,11 @@ def _nodes(exam: Examination, topology: Topology) -> str:
         conversation.begin()
         exam.nodes[address] = conversation
     primaries, replicas = len(topology.primaries), topology.replicas
-    return f"OSS cluster of {primaries} primaries and {replicas} replicas"
+    found = f"OSS cluster of {primaries} primaries and {replicas} replicas"
+    for announced, host in topology.nodes.routes.items():
+        if announced != host:
+            found += f"; nodes at {announced} are reached at {host}, at their ports"
+    return found
 
 
 STEPS: Mapping[str, Callable[[Examination], str]] = {

@@ -78,6 +78,12 @@ BORROWED = {
         "of its options: each would build its own, nine tenths of a TLS connect",
         lambda: callable(getattr(SSLConnection, "_wrap_socket_with_ssl", None)),
     ),
+    "_connect": Borrowed(
+        "redis.connection.SSLConnection",
+        frozenset({"connections.tls"}),
+        "a way to try a second host for a connection before it counts as failed",
+        lambda: callable(getattr(SSLConnection, "_connect", None)),
+    ),
     "_get_free_connections": Borrowed(
         "redis.ConnectionPool, from redis-py 8 on",
         frozenset({"connections.pool"}),

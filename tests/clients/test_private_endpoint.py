@@ -1,0 +1,92 @@
+"""A cluster whose nodes announce addresses that are not reached from here."""
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from django_entra_redis.cache import EntraRedisClusterCache
+from django_entra_redis.connections import event_loops
+from emulator import Emulator
+from tests.support.caches import let_in
+from tests.support.sites import CLUSTER_BACKEND, Site
+
+DATA = {f"name-{number}": number for number in range(20)}
+#: Nobody is at the first; nobody answers from the second (RFC 5737).
+NOWHERE = ["127.0.0.3", "192.0.2.1"]
+
+
+@pytest.fixture(scope="module")
+def alone(cluster_server: str) -> Iterator[Emulator]:
+    """Run a Redis Cluster of one node, which is where the cluster's endpoint is."""
+    with Emulator(cluster=1, redis_server=cluster_server) as running:
+        yield running
+
+
+def remapped(emulator: Emulator, host: str) -> dict[str, Any]:
+    """Return options with which the nodes seem to announce such an address."""
+    port = int(emulator.redis_url.rpartition(":")[2])
+    return {
+        "ssl_ca_certs": str(emulator.ca_file),
+        "socket_connect_timeout": 0.5,
+        "address_remap": lambda address: (host, port),
+    }
+
+
+@pytest.fixture(params=NOWHERE)
+def cache(
+    request: pytest.FixtureRequest, alone: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[EntraRedisClusterCache]:
+    """Give a cache on it."""
+    monkeypatch.setattr(event_loops, "FIRST_OPERATIONS", 0)
+    with let_in(alone, monkeypatch):
+        options = remapped(alone, request.param)
+        made = EntraRedisClusterCache(alone.redis_url, {"OPTIONS": options})
+        yield made
+        made.get_topology().disconnect()
+
+
+def test_threads(cache: EntraRedisClusterCache) -> None:
+    """They find the nodes at the cluster's own host."""
+    cache.set_many(DATA)
+    assert cache.get_many(DATA) == DATA
+    assert cache.get_client().get(cache.make_key("name-7")) == b"7"
+    cache.clear()
+
+
+def test_loop(cache: EntraRedisClusterCache) -> None:
+    """So does an event loop, at the first try."""
+
+    async def use() -> None:
+        await cache.aset_many(DATA)
+        assert await cache.aget_many(DATA) == DATA
+        await cache.aclear()
+
+    asyncio.run(use())
+
+
+@pytest.mark.parametrize("looped", [True, False])
+def test_wrong_name(
+    cache: EntraRedisClusterCache, alone: Emulator, looped: bool
+) -> None:
+    """Who answers there has to have the certificate all the same."""
+    cache.get_topology().ensure()
+    alone.drop_connections()
+    alone.break_tls("hostname")
+    try:
+        with pytest.raises(RedisConnectionError, match="ertificate"):
+            asyncio.run(cache.aget("name")) if looped else cache.get("name")
+    finally:
+        alone.break_tls(None)
+
+
+def test_check(alone: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check finds them there, too, and says so."""
+    site = Site(alone, monkeypatch)
+    site.cache["BACKEND"] = CLUSTER_BACKEND
+    site.options |= remapped(alone, NOWHERE[0])
+    outcome = site.check()
+    assert outcome.status == 0
+    assert "nodes at 127.0.0.3 are reached at localhost" in outcome.details["ping"]
