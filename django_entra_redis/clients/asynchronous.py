@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from asgiref.sync import sync_to_async
 from redis.exceptions import RedisError, ResponseError
 
-from ..commands.drivers import adrive
+from ..commands.drivers import adrive, clear_frames
 from ..commands.operations import Operation
 from ..commands.packing import pack_all
 from ..commands.request import Request
@@ -68,7 +68,11 @@ class AsyncCacheClient:
         try:
             result = await adrive(operation(*args), execute, client.explain)
         except client.ignored as error:
+            clear_frames(error)
             client.note_ignored(error)
+        except BaseException as error:
+            clear_frames(error)
+            raise
         else:
             client.note_success()
             return result
@@ -166,6 +170,7 @@ class AsyncCacheClient:
             except RedisError as error:
                 failures += 1
                 pause = self.client.policy.pause(error, failures)
+                clear_frames(error)
                 if pause is None:
                     raise
             await asyncio.sleep(pause)

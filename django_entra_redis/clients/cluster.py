@@ -24,7 +24,7 @@ from redis.exceptions import (
 )
 
 from ..commands.cluster import ClusterOperations
-from ..commands.drivers import adrive, drive
+from ..commands.drivers import adrive, bare, drive
 from ..commands.operations import Operation
 from ..commands.packing import pack_all
 from ..commands.request import Batch, Broadcast, Request, Visit
@@ -189,13 +189,17 @@ class ClusterClient(Client):
         except RedisError as error:
             if not tells_of_change(error):
                 raise
-            failure = error
+            failure = bare(error)
         else:
             return dict(zip(addresses, replies, strict=True))
         yield None
         known, addresses = addresses, list(self.topology.primaries)
         if addresses == known:
-            raise failure
+            try:
+                raise failure
+            finally:
+                # Else it would be kept by a frame of its own traceback.
+                del failure
         replies = yield [request.to(address) for address in addresses]
         return dict(zip(addresses, replies, strict=True))
 
@@ -214,10 +218,14 @@ class ClusterClient(Client):
                     return request.read(_answer(reply))
                 return (yield endpoint, request)
             except RedisError as error:
-                failure = cluster_error(error)
+                failure = bare(cluster_error(error))
             if not isinstance(failure, AskError):
                 self.suspect(failure)
-                raise failure
+                try:
+                    raise failure
+                finally:
+                    # Else it would be kept by a frame of its own traceback.
+                    del failure
             endpoint = self.topology.follow(failure, endpoint)
             asking = not isinstance(failure, MovedError)
         raise ClusterUnavailableError(f"Nodes redirect in a circle: {failure}")
@@ -235,7 +243,7 @@ class ClusterClient(Client):
             try:
                 replies[place] = yield batch.single(place)
             except ResponseError as error:
-                replies[place] = self.explain(error)
+                replies[place] = bare(self.explain(error))
                 hopeless = _is_unsettled(error)
         return replies
 
@@ -335,7 +343,10 @@ class AsyncClusterClient(AsyncCacheClient):
             replies = await asyncio.gather(*map(again, visits), return_exceptions=True)
             for reply in replies:
                 if isinstance(reply, BaseException):
-                    raise reply
+                    try:
+                        raise reply
+                    finally:
+                        del reply, replies
             return replies
 
         if not topology.known:

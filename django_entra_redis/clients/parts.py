@@ -5,6 +5,7 @@ from typing import Any, Self
 
 from redis.exceptions import ConnectionError, TimeoutError
 
+from ..commands.drivers import bare
 from ..commands.request import Request
 from ..connections.pool import check_out
 from .sync import read_many
@@ -41,7 +42,7 @@ class Part:
             self._connection = check_out(self._pool)
             self._connection.send_packed_command([request.packed])
         except (ConnectionError, TimeoutError) as error:
-            self._failure = error
+            self._failure = bare(error)
 
     def receive(self, *, wait: bool = True) -> list[Any] | Exception:
         """Return the replies, or what has gone wrong.
@@ -55,7 +56,7 @@ class Part:
                     raise TimeoutError("Timeout reading from socket")
                 replies = read_many(self._connection, self._request)
             except (ConnectionError, TimeoutError) as error:
-                self._failure = error
+                self._failure = bare(error)
             else:
                 self._clean = True
                 return replies

@@ -145,5 +145,9 @@ def _settle(call: "Future[T]") -> T:
     # Without waiting any more.
     error = call.exception(timeout=0)
     if error is not None:
-        raise error.with_traceback(None)
+        try:
+            raise error.with_traceback(None)
+        finally:
+            # Else it would be kept by a frame of its own traceback.
+            del error
     return call.result()

@@ -23,7 +23,7 @@ from redis.exceptions import (
     TimeoutError,
 )
 
-from ..commands.drivers import drive
+from ..commands.drivers import bare, clear_frames, drive
 from ..commands.operations import Operation, Operations
 from ..commands.request import Request
 from ..commands.resp import UNREADABLE
@@ -118,7 +118,11 @@ class Client(ABC):
         try:
             result = drive(operation(*args), execute, self.explain)
         except self.ignored as error:
+            clear_frames(error)
             self.note_ignored(error)
+        except BaseException as error:
+            clear_frames(error)
+            raise
         else:
             self.note_success()
             return result
@@ -192,6 +196,7 @@ class Client(ABC):
             except RedisError as error:
                 failures += 1
                 pause = self.policy.pause(error, failures)
+                clear_frames(error)
                 if pause is None:
                     raise
             time.sleep(pause)
@@ -408,7 +413,8 @@ def read_many(connection: Any, request: Request) -> list[Any]:
             try:
                 replies.append(read_one(connection))
             except ResponseError as error:
-                replies.append(error)
+                # Else its traceback would keep this list, and that the error.
+                replies.append(bare(error))
     found: list[Any] = request.read(replies)
     return found
 

@@ -20,6 +20,7 @@ from redis.exceptions import (
 )
 
 from .._fork import Order, register
+from ..commands.drivers import bare
 from ..commands.request import Request
 from ..commands.resp import SLOTS
 from ..commands.slots import NO_HOST, Address, SlotRange, read_slots
@@ -251,7 +252,10 @@ class Topology:
             return make()
         except Exception as error:
             failure = explain(error)
-        raise failure.with_traceback(None)
+        try:
+            raise failure.with_traceback(None)
+        finally:
+            del failure
 
     def _look(self) -> None:
         try:
@@ -267,7 +271,10 @@ class Topology:
         else:
             return
         failure.__cause__ = failure.__context__ = None
-        raise failure.with_traceback(None)
+        try:
+            raise failure.with_traceback(None)
+        finally:
+            del failure
 
     def _ask_nodes(self) -> None:
         """Ask nodes until all slots are known; take note of what they say.
@@ -283,7 +290,7 @@ class Topology:
                 request = Request(("CLUSTER", "SLOTS"), parse=read)
                 ranges = carry_out(endpoint.pool, request)
             except (RedisError, OSError) as error:
-                failure = failure or error
+                failure = failure or bare(error)
                 self._avoided[endpoint] = monotonic() + AVOIDED
                 continue
             for each in ranges:
@@ -380,7 +387,10 @@ class _Client(RedisCluster):
             outage = error.__cause__ or not self.nodes_manager.startup_nodes
             # Else it is a mistake of the caller's.
             failure = explain(error) if outage else error
-        raise failure.with_traceback(None)
+        try:
+            raise failure.with_traceback(None)
+        finally:
+            del failure
 
 
 _inherited: list[object] = []

@@ -3,6 +3,7 @@
 Each yields what it wants, and is sent the result or thrown the error.
 """
 
+import traceback
 from collections.abc import Awaitable, Callable, Generator
 from typing import TypeVar
 
@@ -11,10 +12,30 @@ from redis.exceptions import RedisError
 Want = TypeVar("Want")
 Got = TypeVar("Got")
 T = TypeVar("T")
+Failure = TypeVar("Failure", bound=BaseException)
 
 
 def _same(error: RedisError) -> RedisError:
     return error
+
+
+def clear_frames(error: BaseException) -> None:
+    """Clear the local variables of the frames that an error has come through.
+
+    An error that is one of them, or in one of them, would keep itself, and with the
+    frames whatever else they hold, such as a connection, until the next full garbage
+    collection. Frames that still run, as the callers' do, are left alone.
+    """
+    traceback.clear_frames(error.__traceback__)
+
+
+def bare(error: Failure) -> Failure:
+    """Return an error that is kept as a value, without what led to it.
+
+    The frames of its traceback, and of its context's, would keep whatever keeps it.
+    """
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)
 
 
 def drive(

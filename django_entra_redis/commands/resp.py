@@ -137,7 +137,8 @@ def verify(reply: Any) -> None:
         if type(item) is list:
             pending += [inner for inner in item if type(inner) not in PLAIN]
         elif isinstance(item, InvalidResponse):
-            raise item
+            # Another one: this one would be kept by a frame of its own traceback.
+            raise InvalidResponse(*item.args)
         elif not isinstance(item, Exception):
             kind = type(item).__name__
             raise _protocol_error(f"{kind} is not a reply of RESP 2")

@@ -8,6 +8,7 @@ anew: no other thread ever touches its socket, whatever the kind of pool.
 import functools
 import random
 import sys
+import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -180,11 +181,20 @@ class PlainConnection(AbstractConnection):
                 super().connect()
         except ResponseError as error:
             failure = self._meaning(error)
+        except RedisError as error:
+            # redis-py keeps the error of a socket in a frame of its own traceback.
+            if isinstance(error.__context__, OSError):
+                traceback.clear_frames(error.__context__.__traceback__)
+            raise
         else:
             return
         finally:
             self.retry = retry
-        raise failure
+        try:
+            raise failure
+        finally:
+            # Else it would be kept by a frame of its own traceback.
+            del failure
 
     def _meaning(self, error: ResponseError) -> Exception:
         """Return what an error reply stands for, by the command that it answers."""
@@ -311,7 +321,11 @@ class EntraConnection(PlainConnection):
             if _is_refusal(error):
                 error = refusal(refused, error)
         if error is not None:
-            raise error
+            try:
+                raise error
+            finally:
+                # Else it would be kept by a frame of its own traceback.
+                del error
         self._held = self._handover.token
 
     def _attempt(self, action: Callable[[], None]) -> Exception | None:

@@ -116,7 +116,11 @@ class MultiplexedConnection:
             # A replica is not what DNS names any more after a failover; and whoever is
             # not let in any more has to ask anew.
             self._leave(link)
-        raise failure
+        try:
+            raise failure
+        finally:
+            # Else it would be kept by a frame of its own traceback.
+            del failure, reply
 
     async def aclose(self) -> None:
         """Close the connection, and wait until one that is being made is given up."""
@@ -215,14 +219,14 @@ class MultiplexedConnection:
         try:
             return await self._open(token)
         except AuthenticationError as error:
-            failure = error
+            failure = error.with_traceback(None)
         # Revoked, or a policy that has changed: one other token, then the truth.
         other = await renewal.areplace(token)
         if other is not None:
             try:
                 return await self._open(other)
             except AuthenticationError as error:
-                token, failure = other, error
+                token, failure = other, error.with_traceback(None)
         raise refusal(token, failure)
 
     async def _open(self, token: Token | None) -> Link:
@@ -245,7 +249,10 @@ class MultiplexedConnection:
             raise
         if failure is not None:
             link.abort()
-            raise failure
+            try:
+                raise failure
+            finally:
+                del failure
         self._link, self._held = link, token
         return link
 
