@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Protocol, TypeVar
 
+from ..commands.drivers import bare
 from ..commands.operations import Operation, Operations, no_such_key, pack_incr
 from ..commands.packing import (
     pack_delete,
@@ -44,7 +45,7 @@ _PLAIN = (bool, int)
 _SAID = frozenset((bool, bytes, int, type(None)))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Failure:
     """A try of a request that failed.
 
@@ -53,8 +54,15 @@ class Failure:
         began: when it began, as ``time.monotonic()`` has it.
     """
 
-    error: Exception
+    error: Exception | None
     began: float
+
+    def take(self) -> Exception:
+        """Return what went wrong, once: as it is raised, the frames that it comes
+        through hold this, which must not hold it."""
+        error, self.error = self.error, None
+        assert error is not None
+        return bare(error)
 
 
 class Driver(Protocol):

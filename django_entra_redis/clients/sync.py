@@ -237,7 +237,11 @@ class CacheClient(Client):
         def execute(request: Request) -> Any:
             return self._execute(self.endpoint_for(request), request, failures)
 
-        return drive(operation(*args), execute, self.explain)
+        try:
+            return drive(operation(*args), execute, self.explain)
+        except BaseException as error:
+            clear_frames(error)
+            raise
 
     def __init__(self, options: CacheOptions) -> None:
         endpoints = [get_endpoint(server, options) for server in options.servers]
@@ -296,7 +300,7 @@ class CacheClient(Client):
             if made:
                 failure = made.pop()
                 tries.begun(endpoint, failure.began)
-                raise outcome(request, failure.error)
+                raise outcome(request, failure.take())
             tries.begin(endpoint)
             return carry_out(endpoint.pool, request)
 
