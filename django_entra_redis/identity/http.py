@@ -312,7 +312,10 @@ class _BoundedResponse(http.client.HTTPResponse):
             TokenRequestError: what should be headers is none.
         """
         super().begin()
-        if self.msg.defects or self.msg.get_payload():
+        two_lengths = {"content-length", "transfer-encoding"} <= {
+            name.lower() for name in self.msg
+        }
+        if self.msg.defects or self.msg.get_payload() or two_lengths:
             # urllib3 would log them, whatever they hold.
             raise TokenRequestError(
                 "the identity endpoint's answer has headers that are none.",

@@ -221,7 +221,9 @@ def test_no_charset_is_believed(
         assert fetch().value == "opaque"
 
 
-@pytest.mark.parametrize("line", ["X-No-Colon", f" {HEADER}", "X: \r\r y"])
+@pytest.mark.parametrize(
+    "line", ["X-No-Colon", f" {HEADER}", "X: \r\r y", "transfer-encoding: chunked"]
+)
 def test_headers_that_are_none(
     line: str,
     monkeypatch: pytest.MonkeyPatch,
