@@ -52,14 +52,14 @@ class Budget:
 
 
 INSTRUCTIONS = (
-    Budget("small int", "get", 57_200),
-    Budget("1 KB dict", "get", 97_100),
-    Budget("1 KB dict", "set", 86_600),
-    Budget("small int", "incr", 84_400),
+    Budget("small int", "get", 31_700),
+    Budget("1 KB dict", "get", 71_500),
+    Budget("1 KB dict", "set", 64_900),
+    Budget("small int", "incr", 33_100),
 )
 SYSTEM_CALLS = (
-    Budget("small int", "get", 5),
-    Budget("small int", "incr", 5),
+    Budget("small int", "get", 4),
+    Budget("small int", "incr", 4),
 )
 TLS_SYSTEM_CALLS = (Budget("small int", "get", 6),)
 
