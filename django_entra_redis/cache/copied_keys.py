@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from django.core.cache.backends.base import default_key_func
+from django.utils.functional import cached_property
 
 #: What the names of Django's sessions in a cache begin with. There are no copies of
 #: them unless one of ``prefixes`` begins so, too.
@@ -22,7 +23,7 @@ class CopyingMethods:
         _cache: Any
         _makes_keys: bool
 
-        @property
+        @cached_property
         def options(self) -> CacheOptions:
             """What the settings ask for."""
             ...

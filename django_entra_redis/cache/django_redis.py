@@ -45,7 +45,7 @@ class KeyspaceMethods:
         key_func: Any
         make_key: Any
 
-        @property
+        @cached_property
         def options(self) -> CacheOptions:
             """What the settings ask for."""
             ...

@@ -30,22 +30,22 @@ class ComputingMethods:
 
     if TYPE_CHECKING:
 
-        @property
+        @cached_property
         def options(self) -> CacheOptions:
             """What the settings ask for."""
             ...
 
-        @property
+        @cached_property
         def _cache(self) -> Client:
             """What carries operations out."""
             ...
 
-        @property
+        @cached_property
         def _async_cache(self) -> AsyncCacheClient:
             """What does so in an event loop."""
             ...
 
-        @property
+        @cached_property
         def _operations(self) -> Operations:
             """The operations of Django's API."""
             ...

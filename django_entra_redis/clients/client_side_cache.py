@@ -438,10 +438,10 @@ def copying_lock(local: LocalCopies) -> type[Lock]:
             finally:
                 self.forget()
 
-        def do_extend(self, *args: Any) -> Any:
+        def do_extend(self, additional_time: Any, replace_ttl: bool) -> Any:
             """Hold it for longer."""
             try:
-                return super().do_extend(*args)
+                return super().do_extend(additional_time, replace_ttl)
             finally:
                 self.forget()
 

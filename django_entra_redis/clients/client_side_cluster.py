@@ -66,7 +66,7 @@ class CopyingAsyncClusterClient(CopyingAsyncClient, AsyncClusterClient):
         client: the synchronous client of the same cache.
     """
 
-    client: CopyingClusterClient
+    client: CopyingClusterClient  # pyright: ignore[reportIncompatibleVariableOverride] - it is set once, by __init__
 
     async def fetch_natively(self, keys: Sequence[str]) -> Fetched:
         """See :meth:`CopyingAsyncClient.fetch_natively`."""

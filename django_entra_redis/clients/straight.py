@@ -74,6 +74,7 @@ class Driver(Protocol):
 
     def run(self, operation: Callable[..., Operation[T]], *args: Any) -> T:
         """Carry out an operation; return its result."""
+        ...
 
 
 class ResumingDriver(Driver, Protocol):
@@ -83,6 +84,7 @@ class ResumingDriver(Driver, Protocol):
         self, failure: Failure, operation: Callable[..., Operation[T]], *args: Any
     ) -> T:
         """Carry out an operation whose first request has been tried once."""
+        ...
 
 
 class GeneralPath:

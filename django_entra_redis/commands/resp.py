@@ -69,6 +69,7 @@ class ReplyReader(Protocol):
 
     def has_data(self) -> bool:
         """Whether it was fed more than the replies that it has given."""
+        ...
 
 
 def make_reader(make_error: MakeError) -> ReplyReader:
@@ -87,6 +88,7 @@ def make_reader(make_error: MakeError) -> ReplyReader:
 
 def hiredis_reader(make_error: MakeError) -> ReplyReader:
     """Return hiredis' reader, which is to be installed."""
+    assert hiredis is not None
     reader: ReplyReader = hiredis.Reader(
         protocolError=InvalidResponse,
         replyError=safely(make_error),

@@ -102,7 +102,7 @@ class Endpoint:
             and not any(kwargs.get(option) for option in _SYNC_ONLY)
         )
 
-    @cached_property
+    @property
     def target(self) -> Target:
         """What the connection of an event loop connects to, and how."""
         return hidden(lambda: _make_target(self.pool))

@@ -27,6 +27,7 @@ class Reachable(Protocol):
     @property
     def target(self) -> Target:
         """What to connect to, and how."""
+        ...
 
 
 class LoopConnections:

@@ -117,6 +117,7 @@ def test_metadata() -> None:
         "hiredis",
         "lz4",
         "msgpack",
+        "opentelemetry",
         "zstd",
     }
 
