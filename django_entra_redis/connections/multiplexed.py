@@ -274,6 +274,8 @@ class MultiplexedConnection:
         target, tls = self.target, self.target.tls
         announced, port = target.where["host"], target.where["port"]
         hosts = (announced,) if tls is None else tls.hosts_of(announced)
+        transport: Any = None
+        host = announced
         for host in hosts:
             last = host is hosts[-1]
             # Who does not answer leaves the next one its time.
