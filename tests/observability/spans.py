@@ -291,5 +291,4 @@ def main(tool: str, url: str, server: str) -> None:
             look(around, alias)
 
 
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+main(*sys.argv[1:])
