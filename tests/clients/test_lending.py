@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from redis.retry import Retry
 
 from django_entra_redis.cache import EntraRedisClusterCache
 from django_entra_redis.clients import lending
+from django_entra_redis.clients.retry import RetryPolicy
 from django_entra_redis.exceptions import TokenError
 from emulator import Emulator
 from tests.support.caches import PATIENCE, Database, let_in, make_cache, wait_until
@@ -74,29 +76,27 @@ class Subscriber:
             )
             return
         subscriber.subscribe("news")
-        self._thread = threading.Thread(target=self._listen, args=(poll,))
-        self._thread.start()
+        self._executor = ThreadPoolExecutor(1)
+        self._listening = self._executor.submit(self._listen, poll)
 
     def end(self, publish: Callable[[], Any]) -> None:
-        """End it; publish something that ends it at once."""
+        """End it; publish something that ends it at once. Raises what it has met."""
         self._ended.set()
         if self._polling is not None:
             self._polling.stop()
             self._polling.join(PATIENCE)
             return
         publish()
-        self._thread.join(PATIENCE)
+        self._listening.result(PATIENCE)
+        self._executor.shutdown()
         self._subscriber.close()
 
     def _listen(self, poll: str) -> None:
-        try:
-            for message in self._messages(poll):
-                if message and message["type"] == "message":
-                    self.heard.append(message)
-                if self._ended.is_set():
-                    return
-        except Exception as error:
-            self.failures.append(error)
+        messages = self._messages(poll)
+        while not self._ended.is_set():
+            message = next(messages)
+            if message and message["type"] == "message":
+                self.heard.append(message)
 
     def _messages(self, poll: str) -> Iterator[Any]:
         if poll == "listen":
@@ -225,6 +225,40 @@ def test_own_policy(database: Database) -> None:
         one.connection = None
         one.connection_pool.release(borrowed)
     client.connection_pool.disconnect()
+
+
+def test_foreign_pool(database: Database) -> None:
+    """A pool of somebody else's lends its connections as well."""
+    cache = database.cache(pool_class=redis.BlockingConnectionPool)
+    client: Any = cache.get_client()
+    assert client.connection_pool.connection_kwargs
+    client.set_retry(Retry(NoBackoff(), 2))
+    subscriber = client.pubsub(ignore_subscribe_messages=True)
+    subscriber.subscribe("news")
+    subscriber.get_message(timeout=1)
+    database.admin.client_kill_filter(_type="pubsub")
+    subscriber.get_message(timeout=1)
+    database.admin.publish("news", "text")
+    assert subscriber.get_message(timeout=5)["data"] == b"text"
+    subscriber.close()
+    with cache.lock("lock"):
+        assert client.get(cache.make_key("lock"))
+    cache.get_pool().disconnect()
+
+
+def test_not_retryable() -> None:
+    """Who hands a call over may have a say in what is repeated."""
+    policy = RetryPolicy((RedisConnectionError,), 3, NoBackoff())
+    failures: list[Exception] = []
+
+    def fail() -> None:
+        raise RedisConnectionError
+
+    with pytest.raises(RedisConnectionError):
+        lending.LentRetry(policy).call_with_retry(
+            fail, failures.append, is_retryable=lambda error: False
+        )
+    assert failures == []
 
 
 def test_cluster(cluster: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,6 +82,21 @@ def test_wrong_name(
         alone.break_tls(None)
 
 
+@pytest.mark.parametrize("looped", [True, False])
+def test_nobody_there(
+    alone: Emulator, monkeypatch: pytest.MonkeyPatch, looped: bool
+) -> None:
+    """Where a node is at neither, it can't be reached."""
+    monkeypatch.setattr(event_loops, "FIRST_OPERATIONS", 0)
+    options = remapped(alone, NOWHERE[0])
+    options["address_remap"] = lambda address: (NOWHERE[0], 1)
+    with let_in(alone, monkeypatch):
+        cache = EntraRedisClusterCache(alone.redis_url, {"OPTIONS": options})
+        with pytest.raises(RedisConnectionError):
+            asyncio.run(cache.aget("name")) if looped else cache.get("name")
+        cache.get_topology().disconnect()
+
+
 def test_check(alone: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
     """The check finds them there, too, and says so."""
     site = Site(alone, monkeypatch)
