@@ -6,7 +6,6 @@ line breaks and escape sequences.
 """
 
 import base64
-import binascii
 import html
 import re
 from collections.abc import Iterable, Iterator
@@ -101,7 +100,4 @@ def _decoded(text: str) -> Iterator[str]:
         for start in range(4):
             part = run[start:]
             part = part[: len(part) // 4 * 4]
-            try:
-                yield base64.b64decode(part).decode("latin-1")
-            except binascii.Error:
-                continue
+            yield base64.b64decode(part).decode("latin-1")

@@ -17,7 +17,6 @@ import pytest
 
 from django_entra_redis.conf.identities import parse_identity
 from django_entra_redis.exceptions import TokenRequestError
-from django_entra_redis.identity.http import MAX_BYTES
 from django_entra_redis.identity.kinds import make_fetch
 from django_entra_redis.identity.token import Fetch
 from emulator.certificates import CertificateAuthority
@@ -160,11 +159,11 @@ def test_discovery_that_names_an_endpoint_without_tls(
 
 
 def pour(start: bytes, piece: bytes) -> Speak:
-    """Return what sends pieces without end, at most a hundred times what is read."""
+    """Return what sends pieces without end."""
 
     def speak(_: bytes, connection: socket.socket) -> None:
         connection.sendall(start)
-        for _piece in range(100 * MAX_BYTES // len(piece)):
+        while True:
             connection.sendall(piece)
 
     return speak
@@ -242,7 +241,8 @@ def drip(start: bytes, end: threading.Event) -> Speak:
 
     def speak(_: bytes, connection: socket.socket) -> None:
         connection.sendall(start)
-        while not end.wait(0.02):
+        while True:
+            assert not end.wait(0.02)
             connection.sendall(b"1")
 
     return speak
