@@ -8,12 +8,14 @@ comes, whatever that is: this process reads what it has written, always.
 import asyncio
 import logging
 import time
+from abc import abstractmethod
 from collections.abc import Callable, Generator, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from asgiref.sync import sync_to_async
+from django.utils.functional import cached_property
 from redis.exceptions import ReadOnlyError
 from redis.lock import Lock
 
@@ -26,6 +28,8 @@ from ..connections.event_loops import LoopConnections, connections_of
 from ..connections.tracking import Tracker
 from ..status import ClientSideCacheInfo
 from .asynchronous import AsyncCacheClient
+from .copying_path import CopyingPath
+from .straight import single_key_path
 from .sync import CacheClient, Client
 
 logger = logging.getLogger(__name__)
@@ -212,17 +216,17 @@ class CopyingClient(Client):
 
         return super().persist(attempting, before_retry)
 
+    @abstractmethod
     def find(self, key: str) -> Copy | None:
         """Return the copy of a value, if it is as good as what Redis would answer."""
-        raise NotImplementedError
 
+    @abstractmethod
     def trackers_of(self, keys: Sequence[str]) -> dict[Tracker, list[int]]:
         """Return the tracking connections for keys, each with their places.
 
         Raises:
             RedisError: no server has one of them.
         """
-        raise NotImplementedError
 
     def demoted(self, error: ReadOnlyError) -> None:
         """Take note that a server that was written to is a replica."""
@@ -259,12 +263,15 @@ class CopyingClient(Client):
             return self._has_key(*args)
         return None
 
-    def _worth(self, key: str) -> bool:
+    def wants(self, key: str) -> bool:
         """Whether to make a copy of a value that there is none of."""
-        return self.keeps(key) and not self.local.copies.is_cold(key)
+        local = self.local
+        return (
+            not local.unsupported and self.keeps(key) and not local.copies.is_cold(key)
+        )
 
     def _get(self, key: str, default: Any) -> Reading:
-        if self._worth(key):
+        if self.wants(key):
             values = yield "fetch", [key]
             if values is not None:
                 data = values[0]
@@ -285,7 +292,7 @@ class CopyingClient(Client):
             copy = self.find(key)
             if copy is not None and copy.data is not None:
                 found[name] = loads(copy.data)
-            elif copy is None and self._worth(key):
+            elif copy is None and self.wants(key):
                 wanted.append((key, name))
             else:
                 others.append((key, name))
@@ -324,8 +331,16 @@ class CopyingCacheClient(CopyingClient, CacheClient):
         self.local = local_copies(self.endpoints[0], options)
 
         # The server that is written to: a replica may lag behind.
-        self.find = self.local.find  # type: ignore[method-assign]
         self._tracker = self.local.tracker(self.endpoints[0])
+
+    @cached_property
+    def single_key(self) -> Any:
+        """What carries out the operations on one key."""
+        return CopyingPath(self, single_key_path(self))
+
+    def find(self, key: str) -> Copy | None:
+        """Return the copy of a value, if it is as good as what Redis would answer."""
+        return self.local.find(key)
 
     def trackers_of(self, keys: Sequence[str]) -> dict[Tracker, list[int]]:
         """Return the tracking connection to the one server."""
@@ -343,7 +358,7 @@ class CopyingAsyncClient(AsyncCacheClient):
         client: the synchronous client of the same cache.
     """
 
-    client: CopyingClient
+    client: CopyingClient  # pyright: ignore[reportIncompatibleVariableOverride] - it is set once, by __init__
 
     async def run(self, operation: Callable[..., Operation[T]], *args: Any) -> T:
         """See :meth:`CopyingClient.run`."""

@@ -8,9 +8,9 @@ import threading
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable
 
-#: Copies of a key that go one after the other without a hit, after which it is read
-#: without a copy for so many times: where keys change more often than they are read, to
-#: make copies only costs. So many such keys are remembered.
+#: Copies of a key that go one after the other without a hit, or never get here in time,
+#: after which it is read without a copy for so many times: where keys change more often
+#: than they are read, to make copies only costs. So many such keys are remembered.
 COLD_AFTER = 4
 COLD_READS = 32
 MOST_COLD = 10_000
@@ -170,7 +170,9 @@ class Copies:
                 if copy is not None and not copy.used:
                     self._count_unused(key)
                 for fill in self._fills.get(key, ()):
-                    fill.tainted = True
+                    if not fill.tainted:
+                        fill.tainted = True
+                        self._count_unused(key)
 
     def invalidate(self, keys: Iterable[str]) -> None:
         """Do as :meth:`drop` does, for keys that the server says have changed."""

@@ -160,6 +160,14 @@ def test_keys_that_change_more_than_they_are_read() -> None:
     assert copies.get("a", 0.0) is not None
     copies.drop(["a"])
     assert rounds(COLD_AFTER) == COLD_AFTER
+    # What changes on its way is no better.
+    copies.reset()
+    for _ in range(COLD_AFTER):
+        fill = copies.begin("a", "o")
+        copies.drop(["a"])
+        copies.drop(["a"])
+        copies.end(fill, b"", NEVER)
+    assert copies.is_cold("a")
     # It is a flush that says nothing of a key.
     copies.reset()
     for _ in range(2 * COLD_AFTER):

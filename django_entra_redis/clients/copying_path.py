@@ -1,0 +1,80 @@
+"""The path of single-key operations in a cache that keeps copies of values."""
+
+from typing import Any
+
+from .straight import SingleKey
+
+
+class CopyingPath:
+    """The operations on one key: copies first, then the way that others take.
+
+    Parameters:
+        client: a :class:`~.client_side_cache.CopyingCacheClient`.
+        path: the way without copies.
+    """
+
+    def __init__(self, client: Any, path: SingleKey) -> None:
+        self._client = client
+        self._path = path
+        self._loads = client.operations.loads
+        self._find = client.local.find
+        self._copies = client.local.copies
+
+    def get(self, key: str, default: Any) -> Any:
+        """Return a key's value."""
+        copy = self._find(key)
+        if copy is None:
+            if self._client.wants(key):
+                return self._client.run(self._client.operations.get, key, default)
+        elif copy.data is not None:
+            return self._loads(copy.data)
+        return self._path.get(key, default)
+
+    def has_key(self, key: str) -> bool:
+        """Return whether a key is there."""
+        copy = self._find(key)
+        if copy is not None and copy.data is not None:
+            return True
+        return self._path.has_key(key)
+
+    def set(self, key: str, value: Any, timeout: int | None) -> None:
+        """Set a key."""
+        try:
+            self._path.set(key, value, timeout)
+        finally:
+            self._copies.drop((key,))
+
+    def add(self, key: str, value: Any, timeout: int | None) -> bool:
+        """Set a key that is not there; return whether it was set."""
+        try:
+            return self._path.add(key, value, timeout)
+        finally:
+            self._copies.drop((key,))
+
+    def replace(self, key: str, value: Any, timeout: int | None) -> bool:
+        """Set a key only if it is there; return whether it was set."""
+        try:
+            return self._path.replace(key, value, timeout)
+        finally:
+            self._copies.drop((key,))
+
+    def touch(self, key: str, timeout: int | None) -> bool:
+        """Set a key's timeout; return whether it is there."""
+        try:
+            return self._path.touch(key, timeout)
+        finally:
+            self._copies.drop((key,))
+
+    def delete(self, key: str) -> bool:
+        """Delete a key; return whether it was there."""
+        try:
+            return self._path.delete(key)
+        finally:
+            self._copies.drop((key,))
+
+    def incr(self, key: str, delta: int) -> int:
+        """Add to a number; return the sum."""
+        try:
+            return self._path.incr(key, delta)
+        finally:
+            self._copies.drop((key,))
