@@ -425,7 +425,7 @@ def test_read_only(
         with pytest.raises(redis.ReadOnlyError):
             cache.add("key", 1)
         assert proxy.connections == before + 5
-        with pytest.raises(redis.ReadOnlyError, match="clear_by_scan"):
+        with pytest.raises(redis.ReadOnlyError):
             cache.clear()
         # It is the primary again: nothing is to be done.
         replica.admin.replicaof("NO", "ONE")
