@@ -680,7 +680,8 @@ def test_pool_class(cluster: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
         assert cache.set_many(VALUES) == []
         assert cache.get_many(NAMES) == VALUES
         pools = cache.get_pools()
-        assert {type(pool) for pool in pools} == {redis.ConnectionPool}
+        # Of a class that shows no password, and else is the one that was asked for.
+        assert {type(pool).__base__ for pool in pools} == {redis.ConnectionPool}
     wait_until(lambda: cluster.stats.connections_open <= before)
 
 
@@ -826,7 +827,7 @@ def test_ask() -> None:
                 script.answers["EXISTS"] = [ask, b":1\r\n"]
                 assert touch(cache)
             script.answers["INCRBY"] = [b":8\r\n"]
-            script.answers["EVAL"] = [ask, b":8\r\n"]
+            script.answers["EVALSHA"] = [ask, b":8\r\n"]
             assert cache.incr("key") == 8
             script.answers["GET"] = [ask, b"-ERR wrong\r\n"]
             with pytest.raises(ResponseError, match="wrong"):
@@ -838,7 +839,7 @@ def test_ask() -> None:
         assert [script.seen[place + 1] for place in at] == [
             b"GET",
             *(b"PERSIST", b"EXISTS") * 2,
-            b"EVAL",
+            b"EVALSHA",
             b"GET",
         ]
 
@@ -856,7 +857,11 @@ def test_ask_in_vain() -> None:
             here = b"127.0.0.1:%d\r\n" % script.port
             script.answers["GET"] = [b"-ASK 1 " + here, b"-MOVED 1 " + here]
             assert cache.get("key") == 5
-            script.answers["EVAL"] = [b"-ASK 1 " + here, b"-MOVED 1 " + here, b":8\r\n"]
+            script.answers["EVALSHA"] = [
+                b"-ASK 1 " + here,
+                b"-MOVED 1 " + here,
+                b":8\r\n",
+            ]
             assert cache.incr("key") == 8
 
         await script.use(work)
