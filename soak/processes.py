@@ -14,12 +14,12 @@ from soak.progress import Progress
 from soak.subjects import OURS
 from soak.table import Row
 
-TESTS = "tests/test_processes.py"
+TESTS = "tests/processes/test_processes.py"
 TIMEOUT = 900.0
 
 
 class ProcessRows:
-    """The tests in ``tests/test_processes.py`` as rows: each has its name and figures.
+    """The tests in ``tests/processes/test_processes.py`` as rows: each has its name and figures.
 
     Parameters:
         options: the command line's.
