@@ -19,7 +19,7 @@ TIMEOUT = 900.0
 
 
 class ProcessRows:
-    """The tests in ``tests/processes/test_processes.py`` as rows: each has its name and figures.
+    """The tests of processes as rows: each has its name and its figures.
 
     Parameters:
         options: the command line's.

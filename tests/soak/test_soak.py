@@ -11,6 +11,7 @@ from emulator import PROFILES
 from emulator.journal import Stats
 from soak import __main__ as soak
 from soak.children import (
+    ROOT,
     EmulatorProcess,
     LoadProcess,
     SoakError,
@@ -18,7 +19,7 @@ from soak.children import (
 )
 from soak.load import Worker
 from soak.outcome import Bars, Outcome, make_outcome
-from soak.processes import ProcessRows, read_report
+from soak.processes import TESTS, ProcessRows, read_report
 from soak.progress import Progress
 from soak.scenarios import Scenario, make_scenarios
 from soak.stage import Stage
@@ -389,3 +390,8 @@ def test_emulator_of_a_profile() -> None:
     """A row's emulator is like the service."""
     with EmulatorProcess(60.0, profile="acr") as emulator:
         assert emulator.description["profile"] == "acr"
+
+
+def test_the_tests_of_processes_are_there() -> None:
+    """Without them the soak would have no row of forks, and say so nowhere."""
+    assert (ROOT / TESTS).is_file()
