@@ -1,4 +1,4 @@
-"""What a command may be answered with: everything else is no reply.
+"""Checks of replies: a command has answers that fit it, and all else is refused.
 
 A server that has been hijacked, or one whose replies have got out of step, must not
 have an operation return what it can't, nor fail with one of Python's own errors.

@@ -1,4 +1,4 @@
-"""What may be told of a text that somebody else has written.
+"""Redaction of texts that somebody else has written, such as an endpoint's errors.
 
 An endpoint's words end up in logs, exceptions, the status and a terminal. They may
 quote what was sent to it, as it was or in another form, or a token; and they may hold
