@@ -1,23 +1,32 @@
 """System checks: what is wrong with the settings, without asking the network."""
 
-from collections.abc import Sequence
+import os
+import ssl
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags, Warning, register
 
 from ._errors import ConfigurationError, Problem
-from .cache.backend import entra_caches
-from .cautions import (
-    cache_cautions,
-    celery_cautions,
-    identity_cautions,
-    secret_cautions,
+from .cache.backend import EntraRedisCache, entra_caches
+from .conf.identities import (
+    Identity,
+    identity_aliases,
+    identity_problems,
+    is_identity_binding,
+    load_identity,
 )
-from .conf.identities import identity_problems, load_identity
-from .conf.location import read_url
+from .conf.location import is_loopback, read_url, transport
 from .conf.options import CacheOptions, database_problems
+from .conf.services import service_of
 from .serializers import serializer_problems
 from .types import EntraRedisOptions
+
+#: The ports of the nodes of an OSS cluster, which clients are redirected to.
+_NODE_PORTS = frozenset((*range(8500, 8600), *range(15000, 16000)))
 
 
 @register(Tags.caches)
@@ -57,18 +66,209 @@ def check_caches(**kwargs: Any) -> list[CheckMessage]:
 
 
 @register(Tags.caches)
-def check_cautions(**kwargs: Any) -> list[CheckMessage]:
+def check_warnings(**kwargs: Any) -> list[CheckMessage]:
     """Warn of what works, but should not be."""
-    found = cache_cautions() + celery_cautions()
+    found = _cache_warnings() + _celery_warnings()
     if any(cache.wants_identity for cache in entra_caches().values()):
-        found += identity_cautions()
+        found += _identity_warnings()
     return _messages(Warning, found)
 
 
 @register(Tags.caches, deploy=True)
 def check_secrets(**kwargs: Any) -> list[CheckMessage]:
     """Warn of secrets in the source of a site in production."""
-    return _messages(Warning, secret_cautions())
+    return _messages(Warning, _secret_warnings())
+
+
+def _cache_warnings() -> list[Problem]:
+    """Return warnings about the caches: settings that work and should be changed."""
+    found: list[Problem] = []
+    for alias, cache in entra_caches().items():
+        try:
+            options = cache.read_options()
+        except ConfigurationError:
+            continue  # That is an error, and told as one.
+        if options.identity is not None:
+            for server in options.servers:
+                found += _server_warnings(f"CACHES[{alias!r}]", server, options)
+        found += _session_warnings(alias, cache, options)
+    # Several servers have often the same fault; it is told once.
+    return list(dict.fromkeys(found))
+
+
+def _celery_warnings() -> list[Problem]:
+    """Return whether Celery's workers lose their broker at each expiry.
+
+    kombu renews the connections that it keeps in an event loop of its own, which the
+    pools of greenlets do without.
+    """
+    pool = getattr(settings, "CELERY_WORKER_POOL", None)
+    urls = [
+        str(getattr(settings, f"CELERY_{name}", ""))
+        for name in ("BROKER_URL", "BROKER_READ_URL", "RESULT_BACKEND")
+    ]
+    if pool not in ("gevent", "eventlet") or not any(
+        "credential_provider=django_entra_redis" in url for url in urls
+    ):
+        return []
+    return [
+        Problem(
+            "W007",
+            "CELERY_WORKER_POOL",
+            f"with '{pool}' the worker loses its broker whenever a token expires.",
+            "Use 'prefork' or 'threads': kombu renews its connections only there.",
+        )
+    ]
+
+
+def _identity_warnings() -> list[Problem]:
+    """Return which identities ask Entra with a token that is for somebody else."""
+    found = []
+    for alias in identity_aliases():
+        try:
+            identity = load_identity(alias)
+        except ConfigurationError:
+            continue  # That is an error, and told as one.
+        if is_identity_binding(identity, os.environ):
+            found.append(
+                Problem(
+                    "W008",
+                    f"ENTRA_REDIS[{alias!r}]",
+                    "its federated token is for AKS' identity binding "
+                    "($AZURE_KUBERNETES_TOKEN_PROXY is set), and Entra refuses it.",
+                    "Set CREDENTIAL to azure.identity's WorkloadIdentityCredential("
+                    "enable_azure_proxy=True), which asks the proxy.",
+                )
+            )
+    return found
+
+
+def _secret_warnings() -> list[Problem]:
+    """Return which secrets are written into the settings of a site in production."""
+    if settings.DEBUG:
+        return []
+    source = _settings_source()
+    found = []
+    for alias in identity_aliases():
+        try:
+            identity = load_identity(alias)
+        except ConfigurationError:
+            continue
+        for key, secret in _secrets(identity).items():
+            if secret and secret in source:
+                found.append(
+                    Problem(
+                        "W004",
+                        f"ENTRA_REDIS[{alias!r}][{key!r}]",
+                        "a secret is written into the settings' source.",
+                        "Whoever reads the code can use it: take it from the "
+                        "environment or a secret store, and make a new one.",
+                    )
+                )
+    return found
+
+
+def _server_warnings(
+    where: str, server: str, options: CacheOptions
+) -> Iterator[Problem]:
+    read = read_url(server)
+    if read is None:
+        return  # That is an error, and told as one.
+    # As redis-py has it: what the URL says goes before what OPTIONS say.
+    given = {**options.connection, **read.said}
+    scheme, port = transport(read.scheme, given), read.port
+    host = str(given.get("host") or "localhost").lower()
+    location = f"{where}['LOCATION']"
+    if scheme == "unix" or is_loopback(host):
+        return
+    if scheme == "redis" and options.allow_plaintext_token:
+        yield Problem(
+            "W001",
+            location,
+            f"tokens cross the network to {host} in plain text.",
+            "Use rediss://. Whoever reads a token can use it until it expires.",
+        )
+    service = service_of(host)
+    if service and port != service.port and port not in _NODE_PORTS:
+        yield Problem(
+            "W002",
+            location,
+            f"{host} does not listen for TLS on port {port}.",
+            f"It should be port {service.port}.",
+        )
+    if scheme == "rediss" and (switch := _unverified(given)) is not None:
+        yield Problem(
+            "W003",
+            where,
+            f"the server's certificate is not verified ({switch}).",
+            "Anybody between here and there can take the token: remove the option. "
+            "For a private certificate authority set ssl_ca_certs.",
+        )
+    elif scheme == "rediss" and given.get("ssl_check_hostname", True) is None:
+        yield Problem(
+            "W003",
+            where,
+            "it has ssl_check_hostname None, which is taken for True.",
+            "Remove the option: redis-py's own clients take None for False.",
+        )
+
+
+def _unverified(given: Mapping[str, Any]) -> str | None:
+    """Return the option that switches the verification off, if one does.
+
+    redis-py takes the name of a mode or its number, and whatever Python takes for
+    true; in a URL, texts. What is not known to verify is taken for what does not.
+    """
+    required = given.get("ssl_cert_reqs", "required")
+    if str(required).lower() != "required" and required != ssl.CERT_REQUIRED:
+        return "ssl_cert_reqs"
+    checked = given.get("ssl_check_hostname")
+    off = ("", "false", "0", "f", "n", "no")
+    if checked is not None and (not checked or str(checked).lower() in off):
+        return "ssl_check_hostname"
+    return None
+
+
+def _session_warnings(
+    alias: str, cache: EntraRedisCache, options: CacheOptions
+) -> Iterator[Problem]:
+    if (
+        options.ignore_exceptions
+        and alias == settings.SESSION_CACHE_ALIAS
+        and settings.SESSION_ENGINE == "django.contrib.sessions.backends.cache"
+    ):
+        yield Problem(
+            "W005",
+            f"CACHES[{alias!r}]['OPTIONS']['ignore_exceptions']",
+            "sessions are in a cache that hides its outages.",
+            "An outage would log everybody out without a word, and logging in would "
+            "hang, as Django looks for a free session key: set "
+            "SESSION_ENGINE to 'django_entra_redis.sessions', which raises then, or "
+            "SESSION_CACHE_ALIAS to a cache without ignore_exceptions.",
+        )
+
+
+def _secrets(identity: Identity) -> Mapping[str, str | None]:
+    return {
+        "CLIENT_SECRET": identity.client_secret,
+        "CLIENT_CERTIFICATE_PASSWORD": identity.client_certificate_password,
+    }
+
+
+def _settings_source() -> str:
+    """Return the source of the settings, and of the modules beside them.
+
+    A secret that is not in there has come from elsewhere: the environment, a file, a
+    secret store.
+    """
+    module = sys.modules.get(getattr(settings, "SETTINGS_MODULE", None) or "")
+    path = getattr(module, "__file__", None)
+    if path is None:
+        return ""
+    return "\n".join(
+        file.read_text(encoding="utf-8", errors="replace")
+        for file in Path(path).parent.glob("*.py")
+    )
 
 
 def _unknown_options(

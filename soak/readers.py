@@ -70,7 +70,7 @@ class History:
 def break_on_purpose(how: str | None) -> None:
     """Have the copies be unsound."""
     from django_entra_redis.connections.copies import Copies
-    from django_entra_redis.connections.wire import Wire
+    from django_entra_redis.connections.tracked_connection import TrackedConnection
 
     if how == "own":
         # Own writes drop nothing; Redis' messages still do.
@@ -78,7 +78,7 @@ def break_on_purpose(how: str | None) -> None:
     elif how == "deaf":
         # Redis' messages drop nothing, nor does a lost connection.
         Copies.invalidate = lambda self, keys: None  # type: ignore[method-assign]
-        Wire.is_fresh = lambda self, key: True  # type: ignore[method-assign]
+        TrackedConnection.is_fresh = lambda self, key: True  # type: ignore[method-assign]
 
 
 class Load:

@@ -13,7 +13,7 @@ import pytest
 
 from django_entra_redis._errors import ConfigurationError, MissingExtraError, Problem
 from django_entra_redis.conf.identities import parse_identity
-from django_entra_redis.connections.protocol import BrokenLinkError
+from django_entra_redis.connections.protocol import ConnectionLostError
 from django_entra_redis.diagnostics.runner import StepError
 from django_entra_redis.exceptions import TokenError, TokenRequestError
 from django_entra_redis.identity.token import SYSTEM_CLOCK, receive_token
@@ -23,7 +23,7 @@ from tests.project.test_house import PACKAGE, modules
 OPTIONAL = ("contrib", "health_check", "opentelemetry")
 #: Those that take more than a text.
 MADE: dict[type[Exception], Callable[[], Exception]] = {
-    BrokenLinkError: lambda: BrokenLinkError("it broke", sent=False),
+    ConnectionLostError: lambda: ConnectionLostError("it broke", sent=False),
     ConfigurationError: lambda: ConfigurationError([Problem("E1", "here", "x", "y")]),
     MissingExtraError: lambda: MissingExtraError("lz4"),
     StepError: lambda: StepError("auth_refused", "no", "Do something."),

@@ -17,7 +17,7 @@ from ..commands.packing import pack_all
 from ..commands.request import Request
 from ..connections.endpoint import Endpoint
 from ..connections.event_loops import LoopConnections, connections_of
-from ..connections.protocol import BrokenLinkError, SilentLinkError
+from ..connections.protocol import ConnectionLostError, ReplyTimeoutError
 from ..exceptions import InvalidReplyError
 from .observation import ASYNC_SEAM
 from .redirects import concerns_all
@@ -66,7 +66,7 @@ class AsyncCacheClient:
         else:
             execute = functools.partial(self.execute, connections)
         try:
-            result = await adrive(operation(*args), execute, client.explain)
+            result = await adrive(operation(*args), execute, client.translate)
         except client.ignored as error:
             clear_frames(error)
             client.note_ignored(error)
@@ -135,7 +135,7 @@ class AsyncCacheClient:
         """Carry out a request once, on the loop's connection to an endpoint."""
         try:
             reply = await self.ask(connections, endpoint, request)
-        except (BrokenLinkError, SilentLinkError, InvalidReplyError) as error:
+        except (ConnectionLostError, ReplyTimeoutError, InvalidReplyError) as error:
             if not (request.once and getattr(error, "sent", True)):
                 raise
             doubt = uncertain(request, error)

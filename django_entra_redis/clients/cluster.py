@@ -1,14 +1,16 @@
 """The clients of a cache on a Redis Cluster (Azure's OSS cluster policy).
 
-They carry out the operations of :mod:`.sharding` on the nodes that :mod:`.topology`
-knows of, and go where nodes redirect them ("Redis cluster specification").
+They carry out the operations of :mod:`..commands.cluster` on the nodes that
+:mod:`.topology` knows of, and go where nodes redirect them ("Redis cluster
+specification").
 """
 
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, TypeVar
+from types import TracebackType
+from typing import Any, Self, TypeVar
 
 from redis.exceptions import (
     AskError,
@@ -32,6 +34,7 @@ from ..conf.options import CacheOptions
 from ..connections.endpoint import Endpoint
 from ..connections.event_loops import LoopConnections
 from ..connections.outage import OUTAGE_ERRORS
+from ..connections.pool import check_out
 from ..exceptions import (
     ClusterUnavailableError,
     ConnectionPoolTimeout,
@@ -39,10 +42,9 @@ from ..exceptions import (
 )
 from .asynchronous import AsyncCacheClient
 from .cluster_observation import ASYNC_CLUSTER_SEAM, CLUSTER_SEAM
-from .parts import Part
 from .redirects import cluster_error
 from .retry import is_final
-from .sync import Client, carry_out
+from .sync import Client, carry_out, read_many
 from .topology import get_topology
 from .tries import Tries
 
@@ -107,7 +109,7 @@ class ClusterClient(Client):
         assert request.key is not None
         return self.topology.endpoint_of(request.key)
 
-    def explain(self, error: RedisError) -> RedisError:
+    def translate(self, error: RedisError) -> RedisError:
         """Return what to raise for an error of the server's."""
         if isinstance(cluster_error(error), CHANGING):
             return ClusterUnavailableError(f"The cluster is changing: {error}")
@@ -120,7 +122,7 @@ class ClusterClient(Client):
                 self.persist(self.topology.ensure, self.topology.catch_up)
         if isinstance(request, Batch):
             replies = self._rechecked(lambda: self._scatter(request))
-            return drive(self.settle(request, replies), self.execute)
+            return drive(self.retry_errors(request, replies), self.execute)
         if isinstance(request, Broadcast):
             return drive(self.broadcast(request), self._visit)
         tries = self.tries(request)
@@ -230,7 +232,7 @@ class ClusterClient(Client):
             asking = not isinstance(failure, MovedError)
         raise ClusterUnavailableError(f"Nodes redirect in a circle: {failure}")
 
-    def settle(self, batch: Batch, replies: list[Any]) -> Operation[list[Any]]:
+    def retry_errors(self, batch: Batch, replies: list[Any]) -> Operation[list[Any]]:
         """Have commands carried out one by one that could not be with the others."""
         hopeless = False
         for place, reply in enumerate(replies):
@@ -238,12 +240,12 @@ class ClusterClient(Client):
                 continue
             if hopeless and not isinstance(cluster_error(reply), AskError):
                 # One has been tried for long enough for all: the cluster is down.
-                replies[place] = self.explain(reply)
+                replies[place] = self.translate(reply)
                 continue
             try:
                 replies[place] = yield batch.single(place)
             except ResponseError as error:
-                replies[place] = bare(self.explain(error))
+                replies[place] = bare(self.translate(error))
                 hopeless = _is_unsettled(error)
         return replies
 
@@ -261,7 +263,7 @@ class ClusterClient(Client):
             parts = [
                 (
                     self.tries_of_part(batch, endpoint, places),
-                    Part(endpoint.pool),
+                    _NodeBatch(endpoint.pool),
                     places,
                 )
                 for endpoint, places in self.topology.parts(batch.keys).items()
@@ -278,7 +280,7 @@ class ClusterClient(Client):
                     if self.give_up(tries, got):
                         self.suspect(got)
                         raise got
-                self.place(replies, places, got)
+                self.put_replies(replies, places, got)
         return replies
 
     def tries_of_part(
@@ -297,7 +299,7 @@ class ClusterClient(Client):
             raise
         return tries
 
-    def place(self, replies: list[Any], places: Sequence[int], got: Any) -> None:
+    def put_replies(self, replies: list[Any], places: Sequence[int], got: Any) -> None:
         """Put the replies of a node, or its one failure, in their places."""
         if isinstance(got, Exception):
             if is_final(got):
@@ -354,7 +356,7 @@ class AsyncClusterClient(AsyncCacheClient):
                 await self.persist(topology.alook)
         if isinstance(request, Batch):
             replies = await self._rechecked(lambda: self._scatter(connections, request))
-            return await adrive(cluster.settle(request, replies), again)
+            return await adrive(cluster.retry_errors(request, replies), again)
         if isinstance(request, Broadcast):
             return await adrive(cluster.broadcast(request), visit)
         try:
@@ -402,8 +404,63 @@ class AsyncClusterClient(AsyncCacheClient):
             ):
                 self.cluster.suspect(answer)
                 raise answer
-            self.cluster.place(replies, places, answer)
+            self.cluster.put_replies(replies, places, answer)
         return replies
+
+
+class _NodeBatch:
+    """The part of a batch that goes to one node, while other nodes carry out theirs.
+
+    Its connection is sent the commands first and asked for the replies later.
+    """
+
+    def __init__(self, pool: Any) -> None:
+        self._pool = pool
+        self._connection: Any = None
+        self._failure: Exception | None = None
+        self._clean = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._connection is not None:
+            # A reply may be on its way that the next command would take for its own.
+            if not self._clean:
+                self._connection.disconnect()
+            self._pool.release(self._connection)
+
+    def send(self, request: Request) -> None:
+        """Check the connection out and send commands."""
+        self._request = request
+        try:
+            self._connection = check_out(self._pool)
+            self._connection.send_packed_command([request.packed])
+        except (ConnectionError, TimeoutError) as error:
+            self._failure = bare(error)
+
+    def receive(self, *, wait: bool = True) -> list[Any] | Exception:
+        """Return the replies, or what has gone wrong.
+
+        Parameters:
+            wait: whether to wait for the first of them.
+        """
+        if self._failure is None:
+            try:
+                if not (wait or self._connection.can_read(timeout=0)):
+                    raise TimeoutError("Timeout reading from socket")
+                replies = read_many(self._connection, self._request)
+            except (ConnectionError, TimeoutError) as error:
+                self._failure = bare(error)
+            else:
+                self._clean = True
+                return replies
+        return self._failure
 
 
 def tells_of_change(error: Exception) -> bool:

@@ -12,7 +12,7 @@ from redis.exceptions import ConnectionError
 T = TypeVar("T")
 
 
-class Flight(Generic[T]):
+class SingleFlight(Generic[T]):
     """Calls a function in a thread of its own; who comes meanwhile waits for that call.
 
     Parameters:
@@ -70,13 +70,13 @@ class Flight(Generic[T]):
         """
         call = self.begin()
         wait([call], timeout)
-        return _settle(call)
+        return _result(call)
 
     async def ajoin(self, timeout: float | None = None) -> T:
         """Do as :meth:`join` does, without blocking the event loop."""
         call = self.begin()
         await asyncio.wait([_wrap(call)], timeout=timeout)
-        return _settle(call)
+        return _result(call)
 
     def _pause_left(self) -> float:
         under_way = self._call is not None
@@ -141,7 +141,7 @@ def _wrap(call: "Future[T]") -> "asyncio.Future[T]":
     return waiting
 
 
-def _settle(call: "Future[T]") -> T:
+def _result(call: "Future[T]") -> T:
     # Without waiting any more.
     error = call.exception(timeout=0)
     if error is not None:

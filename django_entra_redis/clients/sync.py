@@ -116,7 +116,7 @@ class Client(ABC):
         ) and not seam.idle():
             execute = self.observe
         try:
-            result = drive(operation(*args), execute, self.explain)
+            result = drive(operation(*args), execute, self.translate)
         except self.ignored as error:
             clear_frames(error)
             self.note_ignored(error)
@@ -177,7 +177,7 @@ class Client(ABC):
         return GeneralPath(self)
 
     @abstractmethod
-    def explain(self, error: RedisError) -> RedisError:
+    def translate(self, error: RedisError) -> RedisError:
         """Return what to raise for an error of the server's."""
 
     def persist(
@@ -238,7 +238,7 @@ class CacheClient(Client):
             return self._execute(self.endpoint_for(request), request, failures)
 
         try:
-            return drive(operation(*args), execute, self.explain)
+            return drive(operation(*args), execute, self.translate)
         except BaseException as error:
             clear_frames(error)
             raise
@@ -322,7 +322,7 @@ class CacheClient(Client):
         """Return the server that tools are told a request goes to."""
         return self.endpoint_for(request)
 
-    def explain(self, error: RedisError) -> RedisError:
+    def translate(self, error: RedisError) -> RedisError:
         """Return what to raise for an error of the server's."""
         found = redirection(error)
         if found is None:

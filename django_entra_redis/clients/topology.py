@@ -14,6 +14,7 @@ from redis.cluster import RedisCluster
 from redis.crc import key_slot
 from redis.exceptions import (
     MovedError,
+    NoPermissionError,
     RedisClusterException,
     RedisError,
     ResponseError,
@@ -27,18 +28,17 @@ from ..commands.slots import NO_HOST, Address, SlotRange, read_slots
 from ..conf.options import CacheOptions
 from ..connections.endpoint import Endpoint
 from ..connections.outage import Outages
-from ..connections.registry import share
-from ..exceptions import ClusterUnavailableError, EntraRedisError
-from .complaints import explain, explain_refusal
+from ..connections.registry import get_or_make
+from ..exceptions import ClusterUnavailableError, EntraRedisError, WrongBackendError
 from .node_pools import NodePools
-from .single_flight import Flight
+from .single_flight import SingleFlight
 from .sync import carry_out
 
 #: Seconds between two looks at the topology at least, however many redirections or
 #: failures ask for one.
 PAUSE = 0.1
 #: Seconds that a command which has failed waits for a look before it is tried again.
-PATIENCE = 1.0
+DISCOVERY_WAIT = 1.0
 #: Seconds that anybody waits for a look at most, however many nodes are silent.
 LONGEST = 10.0
 #: Seconds for which a node that could not be asked is asked after the others.
@@ -73,7 +73,7 @@ class Topology:
         self.primaries: dict[str, Endpoint] = {}
         # And of all nodes.
         self._all: dict[str, Endpoint] = {}
-        self._flight: Flight[None] = Flight(self._look, pause=PAUSE)
+        self._flight: SingleFlight[None] = SingleFlight(self._look, pause=PAUSE)
         register(self, Order.CONNECTIONS)
 
     # -- which node ------------------------------------------------------------------
@@ -167,11 +167,11 @@ class Topology:
 
     def catch_up(self) -> None:
         """Wait until somebody has looked at it, but not for long."""
-        self._flight.catch_up(PATIENCE)
+        self._flight.catch_up(DISCOVERY_WAIT)
 
     async def acatch_up(self) -> None:
         """Do as :meth:`catch_up` does, without blocking the event loop."""
-        await self._flight.acatch_up(PATIENCE)
+        await self._flight.acatch_up(DISCOVERY_WAIT)
 
     def recheck(self) -> bool:
         """Have somebody look at it whose node is down; return whether they have.
@@ -251,7 +251,7 @@ class Topology:
         try:
             return make()
         except Exception as error:
-            failure = explain(error)
+            failure = discovery_error(error)
         try:
             raise failure.with_traceback(None)
         finally:
@@ -263,11 +263,11 @@ class Topology:
         except EntraRedisError as error:
             failure: Exception = error
         except ResponseError as error:
-            failure = explain_refusal(error)
+            failure = slots_error(error)
         except RedisError as error:
             failure = error
         except Exception as error:  # also what a user's address_remap raises
-            failure = explain_refusal(error)
+            failure = slots_error(error)
         else:
             return
         failure.__cause__ = failure.__context__ = None
@@ -386,7 +386,7 @@ class _Client(RedisCluster):
         except RedisClusterException as error:
             outage = error.__cause__ or not self.nodes_manager.startup_nodes
             # Else it is a mistake of the caller's.
-            failure = explain(error) if outage else error
+            failure = discovery_error(error) if outage else error
         try:
             raise failure.with_traceback(None)
         finally:
@@ -398,7 +398,37 @@ _inherited: list[object] = []
 
 def get_topology(options: CacheOptions) -> Topology:
     """Return the process's topology for a cache's options."""
-    found: Topology = share(
+    found: Topology = get_or_make(
         "cluster", options.servers, options, lambda: Topology(options)
     )
     return found
+
+
+def discovery_error(error: Exception) -> Exception:
+    """Return what to raise for what redis-py has raised as it looked."""
+    cause = error.__cause__ if isinstance(error, RedisClusterException) else None
+    error = cause if isinstance(cause, Exception) else error
+    if isinstance(error, RedisError | EntraRedisError):
+        error.__cause__ = error.__context__ = None
+        return error
+    refusal = error.__context__
+    return slots_error(refusal if isinstance(refusal, ResponseError) else error)
+
+
+def slots_error(error: Exception) -> Exception:
+    """Return what to raise where a node does not answer CLUSTER SLOTS."""
+    if isinstance(error, NoPermissionError):
+        return NoPermissionError(
+            f"{error}. The access policy should allow +cluster|slots, by which "
+            "the cluster tells which node has which keys."
+        )
+    # With a script: that is no refusal.
+    if isinstance(error, ResponseError) and not str(error).startswith("BUSY "):
+        return WrongBackendError(
+            f"The server is not a node of a cluster that clients see ({error}): its "
+            "BACKEND should be 'django_entra_redis.cache.EntraRedisCache' "
+            "(Enterprise cluster policy, or no cluster)."
+        )
+    return ClusterUnavailableError(
+        f"The cluster does not list its nodes ({type(error).__name__}: {error})."
+    )

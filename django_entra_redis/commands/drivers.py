@@ -41,14 +41,14 @@ def bare(error: Failure) -> Failure:
 def drive(
     generator: Generator[Want, Got, T],
     carry_out: Callable[[Want], Got],
-    explain: Callable[[RedisError], RedisError] = _same,
+    translate: Callable[[RedisError], RedisError] = _same,
 ) -> T:
     """Drive a generator to its end; return what it returns.
 
     Parameters:
         generator: says what is to be done.
         carry_out: does it.
-        explain: returns what to throw for an error of Redis'.
+        translate: returns what to throw for an error of Redis'.
     """
     try:
         want = next(generator)
@@ -56,7 +56,7 @@ def drive(
             try:
                 got = carry_out(want)
             except RedisError as error:
-                want = generator.throw(explain(error))
+                want = generator.throw(translate(error))
             else:
                 want = generator.send(got)
     except StopIteration as stop:
@@ -67,7 +67,7 @@ def drive(
 async def adrive(
     generator: Generator[Want, Got, T],
     carry_out: Callable[[Want], Awaitable[Got]],
-    explain: Callable[[RedisError], RedisError] = _same,
+    translate: Callable[[RedisError], RedisError] = _same,
 ) -> T:
     """Do as :func:`drive` does, where it takes an event loop to do it."""
     try:
@@ -76,7 +76,7 @@ async def adrive(
             try:
                 got = await carry_out(want)
             except RedisError as error:
-                want = generator.throw(explain(error))
+                want = generator.throw(translate(error))
             else:
                 want = generator.send(got)
     except StopIteration as stop:

@@ -22,7 +22,7 @@ from redis.retry import Retry
 
 from .._errors import hidden
 from ..credentials.provider import EntraCredentialProvider
-from ..credentials.reauthentication import Step, next_step
+from ..credentials.reauthentication import Action, next_action
 from ..exceptions import EntraRedisError
 from ..identity.token import Token
 from .deadlines import bounded_parser
@@ -214,7 +214,7 @@ class EntraConnection(PlainConnection):
         self._provider = credential_provider
         self._renewal = credential_provider.renewal
         self._handover = _Handover(credential_provider)
-        self._share = random.random()
+        self._offset = random.random()
         # The token that the server knows this connection by; None when disconnected.
         self._held: Token | None = None
         self._subscribed = False
@@ -238,13 +238,13 @@ class EntraConnection(PlainConnection):
         if held is current:
             return
         if held is not None:
-            step = next_step(held, current, self._share, self._renewal.clock)
-            if step is Step.KEEP:
+            action = next_action(held, current, self._offset, self._renewal.clock)
+            if action is Action.KEEP:
                 return
-            if step is Step.ADOPT:
+            if action is Action.ADOPT:
                 self._held = current
                 return
-            if step is Step.AUTHENTICATE:
+            if action is Action.AUTHENTICATE:
                 send = functools.partial(self._authenticate, current)
                 if self._attempt(send) is None:
                     return

@@ -21,7 +21,7 @@ from .event_loops import close_everywhere, retire_everywhere
 from .multiplexed import Target
 from .outage import Outages
 from .pool import ConnectionPool, pool_settings
-from .registry import share
+from .registry import get_or_make
 from .tls import SharedTls
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def get_endpoint(server: str, options: CacheOptions) -> Endpoint:
         pool_class, kwargs = pool_settings(server, options, ConnectionPool)
         return Endpoint(pool_class.from_url(server, **kwargs))
 
-    found: Endpoint = share("endpoint", [server], options, make)
+    found: Endpoint = get_or_make("endpoint", [server], options, make)
     return found
 
 

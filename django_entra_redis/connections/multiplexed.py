@@ -22,10 +22,15 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from .._errors import hidden
 from ..commands.packing import pack_all
-from ..credentials.reauthentication import Step, next_step
+from ..credentials.reauthentication import Action, next_action
 from ..credentials.renewal import Renewal
 from ..identity.token import Token
-from .protocol import BrokenLinkError, LeftLinkError, Link, SilentLinkError
+from .protocol import (
+    ConnectionClosedError,
+    ConnectionLostError,
+    RedisProtocol,
+    ReplyTimeoutError,
+)
 from .refusals import greeting_error, refusal
 from .tls import SharedTls
 
@@ -75,12 +80,12 @@ class MultiplexedConnection:
     def __init__(self, target: Target, loop: asyncio.AbstractEventLoop) -> None:
         self.target = target
         self._loop = loop
-        self._link: Link | None = None
+        self._link: RedisProtocol | None = None
         # Those that were left and still have something to be answered.
-        self._left: list[Link] = []
-        self._connecting: asyncio.Task[Link] | None = None
+        self._left: list[RedisProtocol] = []
+        self._connecting: asyncio.Task[RedisProtocol] | None = None
         self._closed = False
-        self._share = random.random()
+        self._offset = random.random()
         self._renewal = target.provide() if target.provide else None
         # The token that the server knows the link by.
         self._held: Token | None = None
@@ -95,8 +100,8 @@ class MultiplexedConnection:
                 in which an error reply stands in its place as an exception.
 
         Raises:
-            BrokenLinkError, SilentLinkError: the connection broke; they tell whether
-                the commands may have reached the server.
+            ConnectionLostError, ReplyTimeoutError: the connection broke; they tell
+                whether the commands may have reached the server.
             ConnectionError, TimeoutError: there is no connection to be had.
             ConnectionPoolTimeout: too many other commands are under way.
             TokenError, TokenRefusedError: it can't be authenticated.
@@ -147,7 +152,7 @@ class MultiplexedConnection:
         """Whether something is still to be answered on connections that were left."""
         return not all(link.closed for link in self._left)
 
-    def _leave(self, link: Link) -> None:
+    def _leave(self, link: RedisProtocol) -> None:
         """Let a connection go once what is under way has been answered."""
         if link is self._link:
             self._link = None
@@ -157,27 +162,31 @@ class MultiplexedConnection:
 
     # -- tokens ----------------------------------------------------------------------
 
-    async def _keep_up(self, link: Link, renewal: Renewal) -> Link:
+    async def _keep_up(self, link: RedisProtocol, renewal: Renewal) -> RedisProtocol:
         """Send AUTH if the token has moved on; return the link to go on with."""
         current = await renewal.acurrent()
         held = self._held
-        step = (
-            next_step(held, current, self._share, renewal.clock)
+        action = (
+            next_action(held, current, self._offset, renewal.clock)
             if held is not None
-            else Step.RECONNECT
+            else Action.RECONNECT
         )
-        if step is Step.RECONNECT:
+        if action is Action.RECONNECT:
             self._leave(link)
             return await self._connected()
-        if step is Step.ADOPT:
+        if action is Action.ADOPT:
             self._held = current
-        elif step is Step.AUTHENTICATE and not self._authenticating:
+        elif action is Action.AUTHENTICATE and not self._authenticating:
             self._authenticating = True
             sent = hidden(lambda: link.submit(_pack_auth(current)))
-            sent.add_done_callback(lambda reply: self._settle(link, current, reply))
+            sent.add_done_callback(
+                lambda reply: self._authenticated(link, current, reply)
+            )
         return link
 
-    def _settle(self, link: Link, token: Token, reply: "asyncio.Future[Any]") -> None:
+    def _authenticated(
+        self, link: RedisProtocol, token: Token, reply: "asyncio.Future[Any]"
+    ) -> None:
         """Take note of the answer to an AUTH."""
         self._authenticating = False
         if reply.exception() is not None or link is not self._link:
@@ -189,11 +198,11 @@ class MultiplexedConnection:
 
     # -- connecting ------------------------------------------------------------------
 
-    async def _connected(self) -> Link:
+    async def _connected(self) -> RedisProtocol:
         """Return a link that is up; all that come meanwhile wait for the same one."""
         if self._link is not None and not self._link.closed:
             return self._link
-        closed = LeftLinkError(
+        closed = ConnectionClosedError(
             f"Connection to {self.target} closed: the settings have changed.",
             sent=False,
         )
@@ -209,7 +218,7 @@ class MultiplexedConnection:
             raise closed
         return connecting.result()
 
-    async def _connect(self) -> Link:
+    async def _connect(self) -> RedisProtocol:
         if self.target.provide is None:
             return await self._open(None)
         # After override_settings it is another one.
@@ -229,9 +238,9 @@ class MultiplexedConnection:
                 token, failure = other, error.with_traceback(None)
         raise refusal(token, failure)
 
-    async def _open(self, token: Token | None) -> Link:
+    async def _open(self, token: Token | None) -> RedisProtocol:
         target, name = self.target, str(self.target)
-        link = Link(
+        link = RedisProtocol(
             self._loop, name, timeout=target.timeout, wait_timeout=target.wait_timeout
         )
         failure: Exception | None
@@ -239,9 +248,9 @@ class MultiplexedConnection:
             async with asyncio.timeout(target.connect_timeout):
                 await self._dial(link)
                 failure = await self._greet(link, token)
-        except (TimeoutError, SilentLinkError):
+        except (TimeoutError, ReplyTimeoutError):
             failure = RedisTimeoutError(f"Timeout connecting to {name}.")
-        except (OSError, BrokenLinkError) as error:
+        except (OSError, ConnectionLostError) as error:
             # Of another kind: no command that anybody waits for has been sent.
             failure = RedisConnectionError(f"Error connecting to {name}: {error}")
         except BaseException:
@@ -256,7 +265,7 @@ class MultiplexedConnection:
         self._link, self._held = link, token
         return link
 
-    async def _dial(self, link: Link) -> None:
+    async def _dial(self, link: RedisProtocol) -> None:
         where, make_ssl = self.target.where, self.target.make_ssl
         if "path" in where:
             await self._loop.create_unix_connection(lambda: link, where["path"])
@@ -269,7 +278,7 @@ class MultiplexedConnection:
         for option in self.target.socket_options:
             sock.setsockopt(*option)
 
-    async def _reach(self, link: Link, context: SSLContext | None) -> Any:
+    async def _reach(self, link: RedisProtocol, context: SSLContext | None) -> Any:
         """Connect to where the server is found; return the transport."""
         target, tls = self.target, self.target.tls
         announced, port = target.where["host"], target.where["port"]
@@ -300,7 +309,9 @@ class MultiplexedConnection:
             tls.routes[announced] = host
         return transport
 
-    async def _greet(self, link: Link, token: Token | None) -> Exception | None:
+    async def _greet(
+        self, link: RedisProtocol, token: Token | None
+    ) -> Exception | None:
         """Authenticate and begin; return what the server has against it."""
         # Without the arguments of AUTH, which a debug page would show.
         greeting = list(self.target.greeting)
@@ -331,7 +342,7 @@ class MultiplexedConnection:
         return packed
 
 
-def _retrieve(task: "asyncio.Task[Link]") -> None:
+def _retrieve(task: "asyncio.Task[RedisProtocol]") -> None:
     """Retrieve what a task raised, so that asyncio does not log that nobody has."""
     if not task.cancelled():
         task.exception()

@@ -20,7 +20,7 @@ from redis.exceptions import (
 
 from .._fork import ForkSafeLock
 from ..exceptions import EntraRedisError, ServerDownError, UncertainResultError
-from .protocol import LeftLinkError
+from .protocol import ConnectionClosedError
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def judge(error: Exception, *, tries: int, took: float, silent: float) -> Verdic
     )
     # No token, or none that the server lets in, or an error reply: it answers, and
     # nobody waits for that. Or this process has closed the connection.
-    if own or isinstance(error, AuthenticationError | LeftLinkError):
+    if own or isinstance(error, AuthenticationError | ConnectionClosedError):
         return Verdict.UP
     if not isinstance(error, ConnectionError | TimeoutError) or silent < took / 2:
         return Verdict.UP

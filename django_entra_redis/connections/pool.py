@@ -40,8 +40,8 @@ _ORDINARY = (Connection, SSLConnection, UnixDomainSocketConnection)
 _EXTRAS = ("health_check_interval", "parser_class", "redis_connect_func")
 
 
-class _Place:
-    """Somebody's place in the queue for a connection."""
+class _Waiter:
+    """A thread that waits in the queue for a connection."""
 
     def __init__(self) -> None:
         self.connection: Any = None
@@ -100,7 +100,7 @@ class ConnectionPool(redis.ConnectionPool):
         self._idle: list[Any] = []
         # First come, first served: otherwise a busy thread, which asks again right
         # after it has released, would keep all others waiting.
-        self._queue: deque[_Place] = deque()
+        self._queue: deque[_Waiter] = deque()
         # Weakly, so that a connection counts no longer that an exception from a signal
         # handler has had somebody lose.
         self._made: WeakSet[Any] = WeakSet()
@@ -276,14 +276,14 @@ class ConnectionPool(redis.ConnectionPool):
                 left = deadline - time.monotonic()
                 if left <= 0:
                     break
-                place = _Place()
-                self._queue.append(place)
-            # Nobody else does for what was released just before the place was there.
+                waiter = _Waiter()
+                self._queue.append(waiter)
+            # Nobody else does for what was released just before the waiter was there.
             self._serve_queue()
             try:
-                place.wait(left)
+                waiter.wait(left)
             finally:
-                connection = self._leave_queue(place)
+                connection = self._leave_queue(waiter)
             if connection is not None:
                 return connection
         raise ConnectionPoolTimeout(
@@ -312,12 +312,12 @@ class ConnectionPool(redis.ConnectionPool):
                     return
                 self._queue.popleft().give(connection)
 
-    def _leave_queue(self, place: _Place) -> Any:
+    def _leave_queue(self, waiter: _Waiter) -> Any:
         """Return the connection that came, if one did."""
         with self._gate:
-            if place in self._queue:
-                self._queue.remove(place)
-            return place.connection
+            if waiter in self._queue:
+                self._queue.remove(waiter)
+            return waiter.connection
 
 
 def check_out(pool: Any) -> Any:
@@ -345,11 +345,11 @@ def _ignore(error: Exception) -> None:
     """Do nothing about a failure: no connection has been lent."""
 
 
-def _wake_all(queue: deque[_Place]) -> None:
+def _wake_all(queue: deque[_Waiter]) -> None:
     """Have those who wait see whether there is room: a connection has been lost."""
     # Without the lock: this may run between any two lines of any thread.
-    for place in list(queue):
-        place.wake()
+    for waiter in list(queue):
+        waiter.wake()
 
 
 _pools: WeakSet[ConnectionPool] = WeakSet()

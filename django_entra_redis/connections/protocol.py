@@ -23,12 +23,12 @@ MAX_IN_FLIGHT = 4096
 #: Bytes that are sent in one turn of the loop: a large value is encrypted and sent a
 #: piece at a time, so that all else in the loop gets its turns.
 PIECE = 256 * 1024
-#: Turns of a loop that has stalled in which a reply is read that has arrived meanwhile:
-#: in some loops timers come before what is there to read.
-GRACE = 2
+#: Loop iterations to wait, after the timeout fired, for a reply that is already there:
+#: some loops run timers before reads.
+LATE_READS = 2
 
 
-class BrokenLinkError(RedisConnectionError):
+class ConnectionLostError(RedisConnectionError):
     """A connection broke.
 
     Parameters:
@@ -42,11 +42,11 @@ class BrokenLinkError(RedisConnectionError):
         self.sent = sent
 
 
-class LeftLinkError(BrokenLinkError):
+class ConnectionClosedError(ConnectionLostError):
     """This process has closed the connection: its event loop, or its node, is gone."""
 
 
-class SilentLinkError(RedisTimeoutError):
+class ReplyTimeoutError(RedisTimeoutError):
     """A server did not answer in time; the command may have reached it."""
 
     sent = True
@@ -74,8 +74,8 @@ class _Call:
             self.future.set_exception(error)
 
 
-class Link(asyncio.Protocol):
-    """One connection.
+class RedisProtocol(asyncio.Protocol):
+    """One connection, as Redis' protocol has it: commands in, replies out.
 
     Parameters:
         loop: the event loop that it lives in.
@@ -162,15 +162,15 @@ class Link(asyncio.Protocol):
             call.fail(self._broken(sent=False))
         self._waiting.clear()
         for call in self._sent:
-            if isinstance(reason, SilentLinkError):
-                call.fail(SilentLinkError(*reason.args))
+            if isinstance(reason, ReplyTimeoutError):
+                call.fail(ReplyTimeoutError(*reason.args))
             else:
                 call.fail(self._broken(sent=True))
         self._sent.clear()
 
-    def _broken(self, *, sent: bool) -> BrokenLinkError:
+    def _broken(self, *, sent: bool) -> ConnectionLostError:
         text = f"Connection to {self._name} closed: {self._reason}"
-        return BrokenLinkError(text, sent=sent)
+        return ConnectionLostError(text, sent=sent)
 
     def _close_if_done(self) -> None:
         if self._finishing and not self._sent and not self._waiting:
@@ -318,7 +318,7 @@ class Link(asyncio.Protocol):
             )
         )
 
-    def _look(self, grace: int = GRACE) -> None:
+    def _look(self, turns: int = LATE_READS) -> None:
         """Look whether the server still answers, and the loop has lost no flush."""
         self._watch = None
         if self._timeout is None or not (self._sent or self._waiting):
@@ -336,11 +336,11 @@ class Link(asyncio.Protocol):
         if left > 0:
             self._watch = self._loop.call_later(left, self._look)
             return
-        if grace:
-            self._watch = self._loop.call_soon(self._look, grace - 1)
+        if turns:
+            self._watch = self._loop.call_soon(self._look, turns - 1)
             return
         self.abort(
-            SilentLinkError(
+            ReplyTimeoutError(
                 f"Timeout reading from {self._name}: {said} within "
                 f"{self._timeout:g} s (OPTIONS['socket_timeout'])."
             )

@@ -13,7 +13,7 @@ _lock = ForkSafeLock()
 _shared: dict[Hashable, Any] = {}
 
 
-def share(
+def get_or_make(
     kind: str, servers: Sequence[str], options: CacheOptions, make: Callable[[], Any]
 ) -> Any:
     """Return what caches share if nothing distinguishes their connections.

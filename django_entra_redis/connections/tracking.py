@@ -27,7 +27,7 @@ from .copies import Copies
 from .multiplexed import Target
 from .refusals import authentication_error, selection_error
 from .tracked_calls import is_replica, pack_auth
-from .wire import BROKEN, PIECE, Wire
+from .tracked_connection import BROKEN, PIECE, TrackedConnection
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class Tracker:
         self._target = target
         self.copies = copies
         self._max_staleness = max_staleness
-        self.wire: Wire | None = None
+        self.wire: TrackedConnection | None = None
         #: Why the server does not track, if it has said so.
         self.refusal: str | None = None
         self._begin()
@@ -135,7 +135,7 @@ class Tracker:
     def _may_connect(self) -> bool:
         return time.monotonic() >= self._retry_at and not self._connecting.locked()
 
-    def _current(self) -> Wire | None:
+    def _current(self) -> TrackedConnection | None:
         """Return the connection that is there, with AUTH sent if it is time to."""
         wire = self.wire
         if wire is None or wire.closed:
@@ -143,7 +143,7 @@ class Tracker:
         wire.keep_up()
         return wire if self.connected else None
 
-    def _connect(self) -> Wire | None:
+    def _connect(self) -> TrackedConnection | None:
         """Return a new connection; ``None`` if there is none to be had now."""
         if not self._may_connect or not self._connecting.acquire(blocking=False):
             return None
@@ -158,7 +158,7 @@ class Tracker:
         finally:
             self._connecting.release()
 
-    def _attempt(self) -> Wire | None:
+    def _attempt(self) -> TrackedConnection | None:
         try:
             return _open(self._target(), self.copies, self._max_staleness)
         except TrackingRefusedError as error:
@@ -200,7 +200,7 @@ def refusal_of(target: Target) -> str | None:
     return None
 
 
-def _open(target: Target, copies: Copies, max_staleness: float) -> Wire:
+def _open(target: Target, copies: Copies, max_staleness: float) -> TrackedConnection:
     """Connect, authenticate and have the server track.
 
     Raises:
@@ -213,7 +213,7 @@ def _open(target: Target, copies: Copies, max_staleness: float) -> Wire:
         now = time.monotonic()
         _greet(sock, target, token)
         sock.setblocking(False)
-        return Wire(
+        return TrackedConnection(
             sock,
             copies,
             timeout=target.timeout or _TIMEOUT,

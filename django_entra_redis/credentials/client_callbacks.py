@@ -43,7 +43,7 @@ Callback = Callable[[Any], Any]
 #: seconds. redis-py's goes through a pool's idle connections and gives up at the first
 #: that the server has closed, with the others still to do; the next call reconnects it.
 TRIES = 100
-PATIENCE = 5.0
+RETRY_FOR = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,7 +242,7 @@ async def _authenticate(connection: Any, token: Any) -> None:
 
 def _tries() -> Iterator[list[Exception]]:
     """Yield a list for what a try raises, as often as it is worth another try."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + RETRY_FOR
     for _ in range(TRIES):
         failures: list[Exception] = []
         yield failures

@@ -10,7 +10,7 @@ from ..identity.token import Clock, Token
 SPREAD = 0.5
 
 
-class Step(enum.Enum):
+class Action(enum.Enum):
     """What a connection does before the next command."""
 
     #: Nothing: its token is good, and its moment has not come.
@@ -22,24 +22,24 @@ class Step(enum.Enum):
     RECONNECT = enum.auto()
 
 
-def next_step(held: Token, current: Token, share: float, clock: Clock) -> Step:
+def next_action(held: Token, current: Token, offset: float, clock: Clock) -> Action:
     """Return what a connection does.
 
     Parameters:
         held: the token that it has authenticated with.
         current: the one that is there now.
-        share: 0 to 1, different for each connection.
+        offset: 0 to 1, different for each connection.
         clock: what to tell the time by.
     """
     if held.value == current.value:
-        return Step.ADOPT
+        return Action.ADOPT
     if held.expired(clock):
-        return Step.RECONNECT
-    due = reauthentication_time(held, current, share)
-    return Step.AUTHENTICATE if clock.monotonic() >= due else Step.KEEP
+        return Action.RECONNECT
+    due = reauthentication_time(held, current, offset)
+    return Action.AUTHENTICATE if clock.monotonic() >= due else Action.KEEP
 
 
-def reauthentication_time(held: Token, current: Token, share: float) -> float:
+def reauthentication_time(held: Token, current: Token, offset: float) -> float:
     """Return when a connection sends AUTH with a newer token (monotonic clock)."""
     window = max(0.0, held.expires_at - current.received_at)
-    return current.received_at + share * SPREAD * window
+    return current.received_at + offset * SPREAD * window

@@ -10,7 +10,7 @@ from .schedule import retry_cap
 
 #: Seconds that a renewal may be late before callers see to it themselves: where no
 #: background thread gets to run (uWSGI without threads), they are all there is.
-GRACE = 1.0
+LATENESS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class State:
 
     def due(self, at: float) -> "State":
         """Return the same with the next request due at ``at``."""
-        until = min(self.token.expires_at, at + GRACE) if self.token else 0.0
+        until = min(self.token.expires_at, at + LATENESS) if self.token else 0.0
         return replace(self, due_at=at, trusted_until=until)
 
     def succeeded(self, token: Token, on: float) -> "State":

@@ -16,7 +16,7 @@ from .._errors import ConfigurationError
 from .._fork import Order, in_child
 from ..cache.backend import EntraRedisCache, entra_caches
 from ..cache.in_use import identities_in_use
-from ..clients.single_flight import Flight
+from ..clients.single_flight import SingleFlight
 from ..credentials.provider import get_credential_provider
 
 #: Seconds that a probe waits for the caches' answers: probes that nobody has configured
@@ -73,7 +73,9 @@ def caches_health(timeout: float = PING_TIMEOUT) -> list[CacheHealth]:
     """
     begun = time.perf_counter()
     calls = {
-        alias: _pings.setdefault(alias, Flight(partial(_ask, alias), pause=0.0)).begin()
+        alias: _pings.setdefault(
+            alias, SingleFlight(partial(_ask, alias), pause=0.0)
+        ).begin()
         for alias, cache in entra_caches().items()
         if cache.identity is not None
     }
@@ -134,7 +136,7 @@ def _outcome(alias: str, call: "Future[CacheHealth]", ms: float) -> CacheHealth:
 
 
 # By the cache's alias: however many probes wait, each cache is asked once at a time.
-_pings: dict[str, Flight[CacheHealth]] = {}
+_pings: dict[str, SingleFlight[CacheHealth]] = {}
 
 # There, no call is under way.
 in_child(_pings.clear, Order.CONNECTIONS)

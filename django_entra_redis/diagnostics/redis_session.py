@@ -44,7 +44,7 @@ _REPLY_CODES: Mapping[type[Exception], str] = {
 AUDIENCES = ("https://redis.azure.com", "acca5fbb-b7e4-4009-81f1-37e38fd66d78")
 
 
-class Conversation:
+class RedisSession:
     """A connection that is being examined.
 
     Parameters:

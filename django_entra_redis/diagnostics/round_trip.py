@@ -11,8 +11,8 @@ from typing import Any
 
 from ..cache.backend import EntraRedisClusterCache
 from ..exceptions import ClusterUnavailableError
-from .redis_session import Conversation
-from .runner import Examination, StepError
+from .redis_session import RedisSession
+from .runner import Diagnosis, StepError
 
 #: Round trips that are measured on each server.
 ROUND_TRIPS = 20
@@ -23,27 +23,27 @@ TRIES = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Trial:
     """A server that is written to, and keys that it has.
 
     Parameters:
-        conversation: with it.
+        session: with it.
         key, counter: as Redis has them.
     """
 
-    conversation: Conversation
+    session: RedisSession
     key: str
     counter: str
 
 
-def try_out(exam: Examination) -> str:
+def try_out(diagnosis: Diagnosis) -> str:
     """Write, read and count on each server that is written to; return what was found.
 
     Raises:
         StepError: something is refused, or is not what it should be.
     """
     try:
-        return _try_places(exam, uuid.uuid4().hex.encode())
+        return _try_all(diagnosis, uuid.uuid4().hex.encode())
     except ClusterUnavailableError as error:
         raise StepError("cluster_unavailable", str(error)) from None
 
@@ -54,20 +54,20 @@ def facts_of(info: Any) -> dict[str, str]:
     return dict(line.split(":", 1) for line in text.split("\r\n") if ":" in line)
 
 
-def _try_places(exam: Examination, value: bytes) -> str:
+def _try_all(diagnosis: Diagnosis, value: bytes) -> str:
     times: list[float] = []
     notes: dict[str, None] = {}
-    for place in _places(exam):
+    for trial in _trials(diagnosis):
         try:
-            notes |= dict.fromkeys(_try_commands(exam, place, value))
-            times += _measure(place, value)
-            if not exam.nodes:
-                _await_replicas(exam, place.key, value)
+            notes |= dict.fromkeys(_try_commands(diagnosis, trial, value))
+            times += _measure(trial, value)
+            if not diagnosis.nodes:
+                _await_replicas(diagnosis, trial.key, value)
         finally:
             with contextlib.suppress(StepError):
-                place.conversation.ask("DEL", place.key)
+                trial.session.ask("DEL", trial.key)
     with contextlib.suppress(StepError):
-        facts = facts_of(exam.conversations[-1].ask("INFO", "memory"))
+        facts = facts_of(diagnosis.sessions[-1].ask("INFO", "memory"))
         notes[f"memory policy {facts.get('maxmemory_policy', '?')}"] = None
     found = (
         f"min {min(times):.2f}, median {statistics.median(times):.2f}, "
@@ -76,27 +76,27 @@ def _try_places(exam: Examination, value: bytes) -> str:
     return "; ".join([found, *notes])
 
 
-def _places(exam: Examination) -> Iterator[Place]:
-    if not isinstance(exam.cache, EntraRedisClusterCache):
-        key = _make_key(exam)
-        yield Place(exam.conversations[0], key, f"{key}.counter")
+def _trials(diagnosis: Diagnosis) -> Iterator[Trial]:
+    if not isinstance(diagnosis.cache, EntraRedisClusterCache):
+        key = _make_key(diagnosis)
+        yield Trial(diagnosis.sessions[0], key, f"{key}.counter")
         return
-    topology = exam.cache.get_topology()
-    for address, conversation in exam.nodes.items():
-        keys = (_make_key(exam) for _ in range(TRIES))
+    topology = diagnosis.cache.get_topology()
+    for address, session in diagnosis.nodes.items():
+        keys = (_make_key(diagnosis) for _ in range(TRIES))
         endpoint = topology.endpoint_at(address)
         # None where a hash tag in KEY_PREFIX keeps all keys on another node.
         own = (key for key in keys if topology.endpoint_of(key) is endpoint)
         pair = tuple(itertools.islice(own, 2))
         if len(pair) == 2:
-            yield Place(conversation, *pair)
+            yield Trial(session, *pair)
 
 
-def _make_key(exam: Examination) -> str:
-    return str(exam.cache.make_key(f"entra_redis_check.{uuid.uuid4()}"))
+def _make_key(diagnosis: Diagnosis) -> str:
+    return str(diagnosis.cache.make_key(f"entra_redis_check.{uuid.uuid4()}"))
 
 
-def _try_commands(exam: Examination, place: Place, value: bytes) -> list[str]:
+def _try_commands(diagnosis: Diagnosis, trial: Trial, value: bytes) -> list[str]:
     """Try what Django's cache API comes down to; return what is worth knowing.
 
     All but FLUSHDB, which would take the users' data with it.
@@ -104,7 +104,7 @@ def _try_commands(exam: Examination, place: Place, value: bytes) -> list[str]:
     Raises:
         StepError: naming all commands that are refused.
     """
-    ask, key, counter = place.conversation.ask, place.key, place.counter
+    ask, key, counter = trial.session.ask, trial.key, trial.counter
     commands: list[tuple[Any, ...]] = [
         ("SET", key, value, "EX", 60),
         ("SET", counter, 1, "NX", "EX", 60),
@@ -115,9 +115,9 @@ def _try_commands(exam: Examination, place: Place, value: bytes) -> list[str]:
         ("EXPIRE", key, 60),
         ("DEL", counter),
     ]
-    if not exam.nodes:
+    if not diagnosis.nodes:
         commands.append(("MGET", key, counter))
-    if exam.cache.options.clear_by_scan:
+    if diagnosis.cache.options.clear_by_scan:
         commands += [("SCAN", 0, "MATCH", counter, "COUNT", 1), ("UNLINK", counter)]
     refused: dict[str, str] = {}
     notes = []
@@ -131,13 +131,13 @@ def _try_commands(exam: Examination, place: Place, value: bytes) -> list[str]:
                     raise
                 notes.append("no MGET across slots, so get_many() sends a GET each")
                 continue
-            if exam.nodes and error.code == "cluster_policy_oss":
+            if diagnosis.nodes and error.code == "cluster_policy_oss":
                 raise StepError("cluster_unavailable", str(error)) from None
             if error.code != "access_policy_too_narrow":
                 raise
             refused.setdefault(command[0], str(error))
     if refused:
-        pattern = exam.cache.make_key("*")
+        pattern = diagnosis.cache.make_key("*")
         raise StepError(
             "access_policy_too_narrow",
             f"{', '.join(refused)} on keys such as '{pattern}': "
@@ -159,28 +159,28 @@ def _tells_slots(ask: Callable[..., Any]) -> bool:
     return True
 
 
-def _measure(place: Place, value: bytes) -> list[float]:
+def _measure(trial: Trial, value: bytes) -> list[float]:
     times = []
     for _ in range(ROUND_TRIPS):
         begun = time.perf_counter()
-        found = place.conversation.ask("GET", place.key)
+        found = trial.session.ask("GET", trial.key)
         times.append((time.perf_counter() - begun) * 1000)
         if found != value:
             what = "is not there" if found is None else "has another value"
             raise StepError(
-                "round_trip_wrong_value", f"'{place.key}', just set, {what}."
+                "round_trip_wrong_value", f"'{trial.key}', just set, {what}."
             )
     return times
 
 
-def _await_replicas(exam: Examination, key: str, value: bytes) -> None:
-    readers = exam.conversations[1:]
-    for server, reader in zip(exam.servers[1:], readers, strict=True):
-        _await_replica(server.name, reader, key, value, exam.left)
+def _await_replicas(diagnosis: Diagnosis, key: str, value: bytes) -> None:
+    readers = diagnosis.sessions[1:]
+    for server, reader in zip(diagnosis.servers[1:], readers, strict=True):
+        _await_replica(server.name, reader, key, value, diagnosis.left)
 
 
 def _await_replica(
-    name: str, reader: Conversation, key: str, value: bytes, left: Callable[[], float]
+    name: str, reader: RedisSession, key: str, value: bytes, left: Callable[[], float]
 ) -> None:
     until = time.monotonic() + min(REPLICATION, left() / 2)
     while reader.ask("GET", key) != value:

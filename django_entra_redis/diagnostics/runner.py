@@ -65,16 +65,16 @@ class StepError(Exception):
 
 
 @dataclass(slots=True)
-class Examination:
-    """A cache under examination, and what the steps have found out so far.
+class Diagnosis:
+    """A cache under diagnosis, and what the steps have found out so far.
 
     Parameters:
         alias: its name in ``CACHES``.
         cache: the backend.
         timeout: seconds that all steps may take together.
 
-    ``servers`` and ``conversations`` are those of :mod:`.endpoints` and
-    :mod:`.conversation`, one for each server in ``LOCATION``; then come those of
+    ``servers`` and ``sessions`` are those of :mod:`.network` and
+    :mod:`.redis_session`, one for each server in ``LOCATION``; then come those of
     ``nodes``, the primaries of a cluster, by address.
     """
 
@@ -85,7 +85,7 @@ class Examination:
     identity: Identity | None = None
     token: Token | None = None
     servers: list[Any] = field(default_factory=list)
-    conversations: list[Any] = field(default_factory=list)
+    sessions: list[Any] = field(default_factory=list)
     nodes: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -95,9 +95,7 @@ class Examination:
         """Return the seconds that are left."""
         return max(0.01, self.deadline - time.monotonic())
 
-    def take(
-        self, takes: Mapping[str, Callable[["Examination"], str]]
-    ) -> Iterator[Step]:
+    def take(self, takes: Mapping[str, Callable[["Diagnosis"], str]]) -> Iterator[Step]:
         """Take one step after another, up to the first that fails.
 
         Parameters:
@@ -110,10 +108,10 @@ class Examination:
                 if not step.ok:
                     return
         finally:
-            for conversation in self.conversations:
-                conversation.end()
+            for session in self.sessions:
+                session.end()
 
-    def _take(self, name: str, take: Callable[["Examination"], str]) -> Step:
+    def _take(self, name: str, take: Callable[["Diagnosis"], str]) -> Step:
         outcome: list[tuple[str, str | None, str | None]] = []
         begun = time.perf_counter()
 

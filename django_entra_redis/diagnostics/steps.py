@@ -17,9 +17,9 @@ from ..connections.tracking import refusal_of
 from ..credentials.provider import EntraCredentialProvider
 from ..exceptions import TokenError, WrongBackendError
 from .network import ProbedServer
-from .redis_session import Conversation
+from .redis_session import RedisSession
 from .round_trip import facts_of, try_out
-from .runner import Examination, Step, StepError
+from .runner import Diagnosis, Step, StepError
 
 
 def diagnose(alias: str, cache: EntraRedisCache, timeout: float) -> Iterator[Step]:
@@ -29,19 +29,19 @@ def diagnose(alias: str, cache: EntraRedisCache, timeout: float) -> Iterator[Ste
         alias: its name in ``CACHES``.
         timeout: seconds that all steps may take together.
     """
-    return Examination(alias, cache, timeout).take(STEPS)
+    return Diagnosis(alias, cache, timeout).take(STEPS)
 
 
-def _settings(exam: Examination) -> str:
-    where = f"CACHES[{exam.alias!r}]"
+def _settings(diagnosis: Diagnosis) -> str:
+    where = f"CACHES[{diagnosis.alias!r}]"
     try:
-        options = exam.cache.read_options(where)
+        options = diagnosis.cache.read_options(where)
         identity = options.identity and load_identity(options.identity)
-        exam.servers = [
-            ProbedServer(endpoint.pool, exam.left)
-            for endpoint in exam.cache._cache.endpoints
+        diagnosis.servers = [
+            ProbedServer(endpoint.pool, diagnosis.left)
+            for endpoint in diagnosis.cache._cache.endpoints
         ]
-        for server in exam.servers:
+        for server in diagnosis.servers:
             server.connection()
         missing = database_problems(options, where)
     except ConfigurationError as error:
@@ -55,7 +55,7 @@ def _settings(exam: Examination) -> str:
         raise StepError("database_refused", f"{problem.where}: {problem.message}")
     if not identity:
         return "no identity (OPTIONS['identity'] is None)"
-    exam.identity = identity
+    diagnosis.identity = identity
     client = f", client {identity.client_id}" if identity.client_id else ""
     return f"identity '{identity.alias}': {identity.kind}{client}"
 
@@ -67,26 +67,26 @@ def _invalid(error: ConfigurationError) -> StepError:
     return StepError("settings_invalid", what, hint)
 
 
-def _dns(exam: Examination) -> str:
-    return _found(server.resolve() for server in exam.servers)
+def _dns(diagnosis: Diagnosis) -> str:
+    return _found(server.resolve() for server in diagnosis.servers)
 
 
-def _tcp(exam: Examination) -> str:
-    return _found(server.reach() for server in exam.servers)
+def _tcp(diagnosis: Diagnosis) -> str:
+    return _found(server.reach() for server in diagnosis.servers)
 
 
-def _tls(exam: Examination) -> str:
-    return _found(server.shake_hands() for server in exam.servers)
+def _tls(diagnosis: Diagnosis) -> str:
+    return _found(server.shake_hands() for server in diagnosis.servers)
 
 
-def _token(exam: Examination) -> str:
-    if exam.identity is None:
+def _token(diagnosis: Diagnosis) -> str:
+    if diagnosis.identity is None:
         return "not used"
-    renewal = EntraCredentialProvider(exam.identity.alias).renewal
+    renewal = EntraCredentialProvider(diagnosis.identity.alias).renewal
     try:
-        exam.token = token = renewal.current()
+        diagnosis.token = token = renewal.current()
     except TokenError as error:
-        code = _narrowed(error.code, exam.identity)
+        code = _narrowed(error.code, diagnosis.identity)
         raise StepError(code, str(error)) from None
     claims = token.claims
     parts = [f"principal {renewal.status().oid}"]
@@ -114,33 +114,35 @@ def _narrowed(code: str, identity: Identity) -> str:
     return code
 
 
-def _auth(exam: Examination) -> str:
-    for server in exam.servers:
-        conversation = Conversation(server.connection(), exam.token)
-        exam.conversations.append(conversation)
-        conversation.begin()
+def _auth(diagnosis: Diagnosis) -> str:
+    for server in diagnosis.servers:
+        session = RedisSession(server.connection(), diagnosis.token)
+        diagnosis.sessions.append(session)
+        session.begin()
     return (
-        "not used" if exam.token is None else f"authenticated as {exam.token.username}"
+        "not used"
+        if diagnosis.token is None
+        else f"authenticated as {diagnosis.token.username}"
     )
 
 
-def _ping(exam: Examination) -> str:
-    cache = exam.cache
-    found = _found(_version(talk, cache.clustered) for talk in exam.conversations)
+def _ping(diagnosis: Diagnosis) -> str:
+    cache = diagnosis.cache
+    found = _found(_version(talk, cache.clustered) for talk in diagnosis.sessions)
     if isinstance(cache, EntraRedisClusterCache):
-        found = f"{found}; {_nodes(exam, cache.get_topology())}"
+        found = f"{found}; {_nodes(diagnosis, cache.get_topology())}"
     if cache.options.client_side_cache is not None:
-        found = f"{found}; {_copies(exam)}"
+        found = f"{found}; {_copies(diagnosis)}"
     return found
 
 
-def _copies(exam: Examination) -> str:
+def _copies(diagnosis: Diagnosis) -> str:
     """Return whether there are copies in this process of what it reads."""
-    cache = exam.cache
+    cache = diagnosis.cache
     endpoint = cache._cache.endpoints[0]
     if isinstance(cache, EntraRedisClusterCache):
         endpoint = next(iter(cache.get_topology().primaries.values()))
-    left = exam.left()
+    left = diagnosis.left()
     target = replace(endpoint.target, connect_timeout=left, timeout=left)
     reason: object
     try:
@@ -153,10 +155,10 @@ def _copies(exam: Examination) -> str:
     return f"client_side_cache: no copies are kept ({reason})"
 
 
-def _version(conversation: Conversation, clustered: bool) -> str:
-    conversation.ask("PING")
+def _version(session: RedisSession, clustered: bool) -> str:
+    session.ask("PING")
     try:
-        facts = facts_of(conversation.ask("INFO", "server"))
+        facts = facts_of(session.ask("INFO", "server"))
     except StepError:
         return "server version not told (INFO is refused)"
     version, mode = facts.get("redis_version", "?"), facts.get("redis_mode", "?")
@@ -167,7 +169,7 @@ def _version(conversation: Conversation, clustered: bool) -> str:
     return f"Redis {version}, {mode}: one endpoint for all keys"
 
 
-def _nodes(exam: Examination, topology: Topology) -> str:
+def _nodes(diagnosis: Diagnosis, topology: Topology) -> str:
     """Be let in at every primary of a cluster; return what the cluster consists of."""
     try:
         topology.ensure()
@@ -180,16 +182,16 @@ def _nodes(exam: Examination, topology: Topology) -> str:
     except RedisError as error:
         raise StepError("cluster_unavailable", f"{error}.") from None
     for address, endpoint in topology.primaries.items():
-        node = ProbedServer(endpoint.pool, exam.left)
+        node = ProbedServer(endpoint.pool, diagnosis.left)
         try:
             node.reach()
             node.shake_hands()
         except StepError as error:
             raise StepError("cluster_node_unreachable", f"{error}") from None
-        conversation = Conversation(node.connection(), exam.token)
-        exam.conversations.append(conversation)
-        conversation.begin()
-        exam.nodes[address] = conversation
+        session = RedisSession(node.connection(), diagnosis.token)
+        diagnosis.sessions.append(session)
+        session.begin()
+        diagnosis.nodes[address] = session
     primaries, replicas = len(topology.primaries), topology.replicas
     found = f"OSS cluster of {primaries} primaries and {replicas} replicas"
     for announced, host in topology.nodes.routes.items():
@@ -198,7 +200,7 @@ def _nodes(exam: Examination, topology: Topology) -> str:
     return found
 
 
-STEPS: Mapping[str, Callable[[Examination], str]] = {
+STEPS: Mapping[str, Callable[[Diagnosis], str]] = {
     "settings": _settings,
     "dns": _dns,
     "tcp": _tcp,

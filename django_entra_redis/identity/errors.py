@@ -68,7 +68,7 @@ class Asked:
     not_yet: frozenset[int] = NOT_YET
 
 
-def explain(
+def token_error(
     outcome: Any, response: requests.Response | None, asked: Asked
 ) -> TokenRequestError | None:
     """Return the failure that a token request came to; ``None`` if there is a token.

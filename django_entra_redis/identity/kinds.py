@@ -22,7 +22,7 @@ from ..conf.keys import REDIS_SCOPE
 from ..exceptions import TokenRequestError
 from . import service_fabric
 from .certificates import read_certificate
-from .errors import NOT_YET, Asked, explain
+from .errors import NOT_YET, Asked, token_error
 from .http import BoundedSession
 from .redaction import redact
 from .token import SYSTEM_CLOCK, Clock, Fetch, Token, receive_token
@@ -110,9 +110,9 @@ class _MsalIdentity(ABC):
         answer: Answer = {}
         try:
             answer = self.acquire()
-            failure = explain(answer, self.session.answer, self.asked())
+            failure = token_error(answer, self.session.answer, self.asked())
         except Exception as error:
-            failure = explain(error, self.session.answer, self.asked())
+            failure = token_error(error, self.session.answer, self.asked())
         finally:
             self.session.close()
         if failure is None:

@@ -20,8 +20,8 @@ from redis.exceptions import NoPermissionError, ResponseError
 from redis.utils import str_if_bytes
 
 from django_entra_redis.cache import EntraRedisCache, EntraRedisClusterCache
+from django_entra_redis.clients import cluster as clusters
 from django_entra_redis.clients import node_pools as nodes
-from django_entra_redis.clients import parts
 from django_entra_redis.clients import topology as topologies
 from django_entra_redis.clients.cluster import AsyncClusterClient
 from django_entra_redis.clients.sync import read_many
@@ -543,7 +543,7 @@ def test_silent_nodes(cluster: Emulator, monkeypatch: pytest.MonkeyPatch) -> Non
         waits.append(request.count)
         return read_many(connection, request)
 
-    monkeypatch.setattr(parts, "read_many", read)
+    monkeypatch.setattr(clusters, "read_many", read)
     with use(cluster, monkeypatch, socket_timeout=0.5) as cache:
         assert cache.set_many(VALUES) == []
         assert len(waits) == len(primaries(cluster))

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from redis.exceptions import ConnectionError
 
-from django_entra_redis.clients.single_flight import Flight
+from django_entra_redis.clients.single_flight import SingleFlight
 from tests.support.caches import wait_until
 
 
@@ -38,7 +38,7 @@ def calls() -> Calls:
 def test_all_wait_for_one_call(calls: Calls) -> None:
     """Whoever comes while it is under way shares its outcome."""
     calls.free.clear()
-    flight = Flight(calls, pause=60.0)
+    flight = SingleFlight(calls, pause=60.0)
     with ThreadPoolExecutor(4) as executor:
         futures = [executor.submit(flight.join) for _ in range(4)]
         wait_until(lambda: calls.count)
@@ -54,7 +54,7 @@ def test_all_wait_for_one_call(calls: Calls) -> None:
 def test_error(calls: Calls, caplog: pytest.LogCaptureFixture) -> None:
     """All who wait are told what went wrong; the next call is a new one."""
     calls.error = ValueError("wrong")
-    flight = Flight(calls, pause=60.0)
+    flight = SingleFlight(calls, pause=60.0)
     with pytest.raises(ValueError, match="wrong"):
         flight.join()
     with pytest.raises(ValueError, match="wrong"):
@@ -69,7 +69,7 @@ def test_error(calls: Calls, caplog: pytest.LogCaptureFixture) -> None:
 def test_hints(calls: Calls) -> None:
     """A hint makes a call, unless there has just been one."""
     now = [100.0]
-    flight = Flight(calls, pause=5.0, monotonic=lambda: now[0])
+    flight = SingleFlight(calls, pause=5.0, monotonic=lambda: now[0])
     flight.join()
     flight.hint()
     now[0] += 4.9
@@ -84,7 +84,7 @@ def test_hints(calls: Calls) -> None:
 def test_a_loop_goes_on(calls: Calls) -> None:
     """A task that waits blocks no other, and may be cancelled."""
     calls.free.clear()
-    flight = Flight(calls, pause=60.0)
+    flight = SingleFlight(calls, pause=60.0)
 
     async def main() -> None:
         with pytest.raises(TimeoutError):
@@ -106,14 +106,14 @@ def test_no_thread_starts(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
-    Flight(calls, pause=60.0).join()
+    SingleFlight(calls, pause=60.0).join()
     assert calls.count == 1
 
 
 def test_reset(calls: Calls) -> None:
     """A child process does not wait for a call of its parent's."""
     calls.free.clear()
-    flight = Flight(calls, pause=60.0)
+    flight = SingleFlight(calls, pause=60.0)
     flight.hint()
     wait_until(lambda: calls.count == 1)
     flight.reset()
@@ -125,7 +125,7 @@ def test_reset(calls: Calls) -> None:
 def test_catching_up(calls: Calls, caplog: pytest.LogCaptureFixture) -> None:
     """Whoever catches up waits out the pause, and for the call, whatever it raises."""
     calls.error = ValueError("wrong")
-    flight = Flight(calls, pause=0.05)
+    flight = SingleFlight(calls, pause=0.05)
     with pytest.raises(ValueError, match="wrong"):
         flight.join()
     flight.catch_up(30)
@@ -155,7 +155,7 @@ def test_interrupted(
             start(thread)
         raise KeyboardInterrupt
 
-    flight = Flight(calls, pause=0.0)
+    flight = SingleFlight(calls, pause=0.0)
     calls.free.clear()
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", interrupt)
@@ -172,7 +172,7 @@ def test_broken_off(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
     ended: list[object] = []
     monkeypatch.setattr(threading, "excepthook", lambda args: ended.append(args[1]))
     calls.error = SystemExit("enough")
-    flight = Flight(calls, pause=0.0)
+    flight = SingleFlight(calls, pause=0.0)
     with pytest.raises(ConnectionError, match="enough"):
         asyncio.run(asyncio.wait_for(flight.ajoin(), 30))
     wait_until(lambda: ended == [calls.error])

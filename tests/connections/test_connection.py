@@ -16,8 +16,8 @@ from django_entra_redis.connections.tls import SharedTls
 from django_entra_redis.credentials import get_credential_provider, reauthentication
 from django_entra_redis.credentials.reauthentication import (
     SPREAD,
-    Step,
-    next_step,
+    Action,
+    next_action,
     reauthentication_time,
 )
 from django_entra_redis.credentials.renewal import Renewal
@@ -57,20 +57,20 @@ def test_reauthentication_time(
 
 
 @pytest.mark.parametrize(
-    ("value", "now", "step"),
+    ("value", "now", "action"),
     [
-        ("value", 3000.0, Step.ADOPT),
-        ("value", LIFE, Step.ADOPT),
-        ("newer", 2400.0, Step.KEEP),
-        ("newer", 3000.0, Step.AUTHENTICATE),
-        ("newer", LIFE, Step.RECONNECT),
+        ("value", 3000.0, Action.ADOPT),
+        ("value", LIFE, Action.ADOPT),
+        ("newer", 2400.0, Action.KEEP),
+        ("newer", 3000.0, Action.AUTHENTICATE),
+        ("newer", LIFE, Action.RECONNECT),
     ],
 )
-def test_next_step(value: str, now: float, step: Step) -> None:
+def test_next_step(value: str, now: float, action: Action) -> None:
     """With a newer token it is AUTH at the connection's moment, and then too late."""
     current = replace(token(2400.0), value=value)
     clock = Clock(lambda: now, lambda: now)
-    assert next_step(token(0.0), current, 1.0, clock) is step
+    assert next_action(token(0.0), current, 1.0, clock) is action
 
 
 class Identity:

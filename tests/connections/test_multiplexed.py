@@ -18,7 +18,7 @@ from django_entra_redis.connections.multiplexed import (
     MultiplexedConnection as Connection,
 )
 from django_entra_redis.connections.multiplexed import Target
-from django_entra_redis.connections.protocol import BrokenLinkError
+from django_entra_redis.connections.protocol import ConnectionLostError
 from django_entra_redis.exceptions import (
     GreetingNotPermittedError,
     GreetingRefusedError,
@@ -254,10 +254,10 @@ def test_closed_while_connecting() -> None:
             task = asyncio.create_task(channel.call(PING))
             await asyncio.sleep(0)
             await channel.aclose()
-            with pytest.raises(BrokenLinkError, match="settings have") as raised:
+            with pytest.raises(ConnectionLostError, match="settings have") as raised:
                 await task
             assert not raised.value.sent
-            with pytest.raises(BrokenLinkError, match="settings have"):
+            with pytest.raises(ConnectionLostError, match="settings have"):
                 await channel.call(PING)
         with channel_to(host) as channel:
             await channel.aclose()
@@ -322,7 +322,7 @@ def test_left_connections_are_closed_too() -> None:
                 await both[0]
             assert await channel.call(PING) == b"OK"
             assert not both[1].done()
-        with pytest.raises(BrokenLinkError, match="it has been closed"):
+        with pytest.raises(ConnectionLostError, match="it has been closed"):
             await both[1]
 
     in_loop(test, answer)
@@ -395,7 +395,7 @@ def with_tokens(
     async def run(host: PeerHost) -> None:
         tokens = Tokens()
         with channel_to(host, provide=lambda: tokens) as channel:
-            channel._share = 0.5
+            channel._offset = 0.5
             await test(host, channel, tokens)
 
     in_loop(run, entra)
@@ -489,7 +489,7 @@ def test_connection_lost_with_an_auth_under_way() -> None:
         host.peers[0].transport.abort()
         link: Any = channel._link
         link.abort()
-        with pytest.raises(BrokenLinkError):
+        with pytest.raises(ConnectionLostError):
             await task
         await channel.call(PING)
         tokens.now = 160

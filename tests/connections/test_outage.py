@@ -22,7 +22,10 @@ from django_entra_redis.connections.outage import (
     Verdict,
     judge,
 )
-from django_entra_redis.connections.protocol import LeftLinkError, SilentLinkError
+from django_entra_redis.connections.protocol import (
+    ConnectionClosedError,
+    ReplyTimeoutError,
+)
 from django_entra_redis.exceptions import (
     ConnectionPoolTimeout,
     ServerDownError,
@@ -35,7 +38,7 @@ from django_entra_redis.exceptions import (
     ("error", "tries", "took", "silent", "verdict"),
     [
         (TimeoutError(), 1, 5.0, 5.0, Verdict.ASK),
-        (SilentLinkError(), 1, 5.0, 9.0, Verdict.ASK),
+        (ReplyTimeoutError(), 1, 5.0, 9.0, Verdict.ASK),
         (TimeoutError(), 4, 5.0, 5.0, Verdict.DOWN),
         (ConnectionError(), 4, 0.15, 0.15, Verdict.DOWN),
         (BusyLoadingError(), 4, 0.15, 60.0, Verdict.DOWN),
@@ -53,7 +56,7 @@ from django_entra_redis.exceptions import (
         (ReadOnlyError(), 4, 5.0, 5.0, Verdict.UP),
         (OutOfMemoryError(), 1, 5.0, 5.0, Verdict.UP),
         (ResponseError(), 1, 5.0, 5.0, Verdict.UP),
-        (LeftLinkError("closed", sent=False), 4, 5.0, 5.0, Verdict.UP),
+        (ConnectionClosedError("closed", sent=False), 4, 5.0, 5.0, Verdict.UP),
     ],
 )
 def test_what_a_failure_tells(

@@ -11,9 +11,9 @@ from django_entra_redis.connections import protocol as links
 from django_entra_redis.connections.deadlines import RATE
 from django_entra_redis.connections.protocol import (
     PIECE,
-    BrokenLinkError,
-    Link,
-    SilentLinkError,
+    ConnectionLostError,
+    RedisProtocol,
+    ReplyTimeoutError,
 )
 from django_entra_redis.exceptions import ConnectionPoolTimeout
 
@@ -40,7 +40,7 @@ class Transport:
         self.written: list[bytes] = []
         self.aborted = 0
         self.full_after = 10**9
-        self.link: Link | None = None
+        self.link: RedisProtocol | None = None
 
     def get_extra_info(self, name: str) -> None:
         """Have no socket."""
@@ -61,7 +61,7 @@ class Wire:
 
     def __init__(self, loop: Clockwork, **options: Any) -> None:
         self.loop = loop
-        self.link = Link(loop, "redis:6379", **options)
+        self.link = RedisProtocol(loop, "redis:6379", **options)
         self.transport = Transport()
         self.transport.link = self.link
         self.link.connection_made(self.transport)
@@ -245,9 +245,9 @@ def test_silent_server(monkeypatch: pytest.MonkeyPatch) -> None:
         sent, waiting = wire.link.submit(b"sent"), wire.link.submit(b"waiting")
         await turns()
         await wire.loop.forward(5)
-        with pytest.raises(SilentLinkError, match=r"nothing within 5 s") as silent:
+        with pytest.raises(ReplyTimeoutError, match=r"nothing within 5 s") as silent:
             await sent
-        with pytest.raises(BrokenLinkError) as broken:
+        with pytest.raises(ConnectionLostError) as broken:
             await waiting
         assert silent.value.sent
         assert not broken.value.sent
@@ -277,7 +277,7 @@ def test_silence_is_counted_from_the_question() -> None:
         third = wire.link.submit(b"third")
         await turns()
         await wire.loop.forward(5)
-        with pytest.raises(SilentLinkError):
+        with pytest.raises(ReplyTimeoutError):
             await third
 
     on_wire(test)
@@ -318,7 +318,7 @@ def test_a_reply_that_drips() -> None:
             assert not wire.link.closed
             wire.link.data_received(b"+")
         await wire.loop.forward(1.2)
-        with pytest.raises(SilentLinkError, match="no whole reply"):
+        with pytest.raises(ReplyTimeoutError, match="no whole reply"):
             await second
 
     on_wire(test)
@@ -334,7 +334,7 @@ def test_commands_do_not_hide_silence() -> None:
             await turns()
             await wire.loop.forward(1)
         for future in futures:
-            with pytest.raises(SilentLinkError):
+            with pytest.raises(ReplyTimeoutError):
                 await future
 
     on_wire(test)
@@ -404,10 +404,10 @@ def test_interrupted_while_sending(error: type[BaseException]) -> None:
         with pytest.raises(error):
             wire.link._flush()
         assert wire.transport.aborted == 1
-        with pytest.raises(BrokenLinkError, match="interrupted") as broken:
+        with pytest.raises(ConnectionLostError, match="interrupted") as broken:
             await first
         assert broken.value.sent
-        with pytest.raises(BrokenLinkError):
+        with pytest.raises(ConnectionLostError):
             await wire.link.submit(pack_get("second"))
 
     on_wire(test)
@@ -432,7 +432,7 @@ def test_interrupted_while_reading() -> None:
         # What was already on its way.
         wire.link.data_received(b"$6\r\nsecond\r\n")
         for future in (first, second):
-            with pytest.raises(BrokenLinkError, match="interrupted"):
+            with pytest.raises(ConnectionLostError, match="interrupted"):
                 await future
         assert wire.transport.aborted == 1
 
@@ -448,7 +448,7 @@ def test_interrupted_before_sending() -> None:
         await turns()
         assert not wire.written
         await wire.loop.forward(5)
-        with pytest.raises(BrokenLinkError, match="nothing within 5 s") as broken:
+        with pytest.raises(ConnectionLostError, match="nothing within 5 s") as broken:
             await future
         assert not broken.value.sent
 
@@ -468,7 +468,7 @@ def test_interrupted_before_sending() -> None:
         (lambda link: link.abort("enough"), "enough"),
     ],
 )
-def test_lost(end: Callable[[Link], object], said: str) -> None:
+def test_lost(end: Callable[[RedisProtocol], object], said: str) -> None:
     """Whoever waits is told, and so is whoever comes later."""
 
     async def test(wire: Wire) -> None:
@@ -484,7 +484,7 @@ def test_lost(end: Callable[[Link], object], said: str) -> None:
             (unsent, False),
             (wire.link.submit(b"late"), False),
         ):
-            with pytest.raises(BrokenLinkError, match=said) as broken:
+            with pytest.raises(ConnectionLostError, match=said) as broken:
                 await future
             assert broken.value.sent == reached
         await wire.loop.forward(60)
@@ -506,7 +506,7 @@ def test_unasked(data: bytes, said: str) -> None:
 
     async def test(wire: Wire) -> None:
         wire.link.data_received(data)
-        with pytest.raises(BrokenLinkError, match=said):
+        with pytest.raises(ConnectionLostError, match=said):
             await wire.link.submit(b"command")
 
     on_wire(test)
@@ -536,7 +536,7 @@ def test_what_is_no_reply(data: bytes) -> None:
         await turns()
         wire.link.data_received(data + b"$5\r\nvalue\r\n$5\r\nother\r\n")
         for future in (first, second):
-            with pytest.raises(BrokenLinkError, match="no reply has come"):
+            with pytest.raises(ConnectionLostError, match="no reply has come"):
                 await future
         assert wire.transport.aborted == 1
 
@@ -552,7 +552,7 @@ def test_lost_while_a_large_value_is_on_its_way() -> None:
         await turns()
         wire.link.connection_lost(None)
         wire.link.resume_writing()
-        with pytest.raises(BrokenLinkError) as broken:
+        with pytest.raises(ConnectionLostError) as broken:
             await future
         assert broken.value.sent
         assert len(wire.transport.written) == 1
@@ -607,7 +607,9 @@ def test_waiting_commands_are_told_of_the_end(monkeypatch: pytest.MonkeyPatch) -
         await turns()
         wire.link.abort()
         errors = await asyncio.gather(*futures, return_exceptions=True)
-        told = [error.sent for error in errors if isinstance(error, BrokenLinkError)]
+        told = [
+            error.sent for error in errors if isinstance(error, ConnectionLostError)
+        ]
         assert told == [True, False, False]
         await wire.loop.forward(60)
 
@@ -618,7 +620,7 @@ def test_closed_before_it_is_up() -> None:
     """A transport that comes too late is closed."""
 
     async def test(wire: Wire) -> None:
-        link = Link(wire.loop, "redis:6379")
+        link = RedisProtocol(wire.loop, "redis:6379")
         link.abort()
         transport = Transport()
         link.connection_made(transport)

@@ -52,7 +52,7 @@ OTHERS = {
     "ERR Redis is loading the dataset in memory": redis.BusyLoadingError,
     "READONLY You can't write against a read only replica.": redis.ReadOnlyError,
     "CLUSTERDOWN The cluster is down": ResponseError,
-    "ERR MASTERDOWN Link with MASTER is down": ResponseError,
+    "ERR MASTERDOWN RedisProtocol with MASTER is down": ResponseError,
     "BUSY Redis is busy running a script": ResponseError,
     "NOPROTO unsupported protocol version": ResponseError,
     "ERR unknown command `HELLO`, with args beginning with: `3`": ResponseError,

@@ -16,8 +16,8 @@ from redis.exceptions import AuthenticationError
 from django_entra_redis.connections import tracking
 from django_entra_redis.connections.copies import Copies
 from django_entra_redis.connections.multiplexed import Target
+from django_entra_redis.connections.tracked_connection import TrackedConnection
 from django_entra_redis.connections.tracking import Tracker, refusal_of
-from django_entra_redis.connections.wire import Wire
 from django_entra_redis.identity.token import Clock, Token
 
 HELLO = b"%1\r\n$4\r\nrole\r\n$6\r\nmaster\r\n"
@@ -205,7 +205,9 @@ def test_a_value_that_does_not_come() -> None:
 
 def test_too_many_in_a_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     """They read without a copy."""
-    monkeypatch.setattr("django_entra_redis.connections.wire._MOST_UNDER_WAY", 0)
+    monkeypatch.setattr(
+        "django_entra_redis.connections.tracked_connection._MOST_UNDER_WAY", 0
+    )
     with listening(HELLO + b"+OK\r\n") as target:
         tracker = make(target)
         assert asyncio.run(tracker.afetch(["a"])) is None
@@ -221,12 +223,14 @@ def token(value: str, life: float = 100.0) -> Token:
     return Token(value, "user", {}, now, now + life, time.time() + life)
 
 
-def held_by(held: Token, current: Token | None) -> tuple[Wire, socket.socket]:
+def held_by(
+    held: Token, current: Token | None
+) -> tuple[TrackedConnection, socket.socket]:
     """Return a token's connection, and its other end, when there is another token."""
     ours, server = socket.socketpair()
     ours.setblocking(False)
     renewal: Any = SimpleNamespace(fresh=lambda: current, clock=Clock())
-    wire = Wire(
+    wire = TrackedConnection(
         ours,
         Copies(100_000, 1000),
         timeout=5.0,

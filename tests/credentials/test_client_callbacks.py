@@ -100,7 +100,7 @@ def test_server_that_is_down(monkeypatch: pytest.MonkeyPatch) -> None:
     made.add(client.listen)
     made.notify("one")
     assert len(client.heard) == subscriptions.TRIES
-    monkeypatch.setattr(subscriptions, "PATIENCE", 0.0)
+    monkeypatch.setattr(subscriptions, "RETRY_FOR", 0.0)
     made.notify("two")
     assert client.heard.count("two") == 1
 

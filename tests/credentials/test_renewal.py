@@ -27,7 +27,7 @@ from django_entra_redis.credentials.renewal import (
     MAX_HANGING,
     Renewal,
 )
-from django_entra_redis.credentials.state import GRACE
+from django_entra_redis.credentials.state import LATENESS
 from django_entra_redis.exceptions import TokenError, TokenRequestError
 from django_entra_redis.identity.token import Clock, Fetch, Token
 from django_entra_redis.status import Status
@@ -1254,20 +1254,20 @@ def test_no_background_thread(
     first = bench.token()
     bench.call().answer(first)
     assert waiting.result(PATIENCE) is first
-    bench.now += 2520.0 + GRACE
+    bench.now += 2520.0 + LATENESS
     assert bench.renewal.current() is first
     hanging = bench.call()
-    bench.now += 10.0 + GRACE
+    bench.now += 10.0 + LATENESS
     assert bench.renewal.current() is first
     second = bench.token()
     assert bench.renewal.status().failures == 1
-    bench.now += GRACE
+    bench.now += LATENESS
     assert bench.renewal.current() is first
     bench.call().answer(second)
     assert bench.renewal.current() is second
     assert hanging.thread.is_alive()
     no_threads()
-    bench.now += 2520.0 + GRACE
+    bench.now += 2520.0 + LATENESS
     bench.renewal.current()
     assert threads(RENEWER) == [f"{RENEWER}bench"]
 
@@ -1293,7 +1293,7 @@ def test_signal_handler_inside(
     waiting.result(PATIENCE)
     before = signal.signal(signal.SIGUSR1, handler)
     try:
-        bench.now += 2520.0 + GRACE
+        bench.now += 2520.0 + LATENESS
         bench.at_monotonic = interrupt
         given.append(bench.renewal.current())
     finally:

@@ -45,7 +45,7 @@ def test_every_code_has_its_advice() -> None:
 
 
 def test_no_advice_is_idle() -> None:
-    """What nothing in the package names any more has no place in it."""
+    """A code that nothing in the package names any more has no place in it."""
     text = "".join(
         path.read_text(encoding="utf-8")
         for path in PACKAGE.rglob("*.py")

@@ -18,7 +18,7 @@ import pytest
 from django_entra_redis.diagnostics import network as endpoints
 from django_entra_redis.diagnostics import steps
 from django_entra_redis.diagnostics.advice import ADVICE
-from django_entra_redis.diagnostics.runner import Examination, Step
+from django_entra_redis.diagnostics.runner import Diagnosis, Step
 from django_entra_redis.diagnostics.steps import STEPS, diagnose
 from emulator import Emulator
 from emulator.certificates import CertificateAuthority
@@ -745,9 +745,9 @@ def connection_that_breaks_at_once(site: Site) -> None:
     # After the handshake's step, which has the port as it should be.
     take = STEPS["token"]
 
-    def then_break(exam: Examination) -> str:
+    def then_break(diagnosis: Diagnosis) -> str:
         site.emulator.break_tls("closed")
-        return take(exam)
+        return take(diagnosis)
 
     site.patch.setitem(STEPS, "token", then_break)
 
@@ -761,12 +761,12 @@ def token_that_is_gone_when_it_is_needed(site: Site) -> None:
     site.emulator.token_lifetime = 1.0
     take = STEPS["token"]
 
-    def then_wait(exam: Examination) -> str:
-        found = take(exam)
+    def then_wait(diagnosis: Diagnosis) -> str:
+        found = take(diagnosis)
         path.unlink()
-        assert exam.token is not None
-        renewal = endpoints_renewal(exam)
-        while not exam.token.expired(renewal.clock):
+        assert diagnosis.token is not None
+        renewal = endpoints_renewal(diagnosis)
+        while not diagnosis.token.expired(renewal.clock):
             threading.Event().wait(0.02)
         return found
 
@@ -780,9 +780,9 @@ class AsynchronousCredential:
         """Begin, which nobody is to do."""
 
 
-def endpoints_renewal(exam: Examination) -> Any:
-    """Return what renews the token of a cache under examination."""
-    return exam.servers[0].pool.connection_kwargs["credential_provider"].renewal
+def endpoints_renewal(diagnosis: Diagnosis) -> Any:
+    """Return what renews the token of a cache under diagnosis."""
+    return diagnosis.servers[0].pool.connection_kwargs["credential_provider"].renewal
 
 
 # Where it shows depends on whether redis-py says anything before it is asked to.
@@ -973,9 +973,9 @@ def answer_that_is_no_reply(site: Site) -> Iterator[None]:
     with scripted(INFO=b"-ERR\r\n", PING=b"-ERR\r\n") as server:
         take = STEPS["auth"]
 
-        def then_talk_otherwise(exam: Examination) -> str:
+        def then_talk_otherwise(diagnosis: Diagnosis) -> str:
             server.answers = {"PING": b"HTTP/1.1 400 Bad Request\r\n\r\n"}
-            return take(exam)
+            return take(diagnosis)
 
         site.patch.setitem(STEPS, "auth", then_talk_otherwise)
         site.use_server(server)
@@ -1028,7 +1028,7 @@ def replica_that_is_down(site: Site) -> None:
 
 @fault("unexpected", "dns", says="RuntimeError: told to")
 def error_in_the_check_itself(site: Site) -> None:
-    def fail(exam: Examination) -> str:
+    def fail(diagnosis: Diagnosis) -> str:
         raise RuntimeError("told to")
 
     site.patch.setitem(STEPS, "dns", fail)
@@ -1311,16 +1311,16 @@ def test_server_gone(site: Site) -> None:
 def test_what_is_not_to_be_shown(site: Site) -> None:
     """Whatever other software writes, secrets are struck out, and it is one line."""
     with site.settings():
-        exam = Examination("default", site.backend(), site.patience)
-        list(exam.take({"settings": STEPS["settings"], "token": STEPS["token"]}))
-        assert exam.token is not None
+        diagnosis = Diagnosis("default", site.backend(), site.patience)
+        list(diagnosis.take({"settings": STEPS["settings"], "token": STEPS["token"]}))
+        assert diagnosis.token is not None
 
-        def tell(exam: Examination) -> str:
-            assert exam.token is not None
+        def tell(diagnosis: Diagnosis) -> str:
+            assert diagnosis.token is not None
             secret = site.emulator.application.secret
-            return f"{exam.token.value}\n  and {secret} in ../file.."
+            return f"{diagnosis.token.value}\n  and {secret} in ../file.."
 
-        (step,) = exam.take({"token": tell})
+        (step,) = diagnosis.take({"token": tell})
     assert step.detail == "*** and *** in ../file."
 
 

@@ -21,7 +21,7 @@ from django_entra_redis.commands.resp import (
     make_reader,
     verify,
 )
-from django_entra_redis.connections.protocol import Link
+from django_entra_redis.connections.protocol import RedisProtocol
 
 quick = settings(deadline=None, database=None)
 
@@ -143,7 +143,7 @@ def test_a_connection_never_raises(
     """Whoever waits gets a reply or a connection error; then nothing more is read."""
 
     async def main() -> None:
-        link, transport = Link(loop, "fuzz"), Transport()
+        link, transport = RedisProtocol(loop, "fuzz"), Transport()
         link.connection_made(transport)
         futures = [link.submit(b"x", count) for count in counts]
         await asyncio.sleep(0)

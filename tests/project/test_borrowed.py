@@ -354,7 +354,7 @@ OVERWRITTEN: dict[tuple[str, str], tuple[str, Callable[[], bool]]] = {
             )
         ),
     ),
-    ("self._close.atexit", "connections.wire"): (
+    ("self._close.atexit", "connections.tracked_connection"): (
         "finalize's own documentation has it set so; it has no argument for it",
         lambda: hasattr(weakref.finalize, "atexit"),
     ),
@@ -425,9 +425,9 @@ def attributes_of_self(tree: ast.AST) -> Iterator[str]:
 
 #: Attributes that a module sets on objects of another module of this package.
 KNOWN = {
-    ("exam.identity", "diagnostics.steps"),
-    ("exam.servers", "diagnostics.steps"),
-    ("exam.token", "diagnostics.steps"),
+    ("diagnosis.identity", "diagnostics.steps"),
+    ("diagnosis.servers", "diagnostics.steps"),
+    ("diagnosis.token", "diagnostics.steps"),
     # Marks of the pool's, on connections of classes that this package makes.
     ("connection.pool_lent", "connections.pool"),
     ("connection.pool_generation", "connections.pool"),

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from django_entra_redis.connections import wire as wires
+from django_entra_redis.connections import tracked_connection as wires
 from django_entra_redis.connections.copies import Copies
-from django_entra_redis.connections.wire import Wire
+from django_entra_redis.connections.tracked_connection import TrackedConnection
 from tests.support.caches import wait_until
 
 GET = b"*2\r\n$3\r\nGET\r\n$1\r\na\r\n*2\r\n$4\r\nPTTL\r\n$1\r\na\r\n"
@@ -34,7 +34,7 @@ class Server:
         self.sock.settimeout(30)
         self.copies = Copies(100_000, 1000)
         given = {"timeout": 5.0, "max_staleness": 60.0, "now": time.monotonic()}
-        self.wire = Wire(ours, self.copies, **{**given, **options})
+        self.wire = TrackedConnection(ours, self.copies, **{**given, **options})
 
     def send(self, data: bytes) -> None:
         """Send something."""

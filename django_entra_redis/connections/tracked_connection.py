@@ -25,7 +25,7 @@ from redis.exceptions import InvalidResponse
 
 from ..commands.resp import INCOMPLETE, UNREADABLE
 from ..commands.resp3 import PUSH, make_push_reader
-from ..credentials.reauthentication import Step, next_step
+from ..credentials.reauthentication import Action, next_action
 from ..credentials.renewal import Renewal
 from ..identity.token import Token
 from .copies import Copies
@@ -50,7 +50,7 @@ _MOST_PIECES = 64
 _MOST_UNDER_WAY = 1024
 
 
-class Wire:
+class TrackedConnection:
     """One connection to a server that tracks what is read on it.
 
     Parameters:
@@ -187,12 +187,12 @@ class Wire:
                 self.lose("its token has expired")
             return
         # At once: it is one connection of a process, and processes renew in turn.
-        step = next_step(held, current, 0.0, clock)
-        if step is Step.ADOPT:
+        action = next_action(held, current, 0.0, clock)
+        if action is Action.ADOPT:
             self.held = current
-        elif step is Step.RECONNECT:
+        elif action is Action.RECONNECT:
             self.lose("its token has expired")
-        elif step is Step.AUTHENTICATE:
+        elif action is Action.AUTHENTICATE:
             with self._gate:
                 if not (self._busy or self.closed or self._authenticating):
                     self._authenticating = True
@@ -386,7 +386,7 @@ class _Watch:
     """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, wire: Wire, fileno: int
+        self, loop: asyncio.AbstractEventLoop, wire: TrackedConnection, fileno: int
     ) -> None:
         self._loop = loop
         self._wire = wire
