@@ -21,7 +21,7 @@ from redis.exceptions import (
 )
 
 from ..serializers import Serializer
-from .packing import length, pack_all, pack_get, pack_set
+from .packing import length, pack_all, pack_delete, pack_get, pack_set
 from .patterns import KeyPattern
 from .replies import (
     Parse,
@@ -282,7 +282,7 @@ class Operations:
     def delete_many(self, keys: Sequence[str]) -> Operation[None]:
         """Delete several keys."""
         if keys:
-            commands = [pack_all([("DEL", key)]) for key in keys]
+            commands = [pack_delete(key) for key in keys]
             sound((yield self.each(commands, keys, parse=integer)))
 
     def clear(self) -> Operation[bool]:

@@ -84,9 +84,13 @@ def _end_of_set(timeout: int | None, condition: str | None) -> tuple[int, bytes]
 
 def encode(value: Any) -> bytes:
     """Return an argument as redis-py encodes it."""
-    if type(value) is bytes:
-        return value
-    if type(value) is int:
+    # The kinds that are usual, with the least work each.
+    kind = type(value)
+    if kind is str:
+        return str.encode(value)
+    if kind is bytes:
+        return bytes(value)
+    if kind is int:
         return b"%d" % value
     if isinstance(value, bytes | bytearray | memoryview):
         return bytes(value)
