@@ -120,6 +120,7 @@ def operations(name: str, value: Any) -> dict[str, Operation]:
     assert cache.get_many(keys) == many
     return {
         "get": lambda: cache.get("key"),
+        "first get": lambda: caches.create_connection(name).get("key"),
         "set": lambda: cache.set("key", value),
         "incr": lambda: cache.incr("count"),
         "get_many(100)": lambda: cache.get_many(keys),

@@ -1,7 +1,7 @@
 """The cache backend."""
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from asgiref.sync import sync_to_async
 from django.core.cache import caches
@@ -22,6 +22,7 @@ from .._fork import no_fork
 from ..conf import app_installed as app_installed
 from ..conf.location import bare_urls, split_location
 from ..conf.options import CacheOptions, in_lower_case, parse_options
+from ..connections.registry import PlainKey, in_common, plain_key
 from .arguments import whole
 from .copied_keys import CopyingMethods
 from .django_redis import KeyspaceMethods
@@ -36,6 +37,14 @@ if TYPE_CHECKING:
     from ..clients.sync import Client
     from ..clients.topology import Topology
     from ..commands.operations import Operation, Operations
+
+T = TypeVar("T")
+
+#: Options whose values make an object for each client. One of a user's own is each
+#: thread's, since it need not be made for several at once.
+_MADE = frozenset(("serializer", "compressor", "compressor_fallbacks"))
+#: What decides, besides class and settings, what a cache object's client is.
+_DECISIVE = ("options", "read_options", "copying")
 
 
 class EntraRedisCache(
@@ -55,7 +64,6 @@ class EntraRedisCache(
         super().__init__(server, params)
         self._servers = list(split_location(server))
         self._params = params
-        self._given = in_lower_case(params.get("OPTIONS", {}))
         # A subclass that overrides one of these gets no short cut.
         own = type(self)
         self._validates = own.validate_key is not BaseCache.validate_key
@@ -71,7 +79,38 @@ class EntraRedisCache(
         Raises:
             ConfigurationError: they can't be used as they are.
         """
-        return self.read_options()
+        return self._in_common("options", self.read_options)
+
+    def _in_common(self, what: str, make: Callable[[], T]) -> T:
+        """Return what all cache objects of these settings have in common.
+
+        Each thread has a cache object of its own, and each request under ASGI: what it
+        would take them long to make is made once, unless somebody has changed how.
+        """
+        key = self._settings_key
+        return make() if key is None else in_common((what, key), make)
+
+    @cached_property
+    def _settings_key(self) -> PlainKey | None:
+        """What tells its class and settings from others; ``None`` if nothing is in
+        common."""
+        own, options = type(self), self._params.get("OPTIONS", {})
+        for name in _DECISIVE:
+            if getattr(own, name) is not getattr(EntraRedisCache, name):
+                return None
+        for given, value in options.items():
+            name = str(given).lower()
+            # Copies are of the keys that this cache object makes.
+            if name == "client_side_cache" and value:
+                return None
+            if name in _MADE and not _is_own(value):
+                return None
+        return plain_key(own, self._servers, options)
+
+    @cached_property
+    def _given(self) -> dict[str, Any]:
+        """``OPTIONS``, with their names as they are known here."""
+        return in_lower_case(self._params.get("OPTIONS", {}))
 
     def read_options(self, where: str = "CACHES[...]") -> CacheOptions:
         """Return what the settings ask for; ``where`` names the cache in messages.
@@ -126,11 +165,17 @@ class EntraRedisCache(
     @cached_property
     # The client is none of Django's; what is inherited from there does not use it.
     def _cache(self) -> "Client":  # type: ignore[override]
-        kind, _ = self._client_kinds()
-        return self._connected_by(kind)
+        return self._in_common("client", self._connect)
 
     @cached_property
     def _async_cache(self) -> "AsyncCacheClient":
+        return self._in_common("asynchronous client", self._connect_async)
+
+    def _connect(self) -> "Client":
+        kind, _ = self._client_kinds()
+        return self._connected_by(kind)
+
+    def _connect_async(self) -> "AsyncCacheClient":
         _, kind = self._client_kinds()
         client: AsyncCacheClient = kind(self._cache)
         return client
@@ -503,6 +548,13 @@ def entra_caches() -> dict[str, EntraRedisCache]:
         if isinstance(cache, EntraRedisCache):
             found[alias] = cache
     return found
+
+
+def _is_own(value: Any) -> bool:
+    """Whether the value of an option names objects of this package alone."""
+    if isinstance(value, list | tuple):
+        return all(map(_is_own, value))
+    return not value or str(value).startswith("django_entra_redis.")
 
 
 def _exclude(nx: bool, xx: bool) -> None:

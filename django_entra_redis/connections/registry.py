@@ -1,16 +1,19 @@
 """The registry of what the caches of a process share, such as endpoints."""
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from django.core.signals import setting_changed
 
 from .._fork import ForkSafeLock
 from ..conf.options import CacheOptions
 
-# Guards the dictionary below.
+T = TypeVar("T")
+
+# Guards the dictionaries below.
 _lock = ForkSafeLock()
 _shared: dict[Hashable, Any] = {}
+_common: dict[Hashable, Any] = {}
 
 
 def get_or_make(
@@ -45,11 +48,32 @@ def get_or_make(
         return _shared[key][0]
 
 
+def in_common(key: Hashable, make: Callable[[], T]) -> T:
+    """Return what cache objects of equal settings have in common.
+
+    Parameters:
+        key: tells it from all else.
+        make: makes it if it is not there yet; two threads may at once, of which one's
+            is taken.
+    """
+    # What is made while all is forgotten goes where nobody looks any more.
+    common = _common
+    found: T | None = common.get(key)
+    if found is not None:
+        return found
+    made = make()
+    with _lock.current:
+        kept: T = common.setdefault(key, made)
+    return kept
+
+
 def reset() -> None:
     """Close all connections and forget what has been shared."""
+    global _common
     disconnect()
     with _lock.current:
         _shared.clear()
+        _common = {}
 
 
 def disconnect() -> None:
@@ -60,15 +84,49 @@ def disconnect() -> None:
         made.disconnect()
 
 
-def _key(value: Any) -> Hashable:
+class PlainKey(tuple[Hashable, ...]):
+    """What tells settings from others, and shows nothing of them: Django's debug page
+    prints the local variables that it is in."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "<settings>"
+
+
+def plain_key(*settings: Any) -> PlainKey | None:
+    """Return what tells settings from others; ``None`` where it takes more to tell than
+    what is written there: an object may be another one next time."""
+    try:
+        return PlainKey([_key(value, _refuse) for value in settings])
+    except _NotPlainError:
+        return None
+
+
+class _NotPlainError(Exception):
+    """Settings have an object in them."""
+
+
+def _refuse(value: Any) -> int:
+    raise _NotPlainError
+
+
+def _key(value: Any, identify: Callable[[Any], int] = id) -> Hashable:
     """Return what tells an option from another one; the object itself if need be."""
+    kind = type(value)
+    if kind in _PLAIN:
+        return kind, value
     if isinstance(value, Mapping):
-        return tuple(sorted((str(key), _key(item)) for key, item in value.items()))
+        items = [(str(key), _key(item, identify)) for key, item in value.items()]
+        return tuple(sorted(items))
     if isinstance(value, list | tuple | set | frozenset):
-        return (type(value), *map(_key, value))
-    if value is None or isinstance(value, str | bytes | int | float | type):
-        return (type(value), value)
-    return (type(value), id(value))
+        return (kind, *[_key(item, identify) for item in value])
+    if isinstance(value, str | bytes | int | float | type):
+        return kind, value
+    return kind, identify(value)
+
+
+_PLAIN = frozenset((str, bytes, int, float, bool, type(None)))
 
 
 def _on_setting_changed(*, setting: str, **kwargs: Any) -> None:
