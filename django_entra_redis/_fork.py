@@ -34,7 +34,7 @@ class Order(IntEnum):
 
 
 # By order, then by age: the same for all threads, so that two that fork at once do not
-# wait for each other. Its single operations are atomic.
+# wait for each other. Its single operations are atomic, copy() is one of them.
 _participants: dict[tuple[Order, int], ref[Any]] = {}
 _numbers = itertools.count()
 
@@ -91,7 +91,9 @@ class ForkSafeLock:
 
 def _taking_part(method: str) -> list[Any]:
     """Return the participants that have a method, in their order."""
-    alive = (participant() for _, participant in sorted(_participants.items()))
+    # A copy, since to sort the dictionary itself makes a tuple for each item. In Python
+    # 3.11 the garbage collector may run at each of these, and end participants.
+    alive = (participant() for _, participant in sorted(_participants.copy().items()))
     return [found for found in alive if hasattr(found, method)]
 
 

@@ -1,5 +1,6 @@
 """Importing in one thread while another one forks."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -64,6 +65,35 @@ def test_modules_are_imported_by_name() -> None:
     assert forks.import_module("sys", "django_entra_redis") is sys
     with pytest.raises(ModuleNotFoundError):
         forks.import_module(".nothing", "django_entra_redis")
+
+
+class Cycle:
+    """Takes part in forks, and goes away only with the garbage collector."""
+
+    def __init__(self) -> None:
+        self.own = self
+        forks.register(self, forks.Order.CONNECTIONS)
+
+
+def test_participants_may_go_while_they_are_asked() -> None:
+    """The garbage collector may run at any moment; no hook is left out for that."""
+    before = gc.get_threshold()
+    kept: list[tuple[int, int]] = []
+    try:
+        for _ in range(5):
+            gc.disable()
+            for number in range(50):
+                Cycle()
+                # None are left over for CPython to use again, so that each is counted.
+                kept += ((number, other) for other in range(50))
+            # It is due in the middle of what follows.
+            gc.set_threshold(gc.get_count()[0] + 30)
+            gc.enable()
+            assert forks._imports in forks._taking_part("before_fork")
+    finally:
+        gc.enable()
+        gc.set_threshold(*before)
+    gc.collect()
 
 
 @needs_fork
