@@ -63,7 +63,7 @@ def render(rows: Sequence[Row]) -> str:
 
 
 def summarize(rows: Sequence[Row]) -> str:
-    """Return the README's table: our figures, and the errors of the others."""
+    """Return the documentation's table: our figures, and the errors of the others."""
     others = list(dict.fromkeys(row.subject for row in rows if not row.ours))
     found = {(row.fault, row.subject): row.cells() for row in rows if not row.ours}
     lines = [("fault", *HEADINGS[2:7], "bar", *(f"errors: {name}" for name in others))]

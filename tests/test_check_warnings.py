@@ -299,7 +299,7 @@ def without_the_app(*arguments: str, **cache: Any) -> str:
     caches = {"default": {"BACKEND": BACKEND, "LOCATION": TLS, "OPTIONS": cache}}
     code = f"""
 from django.conf import settings
-# As FixedCredential in the README: nobody is asked.
+# As FixedCredential in the documentation: nobody is asked.
 class Credential:
     token, expires_on = "secret", 2e10
     def get_token(self, *scopes):

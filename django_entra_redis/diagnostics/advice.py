@@ -1,6 +1,7 @@
 """Advice: the usual cause of each failure and what to do about it, by its code.
 
-The README's "Troubleshooting" has a question for each of these; a test compares them.
+The page "Failure codes" of the documentation has a question for each; a test
+compares them.
 """
 
 from collections.abc import Mapping

@@ -54,7 +54,7 @@ def fault(location: Any, **options: Any) -> Problem:
 
 
 def test_a_location_is_all_there_must_be() -> None:
-    """The defaults are those that the README states."""
+    """The defaults are those that the documentation states."""
     options = parse(TLS)
     assert options == CacheOptions(servers=(TLS,))
     assert options.identity == "default"

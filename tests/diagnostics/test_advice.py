@@ -1,4 +1,4 @@
-"""The advice: what can go wrong, why, and what to do; here and in the README."""
+"""The advice: what can go wrong, why, and what to do; here and in the documentation."""
 
 import ast
 import re
@@ -11,7 +11,7 @@ import django_entra_redis
 from django_entra_redis.diagnostics.advice import ADVICE
 
 PACKAGE = Path(django_entra_redis.__file__).parent
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "failure-codes.md"
 #: The tables that map something to a code.
 TABLES = re.compile(r"_\w*CODES$")
 
@@ -64,10 +64,9 @@ def test_form(code: str) -> None:
     assert str(advice) == f"{advice.cause} {advice.cure}"
 
 
-def test_readme_has_a_question_for_each() -> None:
-    """Its "Troubleshooting" asks once for each code, in the order of the steps."""
-    text = README.read_text(encoding="utf-8")
-    (part,) = re.findall(r"\n## Troubleshooting\n(.*?)\n## ", text, re.DOTALL)
-    questions = re.findall(r"^- \*\*([^*]+\?)\*\*\s+\(`(\w+)`\)", part, re.MULTILINE)
-    assert len(questions) == len(re.findall(r"^- ", part, re.MULTILINE))
+def test_page_has_a_question_for_each() -> None:
+    """It asks once for each code, in the order of the steps."""
+    text = PAGE.read_text(encoding="utf-8")
+    questions = re.findall(r"^- \*\*([^*]+\?)\*\*\s+\(`(\w+)`\)", text, re.MULTILINE)
+    assert len(questions) == len(re.findall(r"^- ", text, re.MULTILINE))
     assert [code for _, code in questions] == list(ADVICE)

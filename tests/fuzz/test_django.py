@@ -1,6 +1,6 @@
 """Any calls, to Django's RedisCache and to this one: the same answers, bytes, errors.
 
-What is meant to differ is in ``DIFFERENCES``, with README's words for it.
+What is meant to differ is in ``DIFFERENCES``, in the words of the page on moving here.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ from django_entra_redis.clients import retry
 from django_entra_redis.connections import event_loops, registry
 from tests.support.caches import Database
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "migrate.md"
 
 
 class Named:
@@ -172,11 +172,11 @@ class Difference:
     """Something that is meant to differ.
 
     Parameters:
-        readme: its words in README's list.
+        documented: its words in the documentation's list.
         applies: whether it explains two outcomes of a call, Django's first.
     """
 
-    readme: str
+    documented: str
     applies: Callable[[Call, Outcome, Outcome], bool]
 
 
@@ -299,9 +299,9 @@ def test_one_server(
         sides.close()
 
 
-@pytest.mark.parametrize("difference", DIFFERENCES, ids=lambda one: one.readme)
-def test_readme_tells_what_differs(difference: Difference) -> None:
-    """Each difference that is meant is in README's list."""
-    text = README.read_text(encoding="utf-8")
+@pytest.mark.parametrize("difference", DIFFERENCES, ids=lambda one: one.documented)
+def test_page_tells_what_differs(difference: Difference) -> None:
+    """Each difference that is meant is in the page's list."""
+    text = PAGE.read_text(encoding="utf-8")
     _, _, moving = text.partition("**From Django's `RedisCache`**")
-    assert difference.readme in moving.partition("**From django-redis**")[0]
+    assert difference.documented in moving.partition("**From django-redis**")[0]

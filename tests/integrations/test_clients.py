@@ -353,7 +353,7 @@ class FixedCredential:
 
 
 def test_fake_identity(tmp_path: Path, redis_server: str) -> None:
-    """The README's fake identity needs neither Azure nor a network."""
+    """The documentation's fake identity needs neither Azure nor a network."""
     database = Database(tmp_path, redis_server)
     database.url_of("tester", "+@all ~* &*")
     settings = {
@@ -373,7 +373,7 @@ def test_fake_identity(tmp_path: Path, redis_server: str) -> None:
 
 
 def test_no_redis_at_all() -> None:
-    """The README's cache on fakeredis needs not even a server of its own."""
+    """The documentation's cache on fakeredis needs not even a server of its own."""
     fakeredis = pytest.importorskip("fakeredis")
     server = fakeredis.TcpFakeServer(("127.0.0.1", 0))
     thread = threading.Thread(target=server.serve_forever)

@@ -32,6 +32,7 @@ TOP = {
     ".ci",
     ".github",
     ".pre-commit-config.yaml",
+    ".readthedocs.yaml",
     "CHANGELOG.md",
     "CONTRIBUTING.md",
     "LICENSE",
@@ -51,9 +52,9 @@ TOP = {
 READING = [
     "tests/diagnostics/test_advice.py",
     "tests/project/test_contributing.py",
+    "tests/project/test_docs.py",
     "tests/project/test_house.py",
     "tests/project/test_packaging.py",
-    "tests/project/test_readme.py",
 ]
 
 SETTINGS = """
@@ -97,9 +98,12 @@ def test_readme_is_the_long_description() -> None:
     description = str(message.json["description"])
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     base = f"{project()['urls']['Repository']}/blob/v{django_entra_redis.__version__}"
-    assert f"]({base}/benchmarks/README.md)" in description
+    images = base.replace("/blob/", "/raw/")
+    assert f"]({base}/docs/reference/index.md)" in description
+    assert f"]({images}/docs/how-it-works.svg)" in description
     assert re.findall(r"\]\((?!https?://|#)", description) == []
-    assert description.replace(f"{base}/", "").strip() == readme.strip()
+    relative = description.replace(f"{base}/", "").replace(f"{images}/", "")
+    assert relative.strip() == readme.strip()
 
 
 def test_metadata() -> None:

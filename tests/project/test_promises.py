@@ -1,4 +1,4 @@
-"""What the README says of the tests."""
+"""What the documentation says of the tests."""
 
 import re
 from pathlib import Path
@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parents[1]
-README = (TESTS.parent / "README.md").read_text(encoding="utf-8")
-PROMISES = README.partition("\n## What it promises\n")[2].partition("\n\n`python")[0]
+PAGE = TESTS.parent / "docs" / "explanation" / "promises.md"
+PROMISES = PAGE.read_text(encoding="utf-8").partition("\n| promise ")[2]
 HOLDERS = re.findall(r"`([\w/]+\.py)(?:::(\w+))?`", PROMISES)
 
 

@@ -1,4 +1,4 @@
-"""The README and `docs/`: what they show runs, and what they name is there.
+"""The README and ``docs/``: what they show runs, and what they name is there.
 
 Blocks and tables are found by what is in them, wherever they stand.
 """
@@ -44,9 +44,10 @@ from tests.support.commands import (
 
 PAGES = {
     file: file.read_text(encoding="utf-8")
-    for file in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    for file in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 }
-README = PAGES[ROOT / "README.md"]
+#: Where links to files of the repository begin that are no pages.
+REPOSITORY = "https://github.com/django-entra-redis/django-entra-redis/blob/main/"
 TEXT = "".join(PAGES.values())
 SOURCE = "".join(
     file.read_text(encoding="utf-8")
@@ -54,7 +55,7 @@ SOURCE = "".join(
 )
 LOCATION = "rediss://contoso.westeurope.redis.azure.net:10000"
 #: Languages of blocks that nothing here could run.
-SHOWN = {"mermaid", "yaml", "dockerfile", "ini", "toml", "html"}
+SHOWN = {"{toctree}", "yaml", "dockerfile", "ini", "toml", "html"}
 #: What a block of commands may begin with; how they are called is for others to say.
 PROGRAMS = {"az", "celery", "docker", "export", "git", "gunicorn", "kubectl", "uvicorn"}
 #: Packages that examples import, and that need not be installed.
@@ -75,12 +76,12 @@ def prose(text: str) -> str:
 
 def blocks() -> Iterator[tuple[str, str, str]]:
     """Yield the place, the language and the text of each block of code."""
-    fence = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
+    fence = re.compile(r"^( *)```([^\n`]*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
     for file, page in PAGES.items():
         for match in fence.finditer(page):
             line = page.count("\n", 0, match.start()) + 1
             text = re.sub(rf"^{match[1]}", "", match[3], flags=re.MULTILINE)
-            yield f"{file.stem}-line-{line}", match[2], text
+            yield f"{file.parent.name}-{file.stem}-line-{line}", match[2], text
 
 
 def blocks_in(language: str) -> list[Any]:
@@ -138,7 +139,7 @@ def reader(
 def test_python_runs(code: str, reader: dict[str, Any]) -> None:
     """It runs as it stands, and the settings in it pass the system checks."""
     namespace = copy.copy(reader)
-    exec(compile(code, "README.md", "exec"), namespace)
+    exec(compile(code, "a page", "exec"), namespace)
     names = ("CACHES", "ENTRA_REDIS")
     found = {name: namespace[name] for name in names if name in namespace}
     with override_settings(**found):
@@ -149,7 +150,7 @@ def test_python_runs(code: str, reader: dict[str, Any]) -> None:
 @pytest.mark.parametrize("code", blocks_in("python"))
 def test_receivers_take_what_is_sent(code: str, reader: dict[str, Any]) -> None:
     """Those that an example connects raise nothing."""
-    exec(compile(code, "README.md", "exec"), reader)
+    exec(compile(code, "a page", "exec"), reader)
     now = datetime.now(UTC)
     status = Status("default", "credential", "oid", now, now, now, 1, 1, "down")
     sent: list[tuple[Signal, dict[str, str]]] = [
@@ -288,7 +289,7 @@ def settings_table(key: str) -> dict[str, str]:
     """Return the defaults by key of the table of settings that has such a key."""
     (found,) = [
         table[1:]
-        for table in tables(README)
+        for table in tables(TEXT)
         if table[0][:2] == ["key", "default"]
         and f"`{key}`" in {row[0] for row in table}
     ]
@@ -320,7 +321,7 @@ def test_identity_settings() -> None:
 
 def test_kinds_of_identity() -> None:
     """The table names each."""
-    (row,) = re.findall(r"^\| `KIND` .*$", README, re.MULTILINE)
+    (row,) = re.findall(r"^\| `KIND` .*$", TEXT, re.MULTILINE)
     kinds = set(re.findall(r'`"(\w+)"`', row))
     assert kinds == set(KINDS)
 
@@ -362,12 +363,13 @@ def anchors(file: Path) -> set[str]:
     return {"", *(name.replace(" ", "-") for name in names)}
 
 
-@pytest.mark.parametrize("file", PAGES, ids=lambda file: file.stem)
+@pytest.mark.parametrize(
+    "file", PAGES, ids=lambda file: f"{file.parent.name}-{file.stem}"
+)
 def test_links_lead_somewhere(file: Path) -> None:
     """To a heading, or to a file of the repository."""
-    links = re.findall(r"\]\((?!https://)([^)\s#]*)#?([^)\s]*)\)", prose(PAGES[file]))
-    assert links
-    for name, anchor in links:
+    text = prose(PAGES[file]).replace(REPOSITORY, f"{ROOT}/")
+    for name, anchor in re.findall(r"\]\((?!https://)([^)\s#]*)#?([^)\s]*)\)", text):
         target = (file.parent / name).resolve() if name else file
         assert target.is_file(), name
         assert anchor in (anchors(target) if target in PAGES else [""]), anchor
