@@ -1,6 +1,7 @@
-"""The asynchronous client: carries the cache's operations out in an event loop.
+"""The asynchronous client: carries out a cache's operations in an event loop.
 
-What it shares with the synchronous client of the same cache, it asks that one for.
+It wraps the synchronous client of the same cache, which has the settings, the endpoints
+and the decisions; this module has what awaits.
 """
 
 import asyncio
@@ -19,10 +20,10 @@ from ..connections.endpoint import Endpoint
 from ..connections.event_loops import LoopConnections, connections_of
 from ..connections.protocol import ConnectionLostError, ReplyTimeoutError
 from ..exceptions import InvalidReplyError
+from .attempts import Attempts
 from .observation import ASYNC_SEAM
-from .redirects import concerns_all
+from .redirects import batch_error
 from .sync import Client, empty_answer, uncertain
-from .tries import Tries
 
 T = TypeVar("T")
 
@@ -34,12 +35,14 @@ class AsyncCacheClient:
         client: the synchronous client of the same cache.
     """
 
-    #: Where tools observe the requests of such a client.
+    #: The redis-py class by which tools observe the requests of this client.
     seam = ASYNC_SEAM
 
     def __init__(self, client: Client) -> None:
         self.client = client
         options = client.options
+        # Whether an event loop's own connections can do all that the settings ask for.
+        # Otherwise the synchronous client does the work in a thread.
         self._native = (
             not (options.pool_class or options.parser_class)
             and options.connection.get("connection_class") is None
@@ -80,47 +83,49 @@ class AsyncCacheClient:
         return answer
 
     def execute(self, connections: LoopConnections, request: Request) -> Awaitable[Any]:
-        """Carry out a request, repeatedly if need be and if that is safe."""
-        endpoint = self.client.endpoint_seen(request)
+        """Carry out a request; retry it where the retry policy allows that."""
+        endpoint = self.client.reported_endpoint(request)
         return self.execute_at(connections, endpoint, request)
 
     async def execute_at(
         self, connections: LoopConnections, endpoint: Endpoint, request: Request
     ) -> Any:
-        """Do as :meth:`execute` does, with an endpoint of ``endpoint_seen()``."""
-        tries = self.client.tries(request)
+        """Carry out a request as :meth:`execute` does, on a given server."""
+        attempts = self.client.attempts(request)
 
         async def attempt() -> Any:
-            tries.begin(endpoint)
+            attempts.begin(endpoint)
             return await self.call(connections, endpoint, request)
 
         try:
-            reply = await self.persist(attempt)
+            reply = await self.with_retries(attempt)
         except RedisError as error:
-            await self.give_up(tries, connections, error)
+            await self.give_up(attempts, connections, error)
             raise
-        tries.succeeded(reply)
+        attempts.succeeded(reply)
         return reply
 
     async def give_up(
-        self, tries: Tries, connections: LoopConnections, error: Exception
+        self, attempts: Attempts, connections: LoopConnections, error: Exception
     ) -> bool:
         """Do as :meth:`Client.give_up` does, without blocking the event loop."""
-        if (endpoint := tries.gave_up(error)) is None:
+        if (endpoint := attempts.gave_up(error)) is None:
             return False
-        well = await _answers(connections, endpoint, tries.patience)
-        tries.second_opinion(well)
+        well = await _answers(connections, endpoint, attempts.patience)
+        attempts.second_opinion(well)
         return not well
 
     async def observe(
         self, connections: LoopConnections | None, request: Request
     ) -> Any:
-        """Do as :meth:`execute` does, through what tools have made of redis-py.
+        """Carry out a request as :meth:`execute` does, visible to observing tools.
 
         Parameters:
-            connections: the loop's; ``None`` to carry it out in a thread.
+            connections: the loop's connections; ``None``: the synchronous client
+                carries the request out in a thread.
+            request: the request.
         """
-        client, endpoint = self.client, self.client.endpoint_seen(request)
+        client, endpoint = self.client, self.client.reported_endpoint(request)
 
         def carry_out() -> Awaitable[Any]:
             if connections is None:
@@ -140,7 +145,7 @@ class AsyncCacheClient:
                 raise
             doubt = uncertain(request, error)
         else:
-            if request.count and (failure := concerns_all(reply)):
+            if request.count and (failure := batch_error(reply)):
                 raise failure
             return reply
         raise doubt
@@ -148,21 +153,21 @@ class AsyncCacheClient:
     async def ask(
         self, connections: LoopConnections, endpoint: Endpoint, request: Request
     ) -> Any:
-        """Send commands; return what the reply, or the replies, say."""
+        """Send a request; return its parsed reply, or replies."""
         reply = await connections.to(endpoint).call(request.packed, request.count)
         try:
             return request.read(reply)
         except InvalidReplyError:
-            # What comes after it may be no better.
+            # The bytes that follow can't be trusted either.
             connections.close(endpoint)
             raise
 
-    async def persist(
+    async def with_retries(
         self,
         attempt: Callable[[], Awaitable[T]],
         before_retry: Callable[[], Awaitable[None]] | None = None,
     ) -> T:
-        """Do as :meth:`Client.persist` does, without blocking the event loop."""
+        """Do as :meth:`Client.with_retries` does, without blocking the event loop."""
         failures = 0
         while True:
             try:
@@ -181,13 +186,18 @@ class AsyncCacheClient:
 async def _answers(
     connections: LoopConnections, endpoint: Endpoint, patience: float
 ) -> bool:
-    """Return whether a server answers on the loop's next connection, after one that has
-    broken."""
+    """Return whether a server answers on a new connection of the loop.
+
+    Parameters:
+        connections: the loop's connections, of which the last one has been closed.
+        endpoint: the server.
+        patience: seconds to wait for the answer.
+    """
     try:
         async with asyncio.timeout(patience):
             await connections.to(endpoint).call(pack_all([("PING",)]))
     except ResponseError:
-        return True  # It may not be asked that, but it answers.
+        return True  # PING may be forbidden to this user, but the server answers.
     except (RedisError, TimeoutError):
         return False
     return True

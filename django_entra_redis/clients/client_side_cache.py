@@ -202,10 +202,10 @@ class CopyingClient(Client):
         finally:
             self.local.forget(request.changes)
 
-    def persist(
+    def with_retries(
         self, attempt: Callable[[], T], before_retry: Callable[[], None] | None = None
     ) -> T:
-        """See :meth:`Client.persist`."""
+        """See :meth:`Client.with_retries`."""
 
         def attempting() -> T:
             try:
@@ -214,7 +214,7 @@ class CopyingClient(Client):
                 self.demoted(error)
                 raise
 
-        return super().persist(attempting, before_retry)
+        return super().with_retries(attempting, before_retry)
 
     @abstractmethod
     def find(self, key: str) -> Copy | None:
@@ -417,8 +417,8 @@ class CopyingAsyncClient(AsyncCacheClient):
             place_values(found, places, values)
         return found
 
-    async def persist(self, attempt: Any, before_retry: Any = None) -> Any:
-        """See :meth:`CopyingClient.persist`."""
+    async def with_retries(self, attempt: Any, before_retry: Any = None) -> Any:
+        """See :meth:`CopyingClient.with_retries`."""
 
         async def attempting() -> Any:
             try:
@@ -427,7 +427,7 @@ class CopyingAsyncClient(AsyncCacheClient):
                 self.client.demoted(error)
                 raise
 
-        return await super().persist(attempting, before_retry)
+        return await super().with_retries(attempting, before_retry)
 
 
 def copying_lock(local: LocalCopies) -> type[Lock]:

@@ -23,7 +23,7 @@ class CopyingClusterClient(CopyingClient, ClusterClient):
     the topology says that its key is where it came from.
 
     Parameters:
-        options: what the cache's settings ask for.
+        options: the cache's settings.
         keeps: tells of which keys copies are kept.
     """
 

@@ -1,8 +1,7 @@
 """The clients of a cache on a Redis Cluster (Azure's OSS cluster policy).
 
-They carry out the operations of :mod:`..commands.cluster` on the nodes that
-:mod:`.topology` knows of, and go where nodes redirect them ("Redis cluster
-specification").
+They send the requests of :mod:`..commands.cluster` to the nodes that :mod:`.topology`
+names, and follow the redirections of these ("Redis cluster specification").
 """
 
 import asyncio
@@ -26,7 +25,7 @@ from redis.exceptions import (
 )
 
 from ..commands.cluster import ClusterOperations
-from ..commands.drivers import adrive, bare, drive
+from ..commands.drivers import adrive, drive, without_frames
 from ..commands.operations import Operation
 from ..commands.packing import pack_all
 from ..commands.request import Batch, Broadcast, Request, Visit
@@ -41,34 +40,35 @@ from ..exceptions import (
     ServerDownError,
 )
 from .asynchronous import AsyncCacheClient
+from .attempts import Attempts
 from .cluster_observation import ASYNC_CLUSTER_SEAM, CLUSTER_SEAM
 from .redirects import cluster_error
 from .retry import is_final
 from .sync import Client, carry_out, read_many
 from .topology import get_topology
-from .tries import Tries
 
 T = TypeVar("T")
 
-#: Redirections that one command may meet, as redis-py has it.
+#: Redirections that one command follows at most: as many as redis-py follows.
 REDIRECTIONS = 16
-#: What a node answers while the cluster changes: nothing was carried out.
+#: Error replies while the cluster changes: the command has not been carried out.
 CHANGING = (AskError, ClusterDownError, TryAgainError)
-#: Which of these, and of a failover's errors, are worth another try.
+#: Error replies of a changing cluster, or of a failover, after which a request is
+#: retried.
 RETRIED = (ClusterDownError, ReadOnlyError, TryAgainError)
 _ASKING = pack_all([("ASKING",)])
 
-#: A request, and the endpoint of the node that is to carry it out.
+#: A request, and the endpoint of the node that it is sent to.
 Hop = tuple[Endpoint, Request]
-#: What several nodes are to carry out; ``None``: a look at the topology.
+#: Requests for several nodes; ``None``: discover the topology anew.
 Visits = list[Visit] | None
 
 
 class ClusterClient(Client):
-    """What ``EntraRedisClusterCache`` does its work with.
+    """The synchronous client of ``EntraRedisClusterCache``.
 
     Parameters:
-        options: what the cache's settings ask for.
+        options: the cache's settings.
     """
 
     seam = CLUSTER_SEAM
@@ -79,7 +79,7 @@ class ClusterClient(Client):
         super().__init__(options, [first], ClusterOperations, *RETRIED)
 
     def get_client(self, key: str | None = None, *, write: bool = False) -> Any:
-        """Return redis-py's client for what Django's cache API does not have.
+        """Return a redis-py client, for commands that Django's cache API lacks.
 
         Parameters:
             key, write: unused; the client finds the node itself.
@@ -87,11 +87,11 @@ class ClusterClient(Client):
         return self.topology.client
 
     def get_lock_client(self) -> Any:
-        """Return redis-py's client for locks."""
+        """Return a redis-py client for locks."""
         return self.topology.client
 
     def note_ignored(self, error: Exception) -> None:
-        """Note that an operation has been answered as from an empty cache."""
+        """Note that an operation got the answer of an empty cache."""
         if self.topology.known and isinstance(error, ClusterUnavailableError):
             self.topology.outages.failed(
                 error, began=time.monotonic(), tries=1, command="", covered=True
@@ -103,52 +103,52 @@ class ClusterClient(Client):
             self.topology.outages.answered(write=False)
 
     def endpoint_for(self, request: Request) -> Endpoint:
-        """Return the node that a request for one command goes to."""
+        """Return the node that a request for one command is sent to first."""
         if isinstance(request, Visit):
             return self.topology.endpoint_at(request.address)
         assert request.key is not None
         return self.topology.endpoint_of(request.key)
 
     def translate(self, error: RedisError) -> RedisError:
-        """Return what to raise for an error of the server's."""
+        """Translate an error reply of a changing cluster into the package's error."""
         if isinstance(cluster_error(error), CHANGING):
             return ClusterUnavailableError(f"The cluster is changing: {error}")
         return error
 
     def execute_at(self, endpoint: Endpoint, request: Request) -> Any:
-        """See :meth:`Client.execute_at`; the nodes are found in here."""
+        """Carry out a request on the nodes that have its keys; ignore the endpoint."""
         if not self.topology.known:
-            with self.first_look():
-                self.persist(self.topology.ensure, self.topology.catch_up)
+            with self.first_discovery():
+                self.with_retries(self.topology.ensure, self.topology.catch_up)
         if isinstance(request, Batch):
             replies = self._rechecked(lambda: self._scatter(request))
             return drive(self.retry_errors(request, replies), self.execute)
         if isinstance(request, Broadcast):
             return drive(self.broadcast(request), self._visit)
-        tries = self.tries(request)
+        attempts = self.attempts(request)
 
         def hop(hop: Hop) -> Any:
             endpoint, request = hop
-            tries.begin(endpoint)
+            attempts.begin(endpoint)
             return carry_out(endpoint.pool, request)
 
         try:
-            reply = self.persist(
+            reply = self.with_retries(
                 lambda: self._rechecked(lambda: drive(self.route(request), hop)),
                 self.topology.catch_up,
             )
         except RedisError as error:
-            self.give_up(tries, error)
+            self.give_up(attempts, error)
             raise
-        tries.succeeded(reply)
+        attempts.succeeded(reply)
         return reply
 
     @contextmanager
-    def first_look(self) -> Iterator[None]:
-        """Note whether it can be found out which nodes there are.
+    def first_discovery(self) -> Iterator[None]:
+        """Note whether the discovery of the nodes, in the context, succeeds.
 
         Raises:
-            ServerDownError: it could not a moment ago, and somebody is asking already.
+            ServerDownError: it has just failed, and another request is trying again.
         """
         outages = self.topology.outages
         began = outages.enter()
@@ -156,13 +156,13 @@ class ClusterClient(Client):
             yield
         except OUTAGE_ERRORS as error:
             covered = bool(self.ignored)
-            # Each node has been asked, several times.
+            # Each node was asked several times: two tries or more count as down.
             outages.failed(error, began=began, tries=2, command="", covered=covered)
             raise
         outages.answered(write=False)
 
     def _rechecked(self, attempt: Callable[[], T]) -> T:
-        """Attempt something, anew if a node is down that another may stand in for."""
+        """Call a function, and once more if a node is down that has been replaced."""
         try:
             return attempt()
         except ServerDownError:
@@ -170,28 +170,30 @@ class ClusterClient(Client):
                 raise
         return attempt()
 
-    def endpoint_seen(self, request: Request) -> Endpoint:
-        """Return the server in ``LOCATION``: the nodes are found later, and may be
-        many."""
+    def reported_endpoint(self, request: Request) -> Endpoint:
+        """Return the server in ``LOCATION``: the request's nodes are not known yet."""
         return self.endpoints[0]
 
     def _visit(self, visits: Visits) -> Any:
         if visits is None:
-            return self.topology.look()
+            return self.topology.discover()
         return [self.execute(visit) for visit in visits]
 
     def broadcast(
         self, request: Broadcast
     ) -> Generator[Visits, list[Any], dict[str, Any]]:
-        """Yield the requests of each primary, for their replies; return these by the
-        primaries' addresses."""
+        """Yield one request for each primary; return the replies by address.
+
+        Where the topology may have changed it is discovered anew, and if there are
+        other primaries now, they are sent the request.
+        """
         addresses = list(self.topology.primaries)
         try:
             replies = yield [request.to(address) for address in addresses]
         except RedisError as error:
-            if not tells_of_change(error):
+            if not suggests_topology_change(error):
                 raise
-            failure = bare(error)
+            failure = without_frames(error)
         else:
             return dict(zip(addresses, replies, strict=True))
         yield None
@@ -200,16 +202,14 @@ class ClusterClient(Client):
             try:
                 raise failure
             finally:
-                # Else it would be kept by a frame of its own traceback.
+                # Otherwise a frame of its traceback would keep the error alive.
                 del failure
         replies = yield [request.to(address) for address in addresses]
         return dict(zip(addresses, replies, strict=True))
 
     def route(self, request: Request) -> Generator[Hop, Any, Any]:
-        """Yield where a request for one command is to be carried out; return the reply.
-
-        That is one node, unless it redirects to another.
-        """
+        """Yield each node that a request for one command is sent to: one, and another
+        for each redirection; return the reply."""
         endpoint = self.endpoint_for(request)
         failure: Exception | None = None
         asking = False
@@ -220,87 +220,90 @@ class ClusterClient(Client):
                     return request.read(_answer(reply))
                 return (yield endpoint, request)
             except RedisError as error:
-                failure = bare(cluster_error(error))
+                failure = without_frames(cluster_error(error))
             if not isinstance(failure, AskError):
                 self.suspect(failure)
                 try:
                     raise failure
                 finally:
-                    # Else it would be kept by a frame of its own traceback.
+                    # Otherwise a frame of its traceback would keep the error alive.
                     del failure
             endpoint = self.topology.follow(failure, endpoint)
             asking = not isinstance(failure, MovedError)
         raise ClusterUnavailableError(f"Nodes redirect in a circle: {failure}")
 
     def retry_errors(self, batch: Batch, replies: list[Any]) -> Operation[list[Any]]:
-        """Have commands carried out one by one that could not be with the others."""
+        """Yield the commands of a batch that failed, one by one; return all replies.
+
+        Only errors of a changing cluster, and broken connections, are retried.
+        """
         hopeless = False
-        for place, reply in enumerate(replies):
+        for position, reply in enumerate(replies):
             if not _is_unsettled(reply):
                 continue
             if hopeless and not isinstance(cluster_error(reply), AskError):
-                # One has been tried for long enough for all: the cluster is down.
-                replies[place] = self.translate(reply)
+                # The command before has used up its retries: the cluster is down.
+                replies[position] = self.translate(reply)
                 continue
             try:
-                replies[place] = yield batch.single(place)
+                replies[position] = yield batch.single(position)
             except ResponseError as error:
-                replies[place] = bare(self.translate(error))
+                replies[position] = without_frames(self.translate(error))
                 hopeless = _is_unsettled(error)
         return replies
 
     def suspect(self, error: Exception) -> None:
-        """Look at the topology anew if an error may tell of a change."""
-        if tells_of_change(error):
+        """Have the topology discovered anew if an error may come of its change."""
+        if suggests_topology_change(error):
             self.topology.refresh()
 
     def _scatter(self, batch: Batch) -> list[Any]:
-        """Carry out commands on all their nodes at once; return the replies."""
+        """Send the parts of a batch to all their nodes at once; return the replies."""
         replies: list[Any] = [None] * batch.count
-        # All were asked at once: the time spent on one counts for the others.
+        # Once one node has timed out, the others have had as much time as it.
         waited = False
         with ExitStack() as stack:
             parts = [
                 (
-                    self.tries_of_part(batch, endpoint, places),
+                    self.attempts_of_part(batch, endpoint, places),
                     _NodeBatch(endpoint.pool),
                     places,
                 )
                 for endpoint, places in self.topology.parts(batch.keys).items()
             ]
-            for tries, part, _ in parts:
+            for attempts, part, _ in parts:
                 stack.enter_context(part)
-                part.send(tries.request)
-            for tries, part, places in parts:
+                part.send(attempts.request)
+            for attempts, part, places in parts:
                 got = part.receive(wait=not waited)
                 if not isinstance(got, Exception):
-                    tries.succeeded(got)
+                    attempts.succeeded(got)
                 elif isinstance(got, TimeoutError) and not waited:
                     waited = True
-                    if self.give_up(tries, got):
+                    if self.give_up(attempts, got):
                         self.suspect(got)
                         raise got
                 self.put_replies(replies, places, got)
         return replies
 
-    def tries_of_part(
+    def attempts_of_part(
         self, batch: Batch, endpoint: Endpoint, places: Sequence[int]
-    ) -> Tries:
-        """Return the first try of a node's part of a batch.
+    ) -> Attempts:
+        """Begin the first attempt at a node's part of a batch: these positions in it.
 
         Raises:
-            ServerDownError: the node is down, and somebody else is asking already.
+            ServerDownError: the node is down, and another request is probing it.
         """
-        tries = self.tries(batch.part(places))
+        attempts = self.attempts(batch.part(places))
         try:
-            tries.begin(endpoint)
+            attempts.begin(endpoint)
         except ServerDownError as error:
             self.suspect(error)
             raise
-        return tries
+        return attempts
 
     def put_replies(self, replies: list[Any], places: Sequence[int], got: Any) -> None:
-        """Put the replies of a node, or its one failure, in their places."""
+        """Put a node's replies, or its one error, at their positions in all replies."""
         if isinstance(got, Exception):
             if is_final(got):
                 raise got
@@ -332,16 +335,17 @@ class AsyncClusterClient(AsyncCacheClient):
         async def again(request: Request) -> Any:
             return await self.execute(connections, request)
 
-        tries = cluster.tries(request)
+        attempts = cluster.attempts(request)
 
         async def hop(hop: Hop) -> Any:
-            tries.begin(hop[0])
+            attempts.begin(hop[0])
             return await self.call(connections, *hop)
 
         async def visit(visits: Visits) -> Any:
             if visits is None:
-                return await topology.alook()
-            # Nothing is under way any more, such as a FLUSHDB, when the error is told.
+                return await topology.adiscover()
+            # All requests have ended before an error is raised, so that no FLUSHDB is
+            # still under way then.
             replies = await asyncio.gather(*map(again, visits), return_exceptions=True)
             for reply in replies:
                 if isinstance(reply, BaseException):
@@ -352,26 +356,26 @@ class AsyncClusterClient(AsyncCacheClient):
             return replies
 
         if not topology.known:
-            with cluster.first_look():
-                await self.persist(topology.alook)
+            with cluster.first_discovery():
+                await self.with_retries(topology.adiscover)
         if isinstance(request, Batch):
             replies = await self._rechecked(lambda: self._scatter(connections, request))
             return await adrive(cluster.retry_errors(request, replies), again)
         if isinstance(request, Broadcast):
             return await adrive(cluster.broadcast(request), visit)
         try:
-            reply = await self.persist(
+            reply = await self.with_retries(
                 lambda: self._rechecked(lambda: adrive(cluster.route(request), hop)),
                 topology.acatch_up,
             )
         except RedisError as error:
-            await self.give_up(tries, connections, error)
+            await self.give_up(attempts, connections, error)
             raise
-        tries.succeeded(reply)
+        attempts.succeeded(reply)
         return reply
 
     async def _rechecked(self, attempt: Callable[[], Awaitable[T]]) -> T:
-        """Attempt something, anew if a node is down that another may stand in for."""
+        """Call a function, and once more if a node is down that has been replaced."""
         try:
             return await attempt()
         except ServerDownError:
@@ -380,27 +384,29 @@ class AsyncClusterClient(AsyncCacheClient):
         return await attempt()
 
     async def _scatter(self, connections: LoopConnections, batch: Batch) -> list[Any]:
-        """Carry out commands on all their nodes at once; return the replies."""
+        """Send the parts of a batch to all their nodes at once; return the replies."""
         replies: list[Any] = [None] * batch.count
         parts = self.cluster.topology.parts(batch.keys)
         tried = [
-            self.cluster.tries_of_part(batch, endpoint, places)
+            self.cluster.attempts_of_part(batch, endpoint, places)
             for endpoint, places in parts.items()
         ]
         answers = await asyncio.gather(
             *(
-                self.ask(connections, endpoint, tries.request)
-                for tries, endpoint in zip(tried, parts, strict=True)
+                self.ask(connections, endpoint, attempts.request)
+                for attempts, endpoint in zip(tried, parts, strict=True)
             ),
             return_exceptions=True,
         )
-        for tries, places, answer in zip(tried, parts.values(), answers, strict=True):
+        for attempts, places, answer in zip(
+            tried, parts.values(), answers, strict=True
+        ):
             if isinstance(answer, BaseException) and not isinstance(answer, RedisError):
                 raise answer
             if not isinstance(answer, BaseException):
-                tries.succeeded(answer)
+                attempts.succeeded(answer)
             elif isinstance(answer, TimeoutError) and (
-                await self.give_up(tries, connections, answer)
+                await self.give_up(attempts, connections, answer)
             ):
                 self.cluster.suspect(answer)
                 raise answer
@@ -409,9 +415,10 @@ class AsyncClusterClient(AsyncCacheClient):
 
 
 class _NodeBatch:
-    """The part of a batch that goes to one node, while other nodes carry out theirs.
+    """The part of a batch that goes to one node.
 
-    Its connection is sent the commands first and asked for the replies later.
+    To send its commands and to read its replies are two steps, so that all nodes work
+    at the same time.
     """
 
     def __init__(self, pool: Any) -> None:
@@ -430,25 +437,25 @@ class _NodeBatch:
         traceback: TracebackType | None,
     ) -> None:
         if self._connection is not None:
-            # A reply may be on its way that the next command would take for its own.
+            # A reply may still arrive, which the next command would take for its own.
             if not self._clean:
                 self._connection.disconnect()
             self._pool.release(self._connection)
 
     def send(self, request: Request) -> None:
-        """Check the connection out and send commands."""
+        """Check out a connection and send the commands on it."""
         self._request = request
         try:
             self._connection = check_out(self._pool)
             self._connection.send_packed_command([request.packed])
         except (ConnectionError, TimeoutError) as error:
-            self._failure = bare(error)
+            self._failure = without_frames(error)
 
     def receive(self, *, wait: bool = True) -> list[Any] | Exception:
-        """Return the replies, or what has gone wrong.
+        """Return the replies, or the error that stands for all of them.
 
         Parameters:
-            wait: whether to wait for the first of them.
+            wait: whether to wait for the first reply, if it has not arrived yet.
         """
         if self._failure is None:
             try:
@@ -456,23 +463,25 @@ class _NodeBatch:
                     raise TimeoutError("Timeout reading from socket")
                 replies = read_many(self._connection, self._request)
             except (ConnectionError, TimeoutError) as error:
-                self._failure = bare(error)
+                self._failure = without_frames(error)
             else:
                 self._clean = True
                 return replies
         return self._failure
 
 
-def tells_of_change(error: Exception) -> bool:
-    """Whether an error may come of a change of the topology."""
+def suggests_topology_change(error: Exception) -> bool:
+    """Whether the cause of an error may be a change of the topology."""
     known = isinstance(error, AuthenticationError | ConnectionPoolTimeout)
     kinds = (ConnectionError, TimeoutError, *RETRIED)
     return isinstance(error, kinds) and not known
 
 
 def _asking(request: Request) -> Request:
-    """Return a request for one command as a node takes it that is about to get the
-    slot: what ASKING says is true of the next command alone."""
+    """Return a request for a command, with ASKING before it.
+
+    A node that a slot is being moved to accepts commands for it only right after that.
+    """
     return Request(_ASKING + request.packed, 2, once=request.once)
 
 
@@ -483,6 +492,6 @@ def _answer(reply: Any) -> Any:
 
 
 def _is_unsettled(reply: Any) -> bool:
-    """Whether a command was not carried out, or nobody knows."""
+    """Whether a command has not been carried out, or may not have been."""
     kinds = (*CHANGING, ConnectionError, ReadOnlyError, TimeoutError)
     return isinstance(reply, Exception) and isinstance(cluster_error(reply), kinds)

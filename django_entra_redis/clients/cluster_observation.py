@@ -1,7 +1,7 @@
 """The seam for tools that observe redis-py's cluster clients; see :mod:`.observation`.
 
-These clients find nodes themselves, so that here it takes subclasses in which the
-finding of nodes is left out: it has happened, or will, in what carries a request out.
+redis-py's cluster clients find the nodes of a command themselves. The subclasses here
+leave that out: the package's own client does it as it carries out the request.
 """
 
 from types import SimpleNamespace
@@ -12,7 +12,7 @@ from redis.asyncio import cluster as asyncio_cluster
 
 from .observation import AsyncPool, CarryOut, Command, Pool, Seam
 
-# Without their types, according to which nothing may be left out of a subclass.
+# Typed as Any: the subclasses leave out parameters that the types demand.
 _RedisCluster: Any = cluster.RedisCluster
 _AsyncRedisCluster: Any = asyncio_cluster.RedisCluster
 _ClusterPipeline: Any = cluster.ClusterPipeline
@@ -20,11 +20,11 @@ _AsyncClusterPipeline: Any = asyncio_cluster.ClusterPipeline
 
 
 class _Call:
-    """What a client for one request has, whatever its kind.
+    """Base of the clients and pipelines, each of which is made for one request.
 
     Parameters:
         pool: the pool to the cluster's endpoint.
-        carry_out: carries the request out.
+        carry_out: carries out the request.
     """
 
     def __init__(self, pool: Pool, carry_out: CarryOut) -> None:
@@ -49,11 +49,11 @@ class _Client(_Call, _RedisCluster):
 
 
 class _AsyncClient(_Call, _AsyncRedisCluster):
-    # For redis-py up to its version 5, and for those after it.
+    # redis-py 5 reads the first of these attributes, newer versions the second.
     cluster_error_retry_attempts = 0
     retry: Any = SimpleNamespace(get_retries=int)
-    command_flags: Any = {}  # noqa: RUF012 - redis-py's, which are asked for commands
-    result_callbacks: Any = {}  # noqa: RUF012 - likewise
+    command_flags: Any = {}  # noqa: RUF012 - redis-py looks commands up in it
+    result_callbacks: Any = {}  # noqa: RUF012 - redis-py looks commands up in it
     _initialize = False
 
     def __init__(self, pool: Pool, carry_out: CarryOut) -> None:
@@ -71,17 +71,17 @@ class _AsyncClient(_Call, _AsyncRedisCluster):
         return await self.carry_out()
 
 
-class _PatientClient(_AsyncClient):
-    # Redis-py up to its version 5 carries a pipeline out as often as this says.
+class _PipelineClient(_AsyncClient):
+    # redis-py 5 executes a pipeline this many times; with 0 it would not at all.
     cluster_error_retry_attempts = 1
 
 
 async def _nothing(*args: Any) -> None:
-    """Return nothing, in an event loop."""
+    """Return None, as a policy resolver that has no policy for a command."""
 
 
 class _Identities(dict[Any, Any]):
-    """Has for every policy a function that leaves a reply as it is."""
+    """Maps every response policy to a function that returns the reply unchanged."""
 
     def __missing__(self, key: Any) -> Any:
         return lambda reply: reply
@@ -116,7 +116,7 @@ class _AsyncPipeline(_Call, _AsyncClusterPipeline):
             asyncio_cluster.PipelineCommand(place, *command)
             for place, command in enumerate(commands)
         ]
-        self._client = self.cluster_client = _PatientClient(pool, carry_out)
+        self._client = self.cluster_client = _PipelineClient(pool, carry_out)
         self._execution_strategy: Any = SimpleNamespace(
             command_queue=self._command_stack, execute=self._execute
         )

@@ -1,4 +1,4 @@
-"""The path of single-key operations in a cache that keeps copies of values."""
+"""The path of single-key operations in a cache with a client-side cache."""
 
 from typing import Any
 
@@ -6,11 +6,13 @@ from .straight import SingleKey
 
 
 class CopyingPath:
-    """The operations on one key: copies first, then the way that others take.
+    """Reads a copy where there is one, and otherwise takes the path without copies.
+
+    A write always takes that path, and then drops the copy of its key.
 
     Parameters:
         client: a :class:`~.client_side_cache.CopyingCacheClient`.
-        path: the way without copies.
+        path: the path without copies.
     """
 
     def __init__(self, client: Any, path: SingleKey) -> None:

@@ -1,4 +1,4 @@
-"""The clients that a cache's settings ask for."""
+"""The choice of client classes by a cache's settings."""
 
 from typing import Any
 
@@ -8,11 +8,11 @@ from ..conf.options import CacheOptions
 def client_kinds(options: CacheOptions, *, clustered: bool) -> tuple[Any, Any]:
     """Return the class of a cache's client, and that of its asynchronous client.
 
-    Only what is asked for is imported: that of others takes its time.
+    Only these two are imported, which keeps the start of a process short.
 
     Parameters:
-        options: what the cache's settings ask for.
-        clustered: whether its keys lie on several nodes.
+        options: the cache's settings.
+        clustered: whether the cache is on a Redis Cluster.
     """
     copies = options.client_side_cache is not None
     if copies and clustered:

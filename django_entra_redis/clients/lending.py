@@ -1,8 +1,8 @@
-"""Connections that a cache lends to redis-py's own clients.
+"""Lending of a cache's connections to redis-py's own clients.
 
-A cache's connections try once: what is to be repeated, the cache repeats. redis-py's
-clients leave that to the connection. One that they borrow has the retry policy for as
-long as they have it, and a subscriber subscribes anew where it reconnects.
+A cache retries requests itself, so that its connections do not. redis-py's clients
+leave retries to the connection: one that they borrow has a retry policy for that time.
+A subscriber's connection reconnects and subscribes again by it.
 """
 
 import time
@@ -16,10 +16,10 @@ from .retry import RetryPolicy, make_policy
 
 
 class LentRetry(Retry):
-    """A retry policy as redis-py's connections ask it.
+    """A cache's retry policy as a ``Retry`` of redis-py.
 
     Parameters:
-        policy: the cache's.
+        policy: the cache's policy.
     """
 
     def __init__(self, policy: RetryPolicy) -> None:
@@ -33,13 +33,13 @@ class LentRetry(Retry):
         is_retryable: Callable[[Exception], bool] | None = None,
         with_failure_count: bool = False,
     ) -> Any:
-        """Do something until it succeeds or the policy gives up; return the result.
+        """Call a function until it succeeds or the policy gives up; return its result.
 
         Parameters:
-            do: what to do.
-            fail: is told of each failure that the policy is for.
-            is_retryable: decides, too, if it is given.
-            with_failure_count: whether ``fail`` is to get the number of failures.
+            do: the function.
+            fail: called after each failure with the error.
+            is_retryable: if given, also decides whether an error is retried.
+            with_failure_count: whether ``fail`` also gets the number of failures.
         """
         failures = 0
         while True:
@@ -57,11 +57,11 @@ class LentRetry(Retry):
 
 
 class PoolView:
-    """A pool as one of redis-py's clients sees it.
+    """A cache's pool, as one of redis-py's clients sees it.
 
     Parameters:
-        pool: the cache's.
-        retry: what its connections repeat while they are lent; ``None`` for nothing.
+        pool: the cache's pool.
+        retry: the retry policy of a connection while it is lent; ``None``: no retries.
     """
 
     def __init__(self, pool: Any, retry: LentRetry | None) -> None:
@@ -72,7 +72,7 @@ class PoolView:
         return getattr(self._pool, name)
 
     def get_connection(self, *args: Any, **kwargs: Any) -> Any:
-        """Check a connection out, repeatedly if need be."""
+        """Check out a connection, with retries, and lend it."""
         return lend(lambda: check_out(self._pool), self._retry)
 
     def release(self, connection: Any) -> None:
@@ -81,7 +81,7 @@ class PoolView:
         self._pool.release(connection)
 
     def set_retry(self, retry: Any) -> None:
-        """Set the retry policy of the connections that are lent from now on."""
+        """Set the retry policy of connections that are lent from now on."""
         self._retry = LentRetry(make_policy({"retry": retry}))
 
 

@@ -1,7 +1,6 @@
 """The pools to the nodes of a cluster.
 
-They are like those to a single server: connections authenticate at checkout, whenever
-their node has joined.
+They work as the pool to a single server does: a connection authenticates at checkout.
 """
 
 import threading
@@ -25,23 +24,23 @@ from ..connections.tls import SharedTls
 from .lending import LentRetry, lending
 from .retry import make_policy
 
-# Before redis-py 6, its parser knows redirections in its cluster client alone.
+# In redis-py 5, redirections are parsed by the parser of its cluster client alone.
 _parser = getattr(cluster, "ClusterParser", None)
 _PARSER: dict[str, Any] = {"parser_class": _parser} if _parser else {}
 
 
 class NodePool(ConnectionPool):
-    """A pool to one node of a cluster.
+    """A pool to one node of a cluster, whose connections redis-py can't close.
 
-    At each look at the topology redis-py closes the connections of the node that it
-    has asked, lest they stay in the READONLY mode, in which none of ours ever is.
-    They would cost a TLS handshake each, and be closed from another thread.
+    At each discovery redis-py's client closes the connections of the node that it
+    asked, since they may be in READONLY mode. The connections of this package never
+    are; to close them would cost a TLS handshake each, and happen in another thread.
     """
 
     def reset(self) -> None:
         """Forget all connections, as a child process must."""
         super().reset()
-        # redis-py 8 takes this one as it looks, maybe at the moment of a fork.
+        # redis-py 8 holds this lock in a discovery, maybe at the moment of a fork.
         self._lock = threading.RLock()
 
     def disconnect(self, inuse_connections: bool = True) -> None:
@@ -60,7 +59,7 @@ class NodePools:
     """A pool for each node, made when it is first asked for.
 
     Parameters:
-        options: what the cache's settings ask for.
+        options: the cache's settings.
     """
 
     def __init__(self, options: CacheOptions) -> None:
@@ -70,9 +69,9 @@ class NodePools:
         self.url = self._location.url
         connection = dict(with_defaults(self.url, options).connection)
         self.cluster_options: dict[str, Any] = {
-            # A part of the cluster that is down leaves the rest as it is.
+            # While some slots have no node, the other slots can be used.
             "require_full_coverage": False,
-            # Else redis-py 8 would have the pools' connections speak RESP 3.
+            # Otherwise redis-py 8 would make the pools' connections speak RESP 3.
             "protocol": connection["protocol"],
         }
         self.cluster_options |= {
@@ -84,22 +83,27 @@ class NodePools:
         names = [host for host, _ in self._startup]
         self._tls = SharedTls(names, options.node_domain)
         self._endpoints: dict[Address, Endpoint] = {}
-        # Guards the dictionary.
+        # Guards the dictionary of endpoints.
         self._lock = ForkSafeLock()
 
     def __call__(self, *, host: str, port: int, **ignored: Any) -> Any:
-        """Return a node's pool, as redis-py makes one: it drops options of ours."""
+        """Return the pool to a node.
+
+        Parameters:
+            host, port: the node's address.
+            ignored: redis-py's options, from which it drops some of this package's.
+        """
         return self.at(host, port).pool
 
     def lend(self, **kwargs: Any) -> Any:
-        """Do the same for redis-py's client."""
+        """Return the pool to a node as redis-py's client uses it, with retries."""
         return lending(self(**kwargs), self._retry)
 
     def at(self, host: str, port: int) -> Endpoint:
         """Return the endpoint of the node with that address.
 
         Raises:
-            ConfigurationError: a token would go there in plain text.
+            ConfigurationError: a token would be sent to the node in plain text.
         """
         with self._lock.current:
             endpoint = self._endpoints.get((host, port))
@@ -110,7 +114,7 @@ class NodePools:
 
     @property
     def routes(self) -> Mapping[str, str]:
-        """By the hosts that nodes announce, those that they have been reached at."""
+        """The hosts at which nodes were reached, by the hosts that nodes announce."""
         return self._tls.routes
 
     @property
@@ -124,11 +128,11 @@ class NodePools:
         return [self.at(*address) for address in self._startup]
 
     def startup_nodes(self) -> list[Any]:
-        """Return the servers in ``LOCATION`` as redis-py has them."""
+        """Return the servers in ``LOCATION`` as objects of redis-py."""
         return [ClusterNode(*address) for address in self._startup]
 
     def remap(self, host: str, port: int) -> Address:
-        """Return where an address that a node announces is to be reached."""
+        """Return the address to connect to for one that a node announces."""
         remap = self.cluster_options.get("address_remap")
         found: Address = remap((host, port)) if remap else (host, port)
         return found
@@ -158,7 +162,7 @@ class NodePools:
 
 
 def _in_plain_text(host: str, port: int) -> Problem:
-    """Return what is wrong where LOCATION leads to a node further away than itself."""
+    """Return the problem of a node that is on another host than the LOCATION."""
     return Problem(
         "E022",
         "CACHES[...]['LOCATION']",

@@ -1,10 +1,12 @@
 """The seam for tools that observe redis-py: tracers, error reporters, metrics.
 
-Such tools replace ``execute_command`` of redis-py's clients and ``execute`` of its
-pipelines by functions of their own. Where one has, each request goes through that
-function as if redis-py carried it out: the client that it is called on has a pool of
-one connection, whose retry policy carries the request out as it always is. Where they
-are redis-py's own, nothing of this runs but a comparison.
+Such tools replace ``execute_command`` of redis-py's clients, and ``execute`` of its
+pipelines, by functions of their own. The package's clients use neither, so that the
+tools would see nothing. Therefore, once a tool has replaced one of them, each request
+is made through that function, on a redis-py client made for this request. That client
+has a pool of one connection, and where redis-py asks this connection's retry policy to
+send the command, the policy has the package carry out the request instead. Without
+such a tool, a request costs a comparison more.
 """
 
 import copy
@@ -22,7 +24,7 @@ import redis.client
 from ..commands.request import Batch, Request
 from ..commands.resp import PythonReader
 
-#: Carries a request out: returns its reply, or in an event loop an awaitable of it.
+#: Carries out a request: returns its reply, or in an event loop an awaitable of it.
 CarryOut = Callable[[], Any]
 Command = tuple[Any, ...]
 #: Returns a context manager around a request, from its commands and the options of the
@@ -34,16 +36,16 @@ _seams: list["Seam"] = []
 
 
 class Seam:
-    """What redis-py has for one kind of client, and whether tools have replaced it.
+    """The two functions of one kind of redis-py client that tools may have replaced.
 
     Parameters:
-        client: redis-py's class whose ``execute_command`` carries a command out.
-        pipeline: the one whose ``execute`` carries several out.
-        make_client: returns a client for one request, from the pool that it seems to
-            use and from what carries the request out.
-        make_pipeline: returns a pipeline for one request, from the same and the
+        client: redis-py's class whose ``execute_command`` carries out a command.
+        pipeline: redis-py's class whose ``execute`` carries out several.
+        make_client: makes a client for one request, from the pool that it seems to
+            use and the function that carries out the request.
+        make_pipeline: makes a pipeline for one request, from the same two and the
             commands.
-        asynchronous: whether what these return is to be awaited.
+        asynchronous: whether the results of both functions are awaitables.
     """
 
     __slots__ = (
@@ -70,17 +72,17 @@ class Seam:
         self.pipeline = pipeline
         self.make_client = make_client
         self.make_pipeline = make_pipeline
-        # Redis-py's own functions, as far as they have been seen: tools may have been
-        # here before, and may go again.
+        # redis-py's own functions, once they have been seen: a tool may have replaced
+        # them before, and may put them back later.
         self.own_command: Any = None
         self.own_execute: Any = None
         _seams.append(self)
 
     def observed(self) -> bool:
-        """Whether anybody observes.
+        """Whether a tool observes requests.
 
-        Callers in a hurry make the comparison themselves: while nobody does, both
-        functions are the ``own`` ones.
+        Where speed matters, callers make the comparison themselves: while no tool
+        observes, both functions are the ``own`` ones.
         """
         return (
             self.client.execute_command is not self.own_command
@@ -88,7 +90,7 @@ class Seam:
         ) and not self.idle()
 
     def idle(self) -> bool:
-        """Whether nobody observes, found out from the beginning."""
+        """Whether no tool observes requests, found out without the ``own`` ones."""
         command, execute = self.client.execute_command, self.pipeline.execute
         if is_own(command):
             self.own_command = command
@@ -99,16 +101,16 @@ class Seam:
         return command is self.own_command and execute is self.own_execute
 
     def forget(self) -> None:
-        """Have everybody ask :meth:`idle` who compares."""
+        """Make every comparison fail, so that callers ask :meth:`idle`."""
         self.own_command = self.own_execute = None
 
     def call(self, pool: Any, request: Request, carry_out: CarryOut) -> Any:
-        """Carry a request out through the functions of those who observe.
+        """Carry out a request through the functions of the observing tools.
 
         Parameters:
-            pool: where the request seems to go.
-            request: what is carried out.
-            carry_out: does it.
+            pool: the pool of the server that the tools are to see.
+            request: the request.
+            carry_out: carries out the request.
 
         Returns:
             The reply, or in an event loop an awaitable of it.
@@ -137,7 +139,7 @@ async def _await_within(
 
 
 def observe_with(observer: Observer | None) -> None:
-    """Have a context manager around each request from now on; ``None`` ends that."""
+    """Enter an observer's context manager around each request; ``None`` ends that."""
     global _observer
     _observer = observer
     for seam in _seams:
@@ -145,7 +147,7 @@ def observe_with(observer: Observer | None) -> None:
 
 
 def is_own(function: Any) -> bool:
-    """Whether a function is redis-py's, and no replacement."""
+    """Whether a function is redis-py's own, not a replacement."""
     if type(function) is not FunctionType:
         return False
     module: str = function.__globals__["__name__"]
@@ -153,7 +155,7 @@ def is_own(function: Any) -> bool:
 
 
 def commands_of(request: Request) -> list[Command]:
-    """Return the commands of a request as redis-py's callers give them."""
+    """Return the commands of a request in the form in which redis-py takes them."""
     packed = request.commands if isinstance(request, Batch) else [request.command]
     found: list[Command] = []
     for command in packed:
@@ -168,7 +170,7 @@ def commands_of(request: Request) -> list[Command]:
 
 
 def _readable(words: list[Any]) -> Command:
-    """Return a command with its name and its key as text; values stay bytes."""
+    """Return a command with its name and key decoded; values stay bytes."""
     name, *arguments = words
     if arguments:
         arguments[0] = _text(arguments[0])
@@ -185,8 +187,8 @@ def _text(word: bytes) -> str | bytes:
 class _Connection:
     """The one connection of a pool, which is also its own retry policy.
 
-    redis-py asks the policy to carry out its attempt, and gets the request carried out
-    in its stead, with the retries that this package makes.
+    redis-py hands its attempt to the policy. This one drops it and has the package
+    carry out the request, with the package's own retries.
     """
 
     def __init__(self, pool: Any, carry_out: CarryOut) -> None:
@@ -202,16 +204,16 @@ class _Connection:
         return self._carry_out()
 
     def should_reconnect(self) -> bool:
-        """Whether the connection is to be made anew; never."""
+        """Whether redis-py should reconnect: never."""
         return False
 
 
 class Pool:
-    """Looks to a client like the pool of its connections.
+    """A stand-in for the connection pool of a redis-py client.
 
     Parameters:
-        pool: the pool that the request seems to go to.
-        carry_out: carries it out.
+        pool: the pool of the server that the tools are to see.
+        carry_out: carries out the request.
     """
 
     def __init__(self, pool: Any, carry_out: CarryOut) -> None:
@@ -223,23 +225,23 @@ class Pool:
         return self._connection
 
     def release(self, connection: Any) -> Any:
-        """Do nothing: the connection is none."""
+        """Do nothing: there is no connection to release."""
 
 
 class AsyncPool(Pool):
-    """The same for an asyncio client."""
+    """A stand-in for the connection pool of a redis-py asyncio client."""
 
     async def get_connection(self, *args: Any, **kwargs: Any) -> Any:
         """Return the one connection."""
         return self._connection
 
     async def release(self, connection: Any) -> Any:
-        """Do nothing: the connection is none."""
+        """Do nothing: there is no connection to release."""
 
 
 @functools.cache
 def _template(kind: Any) -> Any:
-    """Return a client to copy: to make one costs more than the command."""
+    """Return a client to copy, since making a new one costs more than a command."""
     return kind(connection_pool=Pool(redis.ConnectionPool(), tuple))
 
 

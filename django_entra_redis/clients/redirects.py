@@ -1,7 +1,8 @@
 """Cluster error replies: MOVED, ASK, CLUSTERDOWN, TRYAGAIN, CROSSSLOT.
 
-redis-py makes these errors of their own kinds: since its version 6 everywhere, before
-that in its cluster client alone ("Redis cluster specification").
+redis-py 6 and newer parses them into exception classes of their own on every
+connection; redis-py 5 does so in its cluster client alone. This module makes up the
+difference. The "Redis cluster specification" says what each reply means.
 """
 
 from collections.abc import Iterable, Mapping
@@ -31,9 +32,9 @@ _KINDS: Mapping[str, type[ResponseError]] = {
 
 
 def cluster_error(error: Exception) -> Exception:
-    """Return an error reply as the kind that it is of.
+    """Return an error reply as an exception of redis-py's class for it.
 
-    A redirection that leads nowhere is an :exc:`InvalidReplyError`.
+    A redirection without a usable address becomes an :exc:`InvalidReplyError`.
     """
     text = str(error)
     if type(error) is ResponseError:
@@ -41,7 +42,7 @@ def cluster_error(error: Exception) -> Exception:
         if word in _KINDS and not is_malformed_redirect(text):
             return _KINDS[word](rest)
     elif isinstance(error, AskError):
-        # redis-py has taken the first word off.
+        # redis-py has removed the first word.
         text = f"MOVED {text}"
     if is_malformed_redirect(text):
         return InvalidReplyError(f"A redirection leads nowhere: {text[:100]!r}.")
@@ -49,16 +50,17 @@ def cluster_error(error: Exception) -> Exception:
 
 
 def redirection(error: Exception) -> Exception | None:
-    """Return an error reply if it tells that the key is on another node."""
+    """Return an error reply if it says that the key is on another node, else None."""
     found = cluster_error(error)
     elsewhere = isinstance(found, AskError | ClusterCrossSlotError)
     return found if elsewhere else None
 
 
-def concerns_all(replies: Iterable[Any]) -> Exception | None:
-    """Return the error reply among many, if one, that is not of its command alone.
+def batch_error(replies: Iterable[Any]) -> Exception | None:
+    """Return the first error reply that speaks for a whole batch, if there is one.
 
-    It comes from a server that carries none of the commands out, or not all.
+    Such an error (READONLY, LOADING, MOVED) is about the server, not about the command
+    that it answers: the batch as a whole is retried, or fails.
     """
     for reply in replies:
         if isinstance(reply, Exception) and (

@@ -15,8 +15,8 @@ from ..exceptions import EntraRedisError, InvalidReplyError
 
 #: Retries after the first try: as many as redis-py 6 and newer make by default.
 RETRIES = 3
-#: Seconds, about 0.15 in all: a restart of the connection is sat out, and a request
-#: that can't be served is not held up.
+#: Three pauses take about 0.15 s in all: long enough for a new connection, and short
+#: enough for a request that fails in the end.
 BACKOFF = ExponentialWithJitterBackoff(base=0.02, cap=0.5)
 
 
@@ -25,9 +25,9 @@ class RetryPolicy:
     """When to send a request again.
 
     Parameters:
-        errors: what is worth another try.
-        retries: tries after the first one; below 0 without end.
-        backoff: gives the seconds to wait from the number of failures so far.
+        errors: the errors after which a request is retried.
+        retries: attempts after the first one; below 0: without end.
+        backoff: computes the seconds to wait from the number of failures so far.
     """
 
     errors: tuple[type[Exception], ...]
@@ -35,11 +35,11 @@ class RetryPolicy:
     backoff: AbstractBackoff
 
     def pause(self, error: Exception, failures: int) -> float | None:
-        """Return the seconds to wait before the next try; ``None`` to give up.
+        """Return the seconds to wait before the next attempt; ``None``: give up.
 
         Parameters:
-            error: what the last try raised.
-            failures: tries so far, 1 or more.
+            error: what the last attempt raised.
+            failures: attempts so far, 1 or more.
         """
         if is_final(error) or not isinstance(error, self.errors):
             return None
@@ -51,11 +51,11 @@ class RetryPolicy:
 
 
 def is_final(error: Exception) -> bool:
-    """Whether another try would not help, though to redis-py it is a connection error.
+    """Whether a request must not be retried, though its error is a ConnectionError.
 
-    There is no token, no free connection, or a command may have been carried out that
-    must not be twice. What is no reply is another matter: another connection may have
-    another server at its end.
+    That is so for the package's own errors: there is no token, no free connection, or
+    the command may have been carried out already. The exception is an invalid reply: a
+    new connection may lead to another server.
     """
     own = isinstance(error, EntraRedisError)
     return own and not isinstance(error, InvalidReplyError)
@@ -65,8 +65,8 @@ def make_policy(connection: Mapping[str, Any], *errors: type[Exception]) -> Retr
     """Return the retry policy that a cache's settings ask for.
 
     Parameters:
-        connection: the options that go on to redis-py.
-        errors: what is worth another try besides a connection that broke.
+        connection: the options that are passed on to redis-py.
+        errors: errors after which a request is retried, besides a broken connection.
     """
     more = list(connection.get("retry_on_error", ()))
     if connection.get("retry_on_timeout"):
@@ -74,10 +74,10 @@ def make_policy(connection: Mapping[str, Any], *errors: type[Exception]) -> Retr
     retry = connection.get("retry")
     if retry is None:
         return RetryPolicy((ConnectionError, *errors, *more), RETRIES, BACKOFF)
-    # redis-py has no public way to ask a Retry for these; a test fails when they go.
+    # redis-py has no public attributes for these; a test fails when they disappear.
     return RetryPolicy(
         (*retry._supported_errors, *more),
         retry._retries,
-        # Some backoffs remember the last pause.
+        # A copy, since some backoffs remember the last pause.
         copy.deepcopy(retry._backoff),
     )

@@ -1,4 +1,4 @@
-"""Single flight: one call at a time, whose outcome all who asked meanwhile get."""
+"""Single flight: one call of a function at a time, whose result all callers share."""
 
 import asyncio
 import threading
@@ -13,12 +13,12 @@ T = TypeVar("T")
 
 
 class SingleFlight(Generic[T]):
-    """Calls a function in a thread of its own; who comes meanwhile waits for that call.
+    """Calls a function in a thread; callers that come meanwhile wait for that call.
 
     Parameters:
-        function: what to call.
-        pause: seconds after a call in which :meth:`hint` makes no other.
-        monotonic: clock to tell the time by.
+        function: the function.
+        pause: seconds after a call in which :meth:`hint` begins no other.
+        monotonic: the clock, in seconds.
     """
 
     def __init__(
@@ -34,23 +34,20 @@ class SingleFlight(Generic[T]):
         self.reset()
 
     def reset(self) -> None:
-        """Begin anew, as a child process must: there, no call is under way."""
-        # Guards the two attributes below. Reentrant for the sake of signal handlers
-        # that use the cache.
+        """Forget the call that is under way, as a child process must."""
+        # Guards the two attributes below. It is reentrant, since a signal handler may
+        # use the cache while its thread holds the lock.
         self._lock = threading.RLock()
         self._call: Future[T] | None = None
         self._next_at = 0.0
 
     def hint(self) -> None:
-        """Call the function unless it has just been called; wait for nothing."""
+        """Begin a call, unless there has just been one; do not wait for it."""
         if self._monotonic() >= self._next_at:
             self.begin()
 
     def catch_up(self, timeout: float) -> None:
-        """Wait for a call that ends after now, ``timeout`` seconds at most.
-
-        What it raises is for others to be told.
-        """
+        """Wait for a call to end, ``timeout`` seconds at most; ignore its error."""
         time.sleep(self._pause_left())
         wait([self.begin()], timeout)
 
@@ -60,13 +57,13 @@ class SingleFlight(Generic[T]):
         await asyncio.wait([_wrap(self.begin())], timeout=timeout)
 
     def join(self, timeout: float | None = None) -> T:
-        """Wait for a call to end; return what it returns, and raise what it raises.
+        """Wait for a call to end; return its result, or raise its error.
 
         Parameters:
             timeout: seconds to wait at most.
 
         Raises:
-            TimeoutError: it has not ended. It goes on, for others to wait for.
+            TimeoutError: the call has not ended. It goes on all the same.
         """
         call = self.begin()
         wait([call], timeout)
@@ -83,9 +80,9 @@ class SingleFlight(Generic[T]):
         return 0.0 if under_way else max(0.0, self._next_at - self._monotonic())
 
     def begin(self) -> "Future[T]":
-        """Return the call that is under way, or else one that begins now."""
+        """Return the call that is under way, or begin one."""
         call: Future[T] = Future()
-        # Then no waiter that is cancelled cancels it for the others.
+        # A running future can't be cancelled, not even by a waiter that is cancelled.
         call.set_running_or_notify_cancel()
         try:
             with self._lock:
@@ -101,7 +98,7 @@ class SingleFlight(Generic[T]):
                 # No thread starts at the process's limit, nor at its end.
                 self._run(call)
         except BaseException:
-            # A signal handler's: the thread has started, or has not.
+            # A signal handler has raised, and the thread may not have started.
             self._end(call, ConnectionError("Another thread's call was interrupted."))
             raise
         return call
@@ -112,7 +109,7 @@ class SingleFlight(Generic[T]):
         except Exception as failure:
             self._end(call, failure.with_traceback(None))
         except BaseException as failure:
-            # Such as a SystemExit of a user's function: nobody else is to end of it.
+            # Such as SystemExit in a user's function: it must not end other threads.
             self._end(call, ConnectionError(f"The call was broken off: {failure!r}"))
             raise
         else:
@@ -134,20 +131,19 @@ class SingleFlight(Generic[T]):
 
 
 def _wrap(call: "Future[T]") -> "asyncio.Future[T]":
-    """Return a call for an event loop to wait for."""
+    """Return a call as a future of the running event loop."""
     waiting = asyncio.wrap_future(call)
-    # Else it is complained of that nobody has asked this one for the error.
+    # Retrieves the error, about which asyncio would log a warning otherwise.
     waiting.add_done_callback(asyncio.Future.exception)
     return waiting
 
 
 def _result(call: "Future[T]") -> T:
-    # Without waiting any more.
     error = call.exception(timeout=0)
     if error is not None:
         try:
             raise error.with_traceback(None)
         finally:
-            # Else it would be kept by a frame of its own traceback.
+            # Otherwise a frame of its traceback would keep the error alive.
             del error
     return call.result()

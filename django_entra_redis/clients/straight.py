@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Protocol, TypeVar
 
-from ..commands.drivers import bare
+from ..commands.drivers import without_frames
 from ..commands.operations import Operation, Operations, no_such_key, pack_incr
 from ..commands.packing import (
     pack_delete,
@@ -62,7 +62,7 @@ class Failure:
         through hold this, which must not hold it."""
         error, self.error = self.error, None
         assert error is not None
-        return bare(error)
+        return without_frames(error)
 
 
 class Driver(Protocol):

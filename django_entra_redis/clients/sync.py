@@ -1,7 +1,7 @@
-"""The synchronous client: carries the cache's operations out on pooled connections.
+"""The synchronous client: carries out a cache's operations on pooled connections.
 
-Commands go out packed on a connection that the client has checked out itself: a
-``redis.Redis`` for each operation costs more than the command.
+The client checks out a connection and sends packed commands on it. A ``redis.Redis``
+for each operation, as Django's own backend makes one, costs more than the command.
 """
 
 import random
@@ -23,7 +23,7 @@ from redis.exceptions import (
     TimeoutError,
 )
 
-from ..commands.drivers import bare, clear_frames, drive
+from ..commands.drivers import clear_frames, drive, without_frames
 from ..commands.operations import Operation, Operations
 from ..commands.request import Request
 from ..commands.resp import UNREADABLE
@@ -33,27 +33,27 @@ from ..connections.outage import OUTAGE_ERRORS
 from ..connections.pool import check_out
 from ..exceptions import InvalidReplyError, UncertainResultError, WrongBackendError
 from ..serializers import make_serializer
+from .attempts import Attempts
 from .lending import LentRetry, PoolView, lending
 from .observation import SEAM, Seam
-from .redirects import cluster_error, concerns_all, redirection
+from .redirects import batch_error, cluster_error, redirection
 from .retry import make_policy
 from .straight import Failure, GeneralPath, SingleKey, single_key_path
-from .tries import Tries
 
 T = TypeVar("T")
 
 
 class Client(ABC):
-    """Carries out a cache's operations: what all kinds of server have in common.
+    """Base of the synchronous clients: runs operations, retries, notes outages.
 
     Parameters:
-        options: what the cache's settings ask for.
-        endpoints: the servers in ``LOCATION``; the first is written to.
-        operations: the operations that it carries out.
-        retried: errors that are worth another try, besides a broken connection.
+        options: the cache's settings.
+        endpoints: the servers in ``LOCATION``; the first one takes the writes.
+        operations: the class of the operations that the client carries out.
+        retried: errors after which a request is retried, besides a broken connection.
     """
 
-    #: Where tools observe the requests of such a client.
+    #: The redis-py class by which tools observe the requests of this client.
     seam: Seam
 
     def __init__(
@@ -66,7 +66,7 @@ class Client(ABC):
         self.options = options
         self.endpoints = endpoints
         self.policy = make_policy(options.connection, *retried)
-        #: Errors that a cache with ``ignore_exceptions`` covers up.
+        #: Errors that become an empty answer: none without ``ignore_exceptions``.
         self.ignored: tuple[type[Exception], ...] = (
             OUTAGE_ERRORS if options.ignore_exceptions else ()
         )
@@ -80,33 +80,35 @@ class Client(ABC):
 
     @abstractmethod
     def get_client(self, key: str | None = None, *, write: bool = False) -> redis.Redis:
-        """Return redis-py's client for what Django's cache API does not have."""
+        """Return a redis-py client, for commands that Django's cache API lacks."""
 
     @abstractmethod
     def get_lock_client(self) -> redis.Redis:
-        """Return redis-py's client for locks.
+        """Return a redis-py client for locks.
 
-        It repeats nothing: a lock that was taken twice would be nobody's.
+        It does not retry: when the reply to a SET NX is lost, the retry would find the
+        lock taken, by this very process, and nobody would release it.
         """
 
     @abstractmethod
     def endpoint_for(self, request: Request) -> Endpoint:
-        """Return a server that may carry out a request."""
+        """Return a server that can carry out a request."""
 
     def run(self, operation: Callable[..., Operation[T]], *args: Any) -> T:
         """Carry out an operation; return its result.
 
-        With ``ignore_exceptions`` an outage makes it the answer of an empty cache.
+        With ``ignore_exceptions``, the result in an outage is that of an empty cache.
 
         Parameters:
-            operation: a method of an object with ``empty_answers``.
+            operation: a method of :class:`~..commands.operations.Operations`.
             args: the method's arguments.
 
         Raises:
-            UncertainResultError: the connection broke when a command that must not be
-                applied twice might have been.
-            TokenError, TokenRefusedError, ConnectionPoolTimeout: no connection.
-            redis.RedisError: what redis-py raises.
+            UncertainResultError: the connection broke after a command was sent that
+                must not be carried out twice.
+            TokenError, TokenRefusedError, ConnectionPoolTimeout: no connection could be
+                authenticated, or none was free.
+            redis.RedisError: any other failure of the connection or the command.
         """
         execute: Callable[[Request], Any] = self.execute
         seam = self.seam
@@ -130,64 +132,71 @@ class Client(ABC):
         return answer
 
     def execute(self, request: Request) -> Any:
-        """Carry out a request, repeatedly if need be and if that is safe."""
-        return self.execute_at(self.endpoint_seen(request), request)
+        """Carry out a request; retry it where the retry policy allows that."""
+        return self.execute_at(self.reported_endpoint(request), request)
 
-    # What servers are blamed for is noted with each request's tries; this is for what
-    # is not, or not theirs alone.
+    # The outages of one server are noted by `Attempts`. These two are for outages of a
+    # cluster as a whole.
     @abstractmethod
     def note_ignored(self, error: Exception) -> None:
-        """Note that an operation has been answered as from an empty cache."""
+        """Note that an operation got the answer of an empty cache."""
 
     @abstractmethod
     def note_success(self) -> None:
         """Note that an operation has been carried out."""
 
-    def tries(self, request: Request) -> Tries:
-        """Return what is to be told of each try of a request."""
-        return Tries(request, covered=bool(self.ignored))
+    def attempts(self, request: Request) -> Attempts:
+        """Return the record of the attempts at a request, which is still empty."""
+        return Attempts(request, covered=bool(self.ignored))
 
-    def give_up(self, tries: Tries, error: Exception) -> bool:
-        """Note that a request has failed in the end; return whether that has told that
-        its server is down."""
-        if (endpoint := tries.gave_up(error)) is None:
+    def give_up(self, attempts: Attempts, error: Exception) -> bool:
+        """Note a request's last error; return whether that means the server is down.
+
+        In doubt the server is asked once more, on a new connection.
+        """
+        if (endpoint := attempts.gave_up(error)) is None:
             return False
-        well = endpoint.answers(tries.patience)
-        tries.second_opinion(well)
+        well = endpoint.answers(attempts.patience)
+        attempts.second_opinion(well)
         return not well
 
     @abstractmethod
     def execute_at(self, endpoint: Endpoint, request: Request) -> Any:
-        """Do as :meth:`execute` does, with an endpoint of :meth:`endpoint_seen`."""
+        """Carry out a request as :meth:`execute` does.
+
+        Parameters:
+            endpoint: what :meth:`reported_endpoint` returned for the request.
+            request: the request.
+        """
 
     @abstractmethod
-    def endpoint_seen(self, request: Request) -> Endpoint:
-        """Return the server that tools are told a request goes to."""
+    def reported_endpoint(self, request: Request) -> Endpoint:
+        """Return the server that a request goes to, as reported to observing tools."""
 
     def observe(self, request: Request) -> Any:
-        """Do as :meth:`execute` does, through what tools have made of redis-py."""
-        endpoint = self.endpoint_seen(request)
+        """Carry out a request as :meth:`execute` does, visible to observing tools."""
+        endpoint = self.reported_endpoint(request)
         return self.seam.call(
             endpoint.pool, request, lambda: self.execute_at(endpoint, request)
         )
 
     @cached_property
     def single_key(self) -> SingleKey:
-        """What carries out the operations on one key."""
+        """The path that operations on a single key take."""
         return GeneralPath(self)
 
     @abstractmethod
     def translate(self, error: RedisError) -> RedisError:
-        """Return what to raise for an error of the server's."""
+        """Return the error that an operation raises for an error reply."""
 
-    def persist(
+    def with_retries(
         self, attempt: Callable[[], T], before_retry: Callable[[], None] | None = None
     ) -> T:
-        """Attempt something until it succeeds or the retry policy gives up.
+        """Call a function until it succeeds or the retry policy gives up.
 
         Parameters:
-            attempt: what to do.
-            before_retry: is called before each try but the first.
+            attempt: the function; its result is returned.
+            before_retry: called before each attempt but the first.
         """
         failures = 0
         while True:
@@ -205,28 +214,30 @@ class Client(ABC):
 
 
 class CacheClient(Client):
-    """What ``EntraRedisCache`` does its work with.
+    """The synchronous client of ``EntraRedisCache``.
 
     Parameters:
-        options: what the cache's settings ask for.
+        options: the cache's settings.
     """
 
     seam = SEAM
 
     @cached_property
     def single_key(self) -> SingleKey:
-        """What carries out the operations on one key."""
-        # Whoever derives from this has more to do with each.
+        """The path that operations on a single key take."""
+        # A subclass may override `run()`, which the straight path does not call.
         ordinary = type(self) is CacheClient
         return single_key_path(self) if ordinary else GeneralPath(self)
 
     def resume(
         self, failure: Failure, operation: Callable[..., Operation[T]], *args: Any
     ) -> T:
-        """Carry out an operation whose first request has been tried once, and failed.
+        """Carry out an operation whose first request has already failed once.
+
+        That attempt counts for the retry policy.
 
         Parameters:
-            failure: what went wrong.
+            failure: the failed attempt.
             operation, args: see :meth:`run`.
 
         Raises:
@@ -249,8 +260,8 @@ class CacheClient(Client):
         self._writer = endpoints[0]
         self._readers = endpoints[1:] or endpoints
 
-    # At first use: each thread and each ASGI request has a cache of its own, and most
-    # of these need none.
+    # Made at first use: Django makes a cache object for each thread and each ASGI
+    # request, and few of them need redis-py's clients.
     @cached_property
     def _clients(self) -> list[redis.Redis]:
         retry = LentRetry(self.policy)
@@ -265,70 +276,76 @@ class CacheClient(Client):
         return redis.Redis(connection_pool=pool)
 
     def get_client(self, key: str | None = None, *, write: bool = False) -> redis.Redis:
-        """Return redis-py's client for what Django's cache API does not have.
+        """Return a redis-py client, for commands that Django's cache API lacks.
 
         Parameters:
-            key: unused; Django's client has it.
-            write: whether the client must be the first server's.
+            key: unused; Django's own client has this parameter.
+            write: whether to return the client of the first server in ``LOCATION``.
         """
         if write or len(self.endpoints) == 1:
             return self._clients[0]
         return random.choice(self._clients[1:])
 
     def get_lock_client(self) -> redis.Redis:
-        """Return redis-py's client for locks."""
+        """Return a redis-py client for locks, which does not retry."""
         return self._lock_client
 
     def endpoint_for(self, request: Request) -> Endpoint:
-        """Return a server that may carry out a request."""
+        """Return a server that can carry out a request: the first, or any replica."""
         if request.write or len(self._readers) == 1:
             return self._writer if request.write else self._readers[0]
         return random.choice(self._readers)
 
     def execute_at(self, endpoint: Endpoint, request: Request) -> Any:
-        """Do as :meth:`execute` does, on a given server."""
+        """Carry out a request as :meth:`execute` does, on a given server."""
         return self._execute(endpoint, request, [])
 
     def _execute(
         self, endpoint: Endpoint, request: Request, made: list[Failure]
     ) -> Any:
-        """Carry out a request of which one try may have been made, which is taken out
-        of the list then."""
-        tries = self.tries(request)
+        """Carry out a request.
+
+        Parameters:
+            endpoint: the server.
+            request: the request.
+            made: a failed attempt that was made already, or nothing. It is removed, so
+                that the operation's next request begins without it.
+        """
+        attempts = self.attempts(request)
 
         def attempt() -> Any:
             if made:
                 failure = made.pop()
-                tries.begun(endpoint, failure.began)
-                raise outcome(request, failure.take())
-            tries.begin(endpoint)
+                attempts.begun(endpoint, failure.began)
+                raise error_to_raise(request, failure.take())
+            attempts.begin(endpoint)
             return carry_out(endpoint.pool, request)
 
         try:
-            reply = self.persist(attempt)
+            reply = self.with_retries(attempt)
         except RedisError as error:
-            self.give_up(tries, error)
+            self.give_up(attempts, error)
             raise
-        tries.succeeded(reply)
+        attempts.succeeded(reply)
         return reply
 
     def note_ignored(self, error: Exception) -> None:
-        """Do nothing: one server is to blame, and that is noted."""
+        """Do nothing: the outage of the server has been noted already."""
 
     def note_success(self) -> None:
-        """Do nothing."""
+        """Do nothing: the success of the server has been noted already."""
 
-    def endpoint_seen(self, request: Request) -> Endpoint:
-        """Return the server that tools are told a request goes to."""
+    def reported_endpoint(self, request: Request) -> Endpoint:
+        """Return the server that the request goes to."""
         return self.endpoint_for(request)
 
     def translate(self, error: RedisError) -> RedisError:
-        """Return what to raise for an error of the server's."""
+        """Translate a redirection into the advice to use the cluster backend."""
         found = redirection(error)
         if found is None:
             return error
         if isinstance(found, ClusterCrossSlotError):
-            return found  # It alone does not tell of a cluster.
+            return found  # A server with the Enterprise cluster policy sends it, too.
         return WrongBackendError(
             "The server is a node of a cluster (OSS cluster policy), which holds other "
             "keys than this one's: BACKEND should be "
@@ -337,62 +354,69 @@ class CacheClient(Client):
 
 
 def empty_answer(operation: Any, *args: Any) -> Any:
-    """Return what an operation answers as from an empty cache.
+    """Return the result that an operation would have on an empty cache.
 
     Raises:
-        ValueError: an empty cache would raise it, too.
+        ValueError: the operation would raise it on an empty cache.
     """
     return operation.__self__.empty_answers[operation.__name__](*args)
 
 
 def carry_out(pool: Any, request: Request) -> Any:
-    """Carry out a request once; return the reply, or the replies."""
+    """Carry out a request once; return its reply, or the replies of a batch.
+
+    Parameters:
+        pool: the pool to take a connection from.
+        request: the request.
+    """
     packed = request.packed
     connection = check_out(pool)
     clean = False
     try:
-        # Packed here, not by redis-py: its packers differ with and without hiredis,
-        # which ends the process where an integer is too long for Python.
+        # Packed by this package: redis-py's packers differ with and without hiredis,
+        # and hiredis aborts the process for an integer that Python can't convert.
         connection.send_packed_command([packed])
         if request.count:
             reply: Any = read_many(connection, request)
-            if failure := concerns_all(reply):
+            if failure := batch_error(reply):
                 raise failure
         else:
             reply = request.read(read_one(connection))
         clean = True
         return reply
     except ResponseError as error:
-        # Everything has been read. A replica, though, is not what DNS names any more
-        # after a failover.
+        # The reply has been read in full, so that the connection can be used again. Not
+        # after READONLY: this server was the primary, and DNS may name another by now.
         clean = not isinstance(error, ReadOnlyError)
         raise
     except (ConnectionError, TimeoutError) as error:
-        failure = outcome(request, error)
+        failure = error_to_raise(request, error)
     finally:
-        # Whatever else went wrong, a reply may be on its way that the next command
-        # would take for its own.
+        # A reply may still arrive, which the next command would take for its own.
         if not clean:
             connection.disconnect()
         pool.release(connection)
     raise failure
 
 
-def outcome(request: Request, error: Exception) -> Exception:
-    """Return what to raise for a request after whose sending an error came."""
+def error_to_raise(request: Request, error: Exception) -> Exception:
+    """Return the error to raise for a request that failed after it had been sent."""
     broken = isinstance(error, ConnectionError | TimeoutError)
-    # Some of these are the server's answer: it did not do it.
-    told = isinstance(error, AuthenticationError | BusyLoadingError)
-    return uncertain(request, error) if request.once and broken and not told else error
+    # redis-py derives these two from ConnectionError, but they are error replies: the
+    # server has not carried the command out.
+    replied = isinstance(error, AuthenticationError | BusyLoadingError)
+    if request.once and broken and not replied:
+        return uncertain(request, error)
+    return error
 
 
 def read_one(connection: Any) -> Any:
-    """Return a reply.
+    """Read a reply.
 
     Raises:
-        ResponseError: it is an error.
-        InvalidReplyError: what has come is no reply.
-        ConnectionError, TimeoutError: nothing has come.
+        ResponseError: the reply is an error.
+        InvalidReplyError: the bytes received are not a reply.
+        ConnectionError, TimeoutError: the connection broke, or no reply came in time.
     """
     try:
         return connection.read_response(disable_decoding=True)
@@ -401,15 +425,17 @@ def read_one(connection: Any) -> Any:
             raise InvalidReplyError(f"A redirection leads nowhere: {error}") from None
         raise
     except UNREADABLE as error:
-        said = str(error) or type(error).__name__
-        raise InvalidReplyError(f"What has come is no reply ({said}).") from None
+        detail = str(error) or type(error).__name__
+        raise InvalidReplyError(
+            f"The server's answer is not a Redis reply ({detail})."
+        ) from None
 
 
 def read_many(connection: Any, request: Request) -> list[Any]:
-    """Return several replies; an error that is one stands in its place.
+    """Read the replies of a batch; return them, error replies as exceptions.
 
     Raises:
-        What :func:`read_one` does, but for error replies.
+        What :func:`read_one` raises, except ResponseError.
     """
     replies: list[Any] = []
     with connection.expecting(request.count):
@@ -417,15 +443,15 @@ def read_many(connection: Any, request: Request) -> list[Any]:
             try:
                 replies.append(read_one(connection))
             except ResponseError as error:
-                # Else its traceback would keep this list, and that the error.
-                replies.append(bare(error))
+                # With its frames, the error would hold this list, and the list it.
+                replies.append(without_frames(error))
     found: list[Any] = request.read(replies)
     return found
 
 
 def uncertain(request: Request, error: Exception) -> UncertainResultError:
-    """Return what to raise for a command that may or may not have been carried out."""
+    """Return the error to raise for a command that may have been carried out."""
     return UncertainResultError(
-        f"The connection broke before Redis answered {request.name}, which is "
-        f"not repeated, since it may have been carried out: {error}"
+        f"The connection broke before Redis replied to {request.name}, which may have "
+        f"been carried out, so that it is not retried: {error}"
     )

@@ -1,7 +1,8 @@
-"""The topology of a cluster: which node has which key, for all caches of a process.
+"""The topology of a cluster: which node has which slot, for all caches of a process.
 
-A background thread asks the nodes anew after a redirection or a lost node, at most once
-per ``PAUSE``, so that nobody waits for it whose node is where it was.
+A discovery sends CLUSTER SLOTS to nodes until all slots are known. After a redirection
+or a lost node it runs in a background thread, so that requests to the nodes that have
+not moved go on meanwhile.
 """
 
 import random
@@ -21,7 +22,7 @@ from redis.exceptions import (
 )
 
 from .._fork import Order, register
-from ..commands.drivers import bare
+from ..commands.drivers import without_frames
 from ..commands.request import Request
 from ..commands.resp import SLOTS
 from ..commands.slots import NO_HOST, Address, SlotRange, read_slots
@@ -34,60 +35,62 @@ from .node_pools import NodePools
 from .single_flight import SingleFlight
 from .sync import carry_out
 
-#: Seconds between two looks at the topology at least, however many redirections or
-#: failures ask for one.
+#: Seconds between two discoveries at least, however many redirections or failures ask
+#: for one: a failover makes many of them at once.
 PAUSE = 0.1
-#: Seconds that a command which has failed waits for a look before it is tried again.
+#: Seconds that a failed request waits for a discovery before it is retried.
 DISCOVERY_WAIT = 1.0
-#: Seconds that anybody waits for a look at most, however many nodes are silent.
+#: Seconds to wait for a discovery at most, however many nodes do not answer.
 LONGEST = 10.0
-#: Seconds for which a node that could not be asked is asked after the others.
+#: Seconds for which a node that did not answer is asked after the others.
 AVOIDED = 30.0
-#: Seconds that one waits for it whose node is known to be down: where other nodes
-#: answer, a look takes some milliseconds.
+#: Seconds that a request waits for a discovery while its node is known to be down.
+#: Where other nodes answer, a discovery takes some milliseconds.
 SHORT_PATIENCE = 0.2
 
 
 class Topology:
-    """The nodes of a cluster.
+    """The nodes of a cluster, their slots, and the discovery of both.
 
     Parameters:
-        options: what the cache's settings ask for.
+        options: the cache's settings.
     """
 
     def __init__(self, options: CacheOptions) -> None:
         self.nodes = NodePools(options)
         self._client: Any = None
-        # Nodes that could not be asked, and until when others are asked before them.
+        # Nodes that did not answer, and until when the others are asked first.
         self._avoided: dict[Endpoint, float] = {}
-        # By slot; None before the first look. Replaced as a whole, but for the slots
-        # that redirections tell of: readers need no lock.
+        # The primary of each slot; None before the first discovery. Readers need no
+        # lock: a discovery replaces the list, and a redirection one item of it.
         self._slots: list[Endpoint | None] | None = None
-        # Looks that have succeeded, and whether the last has not when somebody waited.
-        #: Those of the cluster as a whole: no node can be asked, or none has a slot.
+        #: Outages of the cluster as a whole: no node answers, or a slot has no node.
         self.outages = Outages(f"the cluster of {self.nodes.first.name}")
-        self._looks = 0
-        self._unseen = False
+        # Discoveries that have succeeded.
+        self._discoveries = 0
+        # Whether a request has waited for a discovery in vain since the last of these.
+        self._discovery_fails = False
         self.replicas = 0
         #: The endpoints of all primaries, by address.
         self.primaries: dict[str, Endpoint] = {}
-        # And of all nodes.
+        # The endpoints of all nodes, by address.
         self._all: dict[str, Endpoint] = {}
-        self._flight: SingleFlight[None] = SingleFlight(self._look, pause=PAUSE)
+        self._flight: SingleFlight[None] = SingleFlight(self._discover, pause=PAUSE)
         register(self, Order.CONNECTIONS)
 
     # -- which node ------------------------------------------------------------------
 
     @property
     def known(self) -> bool:
-        """Whether there has been a look at it."""
+        """Whether a discovery has succeeded."""
         return self._slots is not None
 
     def endpoint_of(self, key: str | bytes) -> Endpoint:
         """Return the endpoint of the primary that has a key.
 
         Raises:
-            ClusterUnavailableError: none has it, or there has not been a look.
+            ClusterUnavailableError: no node has its slot, or no discovery has
+                succeeded yet.
         """
         slot = key_slot(key.encode() if isinstance(key, str) else key)
         endpoint = self._slots[slot] if self._slots is not None else None
@@ -97,11 +100,11 @@ class Topology:
         return endpoint
 
     def endpoint_at(self, address: str) -> Endpoint:
-        """Return the endpoint of a node: a SCAN goes on where a primary is none any
-        more.
+        """Return the endpoint of a node, which may have become a replica: a SCAN that
+        began on it as a primary continues there.
 
         Raises:
-            ClusterUnavailableError: there is none of that address any more.
+            ClusterUnavailableError: the node has left the cluster.
         """
         try:
             return self._all[address]
@@ -111,62 +114,62 @@ class Topology:
             ) from None
 
     def parts(self, keys: Iterable[str | bytes]) -> dict[Endpoint, list[int]]:
-        """Return the endpoints that have some keys, each with the places of its keys.
+        """Return the endpoints that have some keys, each with its keys' positions.
 
-        In one order for all: threads that check connections out of several pools do
-        not wait for each other.
+        The order of the endpoints is always the same, so that threads which check out
+        connections of several pools can't deadlock.
 
         Raises:
-            ClusterUnavailableError: none has one of them.
+            ClusterUnavailableError: no node has the slot of one of the keys.
         """
         found: dict[Endpoint, list[int]] = {}
-        for place, key in enumerate(keys):
-            found.setdefault(self.endpoint_of(key), []).append(place)
+        for position, key in enumerate(keys):
+            found.setdefault(self.endpoint_of(key), []).append(position)
         return dict(sorted(found.items(), key=lambda item: id(item[0])))
 
     def follow(self, redirect: Any, asked: Endpoint) -> Endpoint:
-        """Return the endpoint of the node that a node redirects to.
+        """Return the endpoint of the node that an error reply redirects to.
 
         Parameters:
-            redirect: the error reply.
-            asked: the endpoint of the node that gave it.
+            redirect: the error reply, MOVED or ASK.
+            asked: the endpoint of the node that sent it.
 
         Raises:
-            ConfigurationError: a token would go there in plain text.
+            ConfigurationError: a token would be sent to the node in plain text.
         """
-        # Without a host it is the same one, on another port.
+        # A redirection without a host leads to another port of the same host.
         host = redirect.host if redirect.host not in NO_HOST else asked.host
         endpoint = self.nodes.at(*self.nodes.remap(host, redirect.port))
         if isinstance(redirect, MovedError):
             assert self._slots is not None
             self._slots[redirect.slot_id] = endpoint
-            # It is seldom the only one that has moved.
+            # Other slots have probably moved, too.
             self.refresh()
         return endpoint
 
-    # -- looking at it ---------------------------------------------------------------
+    # -- discovery -------------------------------------------------------------------
 
     @property
     def client(self) -> Any:
         """redis-py's client for the cluster, on the same pools.
 
         Raises:
-            What :meth:`ensure` does.
+            What :meth:`ensure` raises.
         """
         self.ensure()
-        # redis-py's own, before its version 6, forgets one node after the other in an
-        # outage, and then does not find any again.
+        # In an outage the client of redis-py 5 forgets its nodes, one after the other,
+        # and never finds any again: it is replaced.
         if self._client is None or not self._client.nodes_manager.startup_nodes:
-            # Two threads may make one each, and that is all right.
+            # Two threads may each make one; either will do.
             self._client = self._attempt(self._make_client)
         return self._client
 
     def refresh(self) -> None:
-        """Have somebody look at it, soon; wait for nothing."""
+        """Begin a discovery in the background, unless there has just been one."""
         self._flight.hint()
 
     def catch_up(self) -> None:
-        """Wait until somebody has looked at it, but not for long."""
+        """Wait for a discovery, ``DISCOVERY_WAIT`` at most."""
         self._flight.catch_up(DISCOVERY_WAIT)
 
     async def acatch_up(self) -> None:
@@ -174,66 +177,67 @@ class Topology:
         await self._flight.acatch_up(DISCOVERY_WAIT)
 
     def recheck(self) -> bool:
-        """Have somebody look at it whose node is down; return whether they have.
+        """Wait briefly for a discovery, since a node is down; return if it succeeds.
 
-        Nobody waits for that while no look succeeds.
+        While discoveries fail it returns at once.
         """
-        if self._unseen:
+        if self._discovery_fails:
             self.refresh()
             return False
-        looks = self._looks
+        looks = self._discoveries
         self._flight.catch_up(SHORT_PATIENCE)
-        self._unseen = self._looks == looks
-        return not self._unseen
+        self._discovery_fails = self._discoveries == looks
+        return not self._discovery_fails
 
     async def arecheck(self) -> bool:
         """Do as :meth:`recheck` does, without blocking the event loop."""
-        if self._unseen:
+        if self._discovery_fails:
             self.refresh()
             return False
-        looks = self._looks
+        looks = self._discoveries
         await self._flight.acatch_up(SHORT_PATIENCE)
-        self._unseen = self._looks == looks
-        return not self._unseen
+        self._discovery_fails = self._discoveries == looks
+        return not self._discovery_fails
 
     def ensure(self) -> None:
-        """Return when there has been a look at it.
+        """Discover the topology, unless it is known.
 
         Raises:
-            TokenError, TokenRefusedError: nobody is let in.
-            ClusterUnavailableError, ConnectionError: no node can be asked.
-            WrongBackendError: it is no cluster.
-            ConfigurationError: a token would go to a node in plain text.
+            TokenError, TokenRefusedError: no connection could be authenticated.
+            ClusterUnavailableError, ConnectionError: no node answers.
+            WrongBackendError: the server is not a node of a cluster.
+            ConfigurationError: a token would be sent to a node in plain text.
         """
         if self._slots is None:
-            self.look()
+            self.discover()
 
-    def look(self) -> None:
-        """Have somebody look at it; wait for that.
+    def discover(self) -> None:
+        """Discover the topology, or wait for the discovery that is under way.
 
         Raises:
-            What :meth:`ensure` does.
+            What :meth:`ensure` raises.
         """
         try:
             self._flight.join(LONGEST)
         except TimeoutError:
-            raise _not_told() from None
+            raise _discovery_timeout() from None
 
-    async def alook(self) -> None:
-        """Do as :meth:`look` does, without blocking the event loop."""
+    async def adiscover(self) -> None:
+        """Do as :meth:`discover` does, without blocking the event loop."""
         try:
             await self._flight.ajoin(LONGEST)
         except TimeoutError:
-            raise _not_told() from None
+            raise _discovery_timeout() from None
 
     def disconnect(self) -> None:
         """Close all connections."""
         self.nodes.disconnect()
 
     def after_fork_in_child(self) -> None:
-        """Go on in a child process, in which no look is under way."""
+        """Forget the discovery and the client of the parent process."""
         self._flight.reset()
-        # They may have been locked at the fork, and take their locks to be collected.
+        # The client's locks may have been held at the fork. It is kept for ever, since
+        # its finalizer would wait for them.
         _inherited.append(self._client)
         self._client = None
 
@@ -247,7 +251,7 @@ class Topology:
         )
 
     def _attempt(self, make: Callable[[], Any]) -> Any:
-        """Make something of redis-py's that looks at the cluster."""
+        """Make redis-py's client, whose constructor discovers the cluster itself."""
         try:
             return make()
         except Exception as error:
@@ -257,7 +261,7 @@ class Topology:
         finally:
             del failure
 
-    def _look(self) -> None:
+    def _discover(self) -> None:
         try:
             self._ask_nodes()
         except EntraRedisError as error:
@@ -266,7 +270,7 @@ class Topology:
             failure = slots_error(error)
         except RedisError as error:
             failure = error
-        except Exception as error:  # also what a user's address_remap raises
+        except Exception as error:  # such as one from the user's address_remap
             failure = slots_error(error)
         else:
             return
@@ -277,10 +281,10 @@ class Topology:
             del failure
 
     def _ask_nodes(self) -> None:
-        """Ask nodes until all slots are known; take note of what they say.
+        """Ask nodes until all slots are known; keep their answers.
 
         Raises:
-            What the first node fails with, where all fail.
+            The error of the first node, where all fail.
         """
         found = _Nodes()
         failure: Exception | None = None
@@ -290,7 +294,7 @@ class Topology:
                 request = Request(("CLUSTER", "SLOTS"), parse=read)
                 ranges = carry_out(endpoint.pool, request)
             except (RedisError, OSError) as error:
-                failure = failure or bare(error)
+                failure = failure or without_frames(error)
                 self._avoided[endpoint] = monotonic() + AVOIDED
                 continue
             for each in ranges:
@@ -309,16 +313,16 @@ class Topology:
             )
         self.primaries, self.replicas = found.primaries, found.replicas
         self._all, self._slots = found.all, found.slots
-        self._looks += 1
-        self._unseen = False
+        self._discoveries += 1
+        self._discovery_fails = False
         self.nodes.keep(found.addresses)
 
     def _candidates(self) -> list[Endpoint]:
-        """Return whom to ask: the servers in LOCATION first.
+        """Return the nodes to ask, in this order: the servers in LOCATION first.
 
-        Else nodes that say that they are all there is would be asked for ever after.
-        One that has just failed is asked after the others, though: it may take as long
-        as a connection does to fail.
+        Nodes that have split off the cluster know one another alone: asked first, they
+        would never lead back to it. A node that has just failed is asked last, since it
+        may fail again only after the connect timeout.
         """
         now = monotonic()
         self._avoided = {
@@ -333,7 +337,7 @@ class Topology:
 
 
 class _Nodes:
-    """What nodes have said of their cluster; of each slot whoever is asked first."""
+    """The answers of nodes to CLUSTER SLOTS; for each slot the first answer counts."""
 
     def __init__(self) -> None:
         self.slots: list[Endpoint | None] = [None] * SLOTS
@@ -344,16 +348,16 @@ class _Nodes:
 
     @property
     def complete(self) -> bool:
-        """Whether each slot is somebody's."""
+        """Whether each slot has a node."""
         return None not in self.slots
 
     @property
     def replicas(self) -> int:
-        """How many nodes have no slot of their own."""
+        """The number of nodes that are not primaries."""
         return len(self.all) - len(self.primaries)
 
     def add(self, found: SlotRange, nodes: Sequence[tuple[Address, Endpoint]]) -> None:
-        """Take note of who has some slots, the primary first."""
+        """Add the nodes of a range of slots, the primary first."""
         (address, primary), *_ = nodes
         free = [s for s in range(found.first, found.last + 1) if not self.slots[s]]
         if not free:
@@ -366,9 +370,9 @@ class _Nodes:
             self.all[_name(*address)] = endpoint
 
 
-def _not_told() -> ClusterUnavailableError:
+def _discovery_timeout() -> ClusterUnavailableError:
     return ClusterUnavailableError(
-        f"No node of the cluster has told within {LONGEST:g} s where the keys are."
+        f"No node of the cluster has answered CLUSTER SLOTS within {LONGEST:g} s."
     )
 
 
@@ -377,7 +381,7 @@ def _name(host: str, port: int) -> str:
 
 
 class _Client(RedisCluster):
-    """redis-py's client, whose errors are ``RedisError`` also in an outage."""
+    """redis-py's cluster client, which raises a ``RedisError`` in an outage, too."""
 
     def execute_command(self, *args: Any, **kwargs: Any) -> Any:
         """Carry out a command."""
@@ -385,7 +389,7 @@ class _Client(RedisCluster):
             return super().execute_command(*args, **kwargs)  # type: ignore[no-untyped-call]
         except RedisClusterException as error:
             outage = error.__cause__ or not self.nodes_manager.startup_nodes
-            # Else it is a mistake of the caller's.
+            # Without an outage, the caller has made a mistake.
             failure = discovery_error(error) if outage else error
         try:
             raise failure.with_traceback(None)
@@ -405,7 +409,7 @@ def get_topology(options: CacheOptions) -> Topology:
 
 
 def discovery_error(error: Exception) -> Exception:
-    """Return what to raise for what redis-py has raised as it looked."""
+    """Translate an error of redis-py's cluster discovery into the package's own."""
     cause = error.__cause__ if isinstance(error, RedisClusterException) else None
     error = cause if isinstance(cause, Exception) else error
     if isinstance(error, RedisError | EntraRedisError):
@@ -416,18 +420,18 @@ def discovery_error(error: Exception) -> Exception:
 
 
 def slots_error(error: Exception) -> Exception:
-    """Return what to raise where a node does not answer CLUSTER SLOTS."""
+    """Translate a node's error reply to CLUSTER SLOTS into the package's own error."""
     if isinstance(error, NoPermissionError):
         return NoPermissionError(
-            f"{error}. The access policy should allow +cluster|slots, by which "
-            "the cluster tells which node has which keys."
+            f"{error}. The access policy should allow +cluster|slots, the command that "
+            "returns which node has which keys."
         )
-    # With a script: that is no refusal.
+    # BUSY: a script is running, and the node refuses every command for that time.
     if isinstance(error, ResponseError) and not str(error).startswith("BUSY "):
         return WrongBackendError(
-            f"The server is not a node of a cluster that clients see ({error}): its "
-            "BACKEND should be 'django_entra_redis.cache.EntraRedisCache' "
-            "(Enterprise cluster policy, or no cluster)."
+            f"The server is not a node of a Redis Cluster ({error}): BACKEND should be "
+            "'django_entra_redis.cache.EntraRedisCache' (Enterprise cluster policy, or "
+            "no cluster)."
         )
     return ClusterUnavailableError(
         f"The cluster does not list its nodes ({type(error).__name__}: {error})."

@@ -29,7 +29,7 @@ def clear_frames(error: BaseException) -> None:
     traceback.clear_frames(error.__traceback__)
 
 
-def bare(error: Failure) -> Failure:
+def without_frames(error: Failure) -> Failure:
     """Return an error that is kept as a value, without what led to it.
 
     The frames of its traceback, and of its context's, would keep whatever keeps it.

@@ -60,7 +60,7 @@ def unknown_options(
     """Return what is wrong with options that neither this package nor redis-py knows.
 
     Parameters:
-        options: what the cache's settings ask for.
+        options: the cache's settings.
         where: what to call the cache in a message.
         clustered: whether its keys lie on the nodes of a Redis Cluster.
     """

@@ -33,7 +33,7 @@ from .tls import SharedTlsConnection
 _ONCE = Retry(NoBackoff(), 0)
 
 
-class _Handover(CredentialProvider):
+class _RecordingProvider(CredentialProvider):
     """Gives redis-py the current token, and remembers which one that was."""
 
     def __init__(self, provider: EntraCredentialProvider) -> None:
@@ -193,7 +193,7 @@ class PlainConnection(AbstractConnection):
         try:
             raise failure
         finally:
-            # Else it would be kept by a frame of its own traceback.
+            # Otherwise a frame of its traceback would keep the error alive.
             del failure
 
     def _meaning(self, error: ResponseError) -> Exception:
@@ -213,12 +213,12 @@ class EntraConnection(PlainConnection):
     ) -> None:
         self._provider = credential_provider
         self._renewal = credential_provider.renewal
-        self._handover = _Handover(credential_provider)
+        self._recorder = _RecordingProvider(credential_provider)
         self._offset = random.random()
         # The token that the server knows this connection by; None when disconnected.
         self._held: Token | None = None
         self._subscribed = False
-        super().__init__(credential_provider=self._handover, **kwargs)
+        super().__init__(credential_provider=self._recorder, **kwargs)
 
     def connect(self) -> None:
         """Be connected, and authenticated with a valid token.
@@ -313,7 +313,7 @@ class EntraConnection(PlainConnection):
 
     def _establish(self, open_: Callable[[], None]) -> None:
         error = self._attempt(open_)
-        refused = self._handover.token
+        refused = self._recorder.token
         if _is_refusal(error) and refused is not None:
             # Revoked, or a policy that has changed: one other token, then the truth.
             if self._renewal.replace(refused) is not None:
@@ -324,9 +324,9 @@ class EntraConnection(PlainConnection):
             try:
                 raise error
             finally:
-                # Else it would be kept by a frame of its own traceback.
+                # Otherwise a frame of its traceback would keep the error alive.
                 del error
-        self._held = self._handover.token
+        self._held = self._recorder.token
 
     def _attempt(self, action: Callable[[], None]) -> Exception | None:
         """Return what an action raises, without the frames that hold the token.

@@ -148,7 +148,7 @@ def get_endpoint(server: str, options: CacheOptions) -> Endpoint:
 
     Parameters:
         server: its URL.
-        options: what the cache's settings ask for.
+        options: the cache's settings.
     """
     options = with_defaults(server, options)
 

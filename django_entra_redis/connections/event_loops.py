@@ -21,7 +21,7 @@ from .multiplexed import MultiplexedConnection, Target
 FIRST_OPERATIONS = 8
 
 
-class Reachable(Protocol):
+class SupportsTarget(Protocol):
     """An endpoint, as far as event loops are concerned."""
 
     @property
@@ -40,7 +40,7 @@ class LoopConnections:
         self.open = False
         self._loop = loop
         self._operations = 0
-        self._connections: dict[Reachable, MultiplexedConnection] = {}
+        self._connections: dict[SupportsTarget, MultiplexedConnection] = {}
         # Those to servers that are gone which may still have something to answer.
         self._retired: list[MultiplexedConnection] = []
         self._closer = self._until_closed()
@@ -54,7 +54,7 @@ class LoopConnections:
             await anext(self._closer)
         return self.open
 
-    def to(self, endpoint: Reachable) -> MultiplexedConnection:
+    def to(self, endpoint: SupportsTarget) -> MultiplexedConnection:
         """Return the connection to an endpoint."""
         try:
             return self._connections[endpoint]
@@ -63,13 +63,13 @@ class LoopConnections:
             self._connections[endpoint] = connection
             return connection
 
-    def close(self, endpoint: Reachable) -> None:
+    def close(self, endpoint: SupportsTarget) -> None:
         """Close the connection to an endpoint now; whoever waits gets an error."""
         connection = self._connections.pop(endpoint, None)
         if connection is not None:
             connection.close()
 
-    def retire(self, endpoint: Reachable) -> None:
+    def retire(self, endpoint: SupportsTarget) -> None:
         """Close the connection to an endpoint once all has been answered."""
         connection = self._connections.pop(endpoint, None)
         if connection is not None:
@@ -104,18 +104,18 @@ def connections_of(loop: asyncio.AbstractEventLoop) -> LoopConnections:
             return _loops.setdefault(loop, LoopConnections(loop))
 
 
-def close_everywhere(endpoint: Reachable) -> None:
+def close_everywhere(endpoint: SupportsTarget) -> None:
     """Have each loop close its connection to an endpoint: settings have changed."""
     _in_each_loop(LoopConnections.close, endpoint)
 
 
-def retire_everywhere(endpoint: Reachable) -> None:
+def retire_everywhere(endpoint: SupportsTarget) -> None:
     """Have each loop close its connection to an endpoint, whose server is gone."""
     _in_each_loop(LoopConnections.retire, endpoint)
 
 
 def _in_each_loop(
-    do: Callable[[LoopConnections, Reachable], None], endpoint: Reachable
+    do: Callable[[LoopConnections, SupportsTarget], None], endpoint: SupportsTarget
 ) -> None:
     with _lock.current:
         for loop, connections in list(_loops.items()):

@@ -367,7 +367,7 @@ def pool_settings(
 
     Parameters:
         server: the URL of what they lead to.
-        options: what the cache's settings ask for.
+        options: the cache's settings.
         default: their class, unless the settings ask for another.
 
     Raises:

@@ -26,7 +26,7 @@ def get_or_make(
     Parameters:
         kind: what it is.
         servers: the URLs that it leads to.
-        options: what the cache's settings ask for.
+        options: the cache's settings.
         make: makes it if it is not there yet; it is to have a ``disconnect()``.
     """
     key = (

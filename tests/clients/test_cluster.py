@@ -439,7 +439,7 @@ def test_all_keys_after_a_failover(
         keys = cache.iter_keys("*", itersize=2)
         found = {next(keys)}
         fail_over(2)
-        cache.get_topology().look()
+        cache.get_topology().discover()
         assert found.union(keys) == set(NAMES)
         cluster.kill_node(primaries(cluster)[0].number)
         cluster.settle()
@@ -991,19 +991,19 @@ def test_whom_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
             topology = cache.get_topology()
             topology.ensure()
             assert cache.get("key") == 5
-            topology.look()
+            topology.discover()
             assert asked == [location] * 2
             # One that is not of the cluster any more knows nothing of it.
             for answer in (b"*0\r\n", b"-ERR gone\r\n"):
                 asked.clear()
                 location.answers["CLUSTER"] = [answer]
-                topology.look()
+                topology.discover()
                 assert asked == [location, node]
             asked.clear()
-            topology.look()
+            topology.discover()
             assert asked == [node]
             monkeypatch.setattr(topologies, "monotonic", lambda: time.monotonic() + 31)
-            topology.look()
+            topology.discover()
             assert asked == [node, location]
 
         async with PeerHost(node) as host:
@@ -1053,13 +1053,13 @@ def test_node_that_leaves(end: str) -> None:
     async def leave(cache: EntraRedisClusterCache) -> None:
         assert await cache.aget(near) == 5
         if end == "never asked":
-            await cache.get_topology().alook()
+            await cache.get_topology().adiscover()
             assert await cache.aget(far) == 5
             return
         asking = asyncio.create_task(cache.aget(far))
         while not held:
             await asyncio.sleep(0.005)
-        await cache.get_topology().alook()
+        await cache.get_topology().adiscover()
         assert not asking.done()
         if end == "answered":
             held[0].transport.write(b"$1\r\n7\r\n")
@@ -1172,7 +1172,7 @@ def test_no_token_in_plain_text_after_a_change(far: Script) -> None:
         far.host = FAR.encode()
         topology.catch_up()
         with pytest.raises(ConfigurationError, match=FAR):
-            topology.look()
+            topology.discover()
         for kind in (b"ASK", b"MOVED"):
             for call in (
                 lambda: cache.get("key"),

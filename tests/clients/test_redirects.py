@@ -13,8 +13,8 @@ from redis.exceptions import (
 )
 
 from django_entra_redis.clients.redirects import (
+    batch_error,
     cluster_error,
-    concerns_all,
     redirection,
 )
 
@@ -49,13 +49,13 @@ def test_address() -> None:
     assert (moved.slot_id, moved.host, moved.port) == (1234, "2001:db8::1", 7000)
 
 
-def test_concerns_all() -> None:
+def test_batch_error() -> None:
     """Most errors among many replies are their own command's alone."""
     wrong = ResponseError("wrong type")
-    assert concerns_all([b"OK", None, 1, wrong]) is None
+    assert batch_error([b"OK", None, 1, wrong]) is None
     for error in (
         ReadOnlyError("read only"),
         BusyLoadingError("loading"),
         MovedError("1 127.0.0.1:7000"),
     ):
-        assert concerns_all([b"OK", wrong, error]) is error
+        assert batch_error([b"OK", wrong, error]) is error

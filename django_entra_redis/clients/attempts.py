@@ -1,4 +1,4 @@
-"""The tries of a request, and what they tell of the servers that were tried."""
+"""The attempts at a request, from which outages of the servers are noted."""
 
 from typing import Any
 
@@ -10,27 +10,27 @@ from ..connections.outage import OUTAGE_ERRORS, SECOND_OPINION, Outages
 from ..exceptions import ServerDownError
 
 
-class Tries:
-    """The tries of one request: at one server, or in a cluster maybe at several.
+class Attempts:
+    """The attempts at one request, on one server or, in a cluster, on several.
 
     Parameters:
         request: the request.
-        covered: whether nobody sees the error if it fails.
+        covered: whether ``ignore_exceptions`` hides the error from the caller.
     """
 
     def __init__(self, request: Request, *, covered: bool) -> None:
         self.request = request
         self._covered = covered
-        #: The server that was tried last.
+        #: The server of the last attempt.
         self.endpoint: Endpoint | None = None
         self._began = 0.0
         self._count = 0
 
     def begin(self, endpoint: Endpoint) -> None:
-        """Begin a try at a server.
+        """Begin an attempt on a server.
 
         Raises:
-            ServerDownError: it is down, and somebody else is asking already.
+            ServerDownError: the server is down, and another request is probing it.
         """
         if endpoint is not self.endpoint:
             self._began = endpoint.outages.enter()
@@ -39,11 +39,16 @@ class Tries:
         self._count += 1
 
     def begun(self, endpoint: Endpoint, at: float) -> None:
-        """Note a try at a server that began then, of a request without others."""
+        """Note the first attempt, which the caller has made already.
+
+        Parameters:
+            endpoint: the server.
+            at: when the attempt began, on the clock of :class:`Outages`.
+        """
         self._began, self.endpoint, self._count = at, endpoint, 1
 
     def succeeded(self, reply: Any) -> None:
-        """Note the reply to the last try."""
+        """Note the reply of the last attempt."""
         assert self.endpoint is not None
         outages, request = self.endpoint.outages, self.request
         if request.count:
@@ -57,9 +62,9 @@ class Tries:
             outages.answered(write=request.write)
 
     def gave_up(self, error: Exception) -> Endpoint | None:
-        """Note the error of the last try, after which there is none.
+        """Note the error of the last attempt, after which the request fails.
 
-        Returns the server if it is to be asked once more, see :meth:`Outages.failed`.
+        Returns the server if it should be asked once more, see :meth:`Outages.failed`.
         """
         if self.endpoint is None or isinstance(error, ServerDownError):
             return None
@@ -73,14 +78,18 @@ class Tries:
 
     @property
     def patience(self) -> float:
-        """Seconds to wait for a second opinion."""
+        """Seconds to wait for the server's answer on a new connection."""
         assert self.endpoint is not None
         least, most = SECOND_OPINION
         took = self.endpoint.outages.clock() - self._began
         return min(max(took / 2, least), most)
 
     def second_opinion(self, well: bool) -> None:
-        """Note whether the server has answered on a new connection."""
+        """Note whether the server has answered on a new connection.
+
+        Parameters:
+            well: whether it has.
+        """
         assert self.endpoint is not None
         if well:
             self.endpoint.outages.well()
