@@ -403,10 +403,8 @@ def database_problems(options: CacheOptions, where: str) -> list[Problem]:
     A name may lead to another product than it says, so that no cache is refused for it.
     """
     found = []
-    for server in options.servers:
-        location = read_url(server)
-        if location is None:
-            continue
+    # What is no URL is an error of its own.
+    for location in filter(None, map(read_url, options.servers)):
         host = {**options.connection, **location.said}.get("host", "")
         service, database = service_of(str(host)), location.database(options.connection)
         if service is not None and service.one_database and database != "0":

@@ -169,6 +169,7 @@ def test_one_way_to_make_keys(
     version: Any,
 ) -> None:
     """Many keys at once are those of the single ones, and Django's, of any object."""
+    assert f"{Named('a')}" != str(Named("a"))
     for writer in (cache, builtin):
         for reader in (cache, builtin):
             writer.set(key, "value", version=version)
@@ -180,12 +181,19 @@ def test_one_way_to_make_keys(
             assert database.admin.dbsize() == 0
 
 
-def test_names_of_one_key(cache: EntraRedisCache, builtin: RedisCache) -> None:
+def test_names_of_one_key(
+    cache: EntraRedisCache, builtin: RedisCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of several names of one key the last is answered, as Django does it."""
-    cache.set("1", "value")
+    monkeypatch.setattr(event_loops, "FIRST_OPERATIONS", 0)
     for one in (cache, builtin):
+        cache.set("1", "value")
         assert one.get_many([1, "1"]) == {"1": "value"}
         assert one.get_many(["1", 1]) == {1: "value"}
+        assert not one.set_many({1: "first", "1": "last", "2": "more"})
+        assert one.get_many(["1", "2"]) == {"1": "last", "2": "more"}
+    assert not asyncio.run(cache.aset_many({"1": "first", 1: "end"}))
+    assert builtin.get(1) == "end"
 
 
 # -- options of redis-py's that decide on bytes

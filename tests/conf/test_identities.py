@@ -388,6 +388,23 @@ def test_key_of_another_kind(entry: dict[str, Any], message: str, hint: str) -> 
     assert (problem.id, problem.message, problem.hint) == ("E006", message, hint)
 
 
+@pytest.mark.parametrize(
+    "key", ["CLIENT_SECRET", "CLIENT_CERTIFICATE_PASSWORD", "CLIENT_ID", "SCOPE"]
+)
+@given(
+    st.binary(min_size=1)
+    | st.integers(min_value=1)
+    | st.lists(st.text(), min_size=1)
+    | st.just(True)
+)
+def test_no_text(key: str, value: object) -> None:
+    """What is to be text and is none is told, and is not shown."""
+    problem = fault({key: value})
+    assert (problem.id, problem.where) == ("E007", f"ENTRA_REDIS['default']['{key}']")
+    assert problem.hint == "It should be a string."
+    assert len(problem.message) < 80
+
+
 #: What comes along with text that is read from files, and can't be seen.
 unseen = st.text(st.sampled_from(" \t\r\n\v\f\0\u00a0\u2028\ufeff\u200b"), min_size=1)
 #: Values that are right but for that, by key.

@@ -4,6 +4,7 @@ What is meant to differ is in ``DIFFERENCES``, in the words of the page on movin
 """
 
 import asyncio
+import contextlib
 import enum
 import pickle
 import warnings
@@ -21,25 +22,24 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis.backoff import NoBackoff
 
-from django_entra_redis.cache import EntraRedisCache
+from django_entra_redis.cache import EntraRedisCache, EntraRedisClusterCache
 from django_entra_redis.clients import retry
 from django_entra_redis.connections import event_loops, registry
-from tests.support.caches import Database
+from emulator import Emulator
+from tests.support.caches import Database, let_in
+from tests.support.clusters import primaries
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "migrate.md"
 
 
+@dataclass(frozen=True)
 class Named:
     """A key that is no text, and whose formatting is another than its text."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    name: str
 
     def __str__(self) -> str:
         return self.name
-
-    def __repr__(self) -> str:
-        return f"Named({self.name!r})"
 
     def __format__(self, spec: str) -> str:
         return "formatted"
@@ -158,10 +158,9 @@ def outcome(call: Callable[[], Any]) -> Outcome:
 
 def kind(error: Exception) -> str:
     """Return what an ``except`` clause would tell an error by."""
-    for known in (redis.RedisError, ValueError, TypeError, pickle.PicklingError):
-        if isinstance(error, known):
-            return known.__name__
-    return type(error).__name__
+    known = (redis.RedisError, ValueError, TypeError, pickle.PicklingError)
+    kinds = [each for each in known if isinstance(error, each)]
+    return [*kinds, type(error)][0].__name__
 
 
 # -- what is meant to differ
@@ -233,6 +232,28 @@ def database(
     running.stop()
 
 
+@pytest.fixture(scope="module")
+def admins(database: Database) -> Iterator[list[Any]]:
+    """Give administrators of three of its databases."""
+    with contextlib.ExitStack() as stack:
+        yield [
+            stack.enter_context(redis.Redis.from_url(f"{database.url}/{number}"))
+            for number in range(3)
+        ]
+
+
+@pytest.fixture
+def nodes(
+    cluster: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[str, Mapping[str, Any], list[Any]]]:
+    """Give a cluster's LOCATION and OPTIONS, and administrators of its primaries."""
+    urls = [cluster.node_url(node.number) for node in primaries(cluster)]
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(let_in(cluster, monkeypatch))
+        admins = [stack.enter_context(redis.Redis.from_url(url)) for url in urls]
+        yield cluster.redis_url, {"ssl_ca_certs": cluster.ca_file}, admins
+
+
 @pytest.fixture(scope="module", autouse=True)
 def impatient() -> Iterator[None]:
     """Have loops connect at once, retries wait for nothing, and asgiref's one thread
@@ -244,59 +265,86 @@ def impatient() -> Iterator[None]:
         yield
 
 
-class Sides:
-    """The same cache three times: Django's, this one, and this one in a loop."""
-
-    def __init__(
-        self, url: str, made: Mapping[str, Any], runner: asyncio.Runner
-    ) -> None:
-        self._runner = runner
-        self._django: Any = RedisCache(f"{url}/0", dict(made))
-        options = {"OPTIONS": {"identity": None}}
-        self._sync = EntraRedisCache(f"{url}/1", {**made, **options})
-        self._async = EntraRedisCache(f"{url}/2", {**made, **options})
-
-    def outcomes(self, call: Call) -> tuple[Outcome, Outcome, Outcome]:
-        """Return what a call does on each."""
-        given = {} if call.name == "clear" else {"version": call.version}
-        method = getattr(self._async, f"a{call.name}")
-        return (
-            outcome(lambda: getattr(self._django, call.name)(*call.made(), **given)),
-            outcome(lambda: getattr(self._sync, call.name)(*call.made(), **given)),
-            outcome(lambda: self._runner.run(method(*call.made(), **given))),
-        )
-
-    def close(self) -> None:
-        """Close the connections of Django's."""
-        for pool in self._django._cache._pools.values():
-            pool.disconnect()
+def do(cache: Any, call: Call, runner: asyncio.Runner | None = None) -> Outcome:
+    """Return what a call does on a cache; with a runner, the asynchronous one."""
+    given = {} if call.name == "clear" else {"version": call.version}
+    if runner is None:
+        return outcome(lambda: getattr(cache, call.name)(*call.made(), **given))
+    method = getattr(cache, f"a{call.name}")
+    return outcome(lambda: runner.run(method(*call.made(), **given)))
 
 
-def contents(database: Database, number: int) -> dict[bytes, tuple[bytes, bool]]:
-    """Return the keys of a database, their bytes, and whether they expire."""
-    with redis.Redis.from_url(f"{database.url}/{number}") as admin:
-        return {key: (admin.get(key), admin.ttl(key) > 0) for key in admin.keys("*")}
+@contextlib.contextmanager
+def django_cache(url: str, made: Mapping[str, Any]) -> Iterator[RedisCache]:
+    """Give Django's own cache; close its connections at the end."""
+    cache: Any = RedisCache(url, dict(made))
+    yield cache
+    for pool in cache._cache._pools.values():
+        pool.disconnect()
 
 
-@settings(deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
+def contents(*admins: Any) -> dict[bytes, tuple[bytes, bool]]:
+    """Return the keys of databases, their bytes, and whether they expire."""
+    return {
+        key: (admin.get(key), admin.ttl(key) > 0)
+        for admin in admins
+        for key in admin.keys("*")
+    }
+
+
+patient = settings(
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+
+
+@patient
 @given(made=params, sequence=st.lists(calls, min_size=1, max_size=8))
 def test_one_server(
-    database: Database, made: dict[str, Any], sequence: list[Call]
+    database: Database, admins: list[Any], made: dict[str, Any], sequence: list[Call]
 ) -> None:
     """Whatever the calls, in whatever order, sync and async."""
     database.admin.flushall()
-    with asyncio.Runner() as runner:
-        sides = Sides(database.url, made, runner)
+    urls = [f"{database.url}/{number}" for number in range(3)]
+    options = {"OPTIONS": {"identity": None}}
+    sync, native = (EntraRedisCache(url, {**made, **options}) for url in urls[1:])
+    with asyncio.Runner() as runner, django_cache(urls[0], made) as django:
         for call in sequence:
-            theirs, ours, native = sides.outcomes(call)
+            theirs, ours = do(django, call), do(sync, call)
             assert explained(call, theirs, ours), call
-            assert ours == native, call
-            assert contents(database, 1) == contents(database, 2), call
-            if theirs == ours:
-                assert contents(database, 0) == contents(database, 1), call
-            else:
+            assert ours == do(native, call, runner), call
+            assert contents(admins[1]) == contents(admins[2]), call
+            if theirs != ours:
                 break  # From here on they may well have different data.
-        sides.close()
+            assert contents(admins[0]) == contents(admins[1]), call
+
+
+@patient
+@given(
+    made=params,
+    sequence=st.lists(st.tuples(calls, st.booleans()), min_size=1, max_size=8),
+)
+def test_cluster(
+    database: Database,
+    nodes: tuple[str, Mapping[str, Any], list[Any]],
+    made: dict[str, Any],
+    sequence: list[tuple[Call, bool]],
+) -> None:
+    """Keys in several slots of a cluster, as on one server; sync and async mixed."""
+    database.admin.flushall()
+    location, options, admins = nodes
+    for admin in admins:
+        admin.flushall()
+    clustered = EntraRedisClusterCache(location, {**made, "OPTIONS": options})
+    with asyncio.Runner() as runner, django_cache(database.url, made) as django:
+        for call, native in sequence:
+            theirs = do(django, call)
+            ours = do(clustered, call, runner if native else None)
+            assert explained(call, theirs, ours), call
+            if theirs != ours:
+                break
+            assert contents(database.admin) == contents(*admins), call
 
 
 @pytest.mark.parametrize("difference", DIFFERENCES, ids=lambda one: one.documented)

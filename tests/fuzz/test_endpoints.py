@@ -10,7 +10,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from django_entra_redis.conf.identities import parse_identity
@@ -81,6 +81,8 @@ def written(status: int, fields: list[tuple[bytes, bytes]], body: bytes) -> byte
     return b"\r\n".join([*lines, b"", b""]) + body
 
 
+_TOKEN = b'{"access_token": "opaque", "expires_in": 3600, "expires_on": "4102444800"}'
+RIGHT = written(200, [(b"Content-Length", b"%d" % len(_TOKEN))], _TOKEN)
 answers = st.builds(written, statuses, headers, bodies) | st.binary()
 
 
@@ -125,6 +127,7 @@ def served(request: pytest.FixtureRequest) -> Iterator[tuple[Endpoint, Fetch]]:
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(answer=answers)
+@example(answer=RIGHT)
 def test_any_answer(
     served: tuple[Endpoint, Fetch], caplog: pytest.LogCaptureFixture, answer: bytes
 ) -> None:

@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from redis.exceptions import AskError, MovedError, ResponseError
 
@@ -55,8 +55,18 @@ ranges = st.lists(
 )
 
 
+#: A few slots' right reply, or nearly.
+right = st.builds(
+    lambda first, count, port: [first, first + count, [b"10.0.0.1", port, b"id"]],
+    st.integers(0, SLOTS - 1),
+    st.integers(0, 3),
+    st.integers(1, 70_000),
+)
+
+
 @quick
-@given(reply=st.lists(ranges | anything, max_size=4) | anything)
+@given(reply=st.lists(right | ranges | anything, max_size=4) | anything)
+@example(reply=[[0, 5, [b"10.0.0.1", 7000, b"id"]]])
 def test_any_topology(reply: Any) -> None:
     """What comes of it is within bounds."""
     try:

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from django_entra_redis.identity.http import BoundedSession, parse_retry_after
+from tests.support.hostile import raw_server, says
 from tests.support.http import serve
 
 NOW = datetime(2026, 11, 23, 12, 0, 0, tzinfo=UTC)
@@ -73,6 +74,16 @@ def test_not_json(body: bytes) -> None:
         assert session.answer is not None
         assert session.answer.status_code == 502
         assert session.retry_after() == 7.0
+
+
+@pytest.mark.parametrize("chunks", [b"", b"5\r\n{}", b"x\r\n{}\r\n", b"-1\r\n"])
+def test_body_that_breaks_off(chunks: bytes) -> None:
+    """What ends before its end, or can't be read, is a connection's error."""
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with raw_server(says(head + chunks)) as server, begun() as session:
+        with pytest.raises(requests.ConnectionError):
+            session.get(server.url)
+        assert session.answer is None
 
 
 def test_challenge() -> None:

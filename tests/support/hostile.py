@@ -83,26 +83,19 @@ class RawServer:
 
 
 def _read_request(connection: socket.socket) -> bytes:
-    """Return a request with its body."""
-    data = b""
-    while b"\r\n\r\n" not in data:
-        data += read_some(connection)
-    head, _, body = data.partition(b"\r\n\r\n")
-    length = 0
-    for line in head.lower().split(b"\r\n"):
-        if line.startswith(b"content-length:"):
-            length = int(line.partition(b":")[2])
-    while len(body) < length:
-        body += read_some(connection)
-    return head + b"\r\n\r\n" + body
+    """Return a request with its body, or what has come of it."""
+    head, length = b"", 0
+    with connection.makefile("rb") as stream:
+        while (line := stream.readline()).strip():
+            head += line
+            if line.lower().startswith(b"content-length:"):
+                length = int(line.partition(b":")[2])
+        return head + b"\r\n" + stream.read(length)
 
 
 def read_some(connection: socket.socket) -> bytes:
-    """Return what has come, if anything comes."""
-    data = connection.recv(65536)
-    if not data:
-        raise ConnectionError("it has gone")
-    return data
+    """Return what has come; nothing where the client has gone."""
+    return connection.recv(65536)
 
 
 def answer(status: int, body: bytes, **headers: str) -> bytes:
