@@ -86,17 +86,30 @@ class CertificateAuthority:
         """The CA's certificate."""
         return self._certificate.public_bytes(Encoding.PEM)
 
-    def server_pem(self, host: str, shift: timedelta = timedelta()) -> bytes:
-        """Return a new private key and the certificate for `host` and no other.
+    def server_pem(
+        self,
+        host: str,
+        shift: timedelta = timedelta(),
+        *,
+        wildcard: str | None = None,
+    ) -> bytes:
+        """Return a private key and the certificate for `host` and no other.
 
-        `shift` moves the days from which and up to which it is valid.
+        `shift` moves the days from which and up to which it is valid. With a `wildcard`
+        it is for these names, too, and has an RSA key, as Azure's have.
         """
-        key = ec.generate_private_key(ec.SECP256R1())
+        key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
+        if wildcard is None:
+            names, key = [host], ec.generate_private_key(ec.SECP256R1())
+        else:
+            names, key = [wildcard, host], cached_rsa_key("server")
         authority_key = x509.AuthorityKeyIdentifier.from_issuer_public_key(
             self._key.public_key()
         )
         certificate = (
-            _builder(_name(host), self._certificate.subject, key.public_key(), shift)
+            _builder(
+                _name(names[0]), self._certificate.subject, key.public_key(), shift
+            )
             .add_extension(
                 x509.BasicConstraints(ca=False, path_length=None), critical=True
             )
@@ -105,7 +118,8 @@ class CertificateAuthority:
                 x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False
             )
             .add_extension(
-                x509.SubjectAlternativeName([x509.DNSName(host)]), critical=False
+                x509.SubjectAlternativeName(list(map(x509.DNSName, names))),
+                critical=False,
             )
             .add_extension(authority_key, critical=False)
             .sign(self._key, hashes.SHA256())

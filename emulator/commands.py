@@ -9,6 +9,7 @@ AUTHENTICATING = frozenset((b"AUTH", b"HELLO"))
 SUBSCRIBING = frozenset((b"SUBSCRIBE", b"PSUBSCRIBE", b"SSUBSCRIBE"))
 UNSUBSCRIBING = frozenset((b"UNSUBSCRIBE", b"PUNSUBSCRIBE", b"SUNSUBSCRIBE", b"RESET"))
 _NOTED = SUBSCRIBING | UNSUBSCRIBING
+_ENDING = frozenset((b"EXEC", b"DISCARD", b"RESET"))
 
 
 @dataclass(frozen=True, repr=False)
@@ -34,12 +35,14 @@ class CommandStream:
 
     Values are not collected: only a command's name and the lengths that follow are
     looked at, so a large value passes through piece by piece. What is not RESP is
-    passed on as it is, for Redis to complain about.
+    passed on as it is, for Redis to complain about. Where MULTI is held, so is all that
+    follows, to the end of the transaction.
     """
 
     def __init__(self, held: frozenset[bytes] = frozenset()) -> None:
         self.commands = 0
         self._names = AUTHENTICATING | held
+        self._in_transaction = False
         # The last (un)subscribing command's name, None when there was none.
         self.noted: bytes | None = None
         self._rest = b""
@@ -128,9 +131,9 @@ class CommandStream:
             return None, -1
         name = data[begin : begin + size].upper()
         begin += size + 2
-        if name not in self._names:
-            if name in _NOTED:
-                self.noted = name
+        if name in _NOTED:
+            self.noted = name
+        if not (self._in_transaction or name in self._names):
             self.commands += 1
             self._bulks = number - 1
             return None, begin
@@ -146,6 +149,10 @@ class CommandStream:
             arguments.append(data[begin : begin + size])
             begin += size + 2
         self.commands += 1
+        if name == b"MULTI":
+            self._in_transaction = True
+        elif name in _ENDING:
+            self._in_transaction = False
         return Command(tuple(arguments)), begin
 
     def _inline(self, data: bytes, position: int) -> tuple[Command | None, int]:

@@ -54,7 +54,7 @@ from emulator.managed_identity import (
     Imds,
     ManagedIdentities,
 )
-from emulator.profiles import FULL_ACCESS, Profile, find_profile
+from emulator.profiles import FULL_ACCESS, IMDS_LIMIT, Profile, find_profile
 from emulator.server import Server, ServerError
 from emulator.sockets import Listener, reset
 from emulator.web import Answer, HttpConnection, Request, Response, Route
@@ -118,7 +118,10 @@ class Emulator:
         on_event: Callable[[str], None] | None = None,
     ) -> None:
         self.token_lifetime = token_lifetime
-        self.repeat_tokens = False
+        # With a profile as IMDS has it: tokens come again for most of their life, and
+        # so many requests are served in a second.
+        self.repeat_tokens = profile is not None
+        self.imds_limit = None if profile is None else IMDS_LIMIT
         self.system_assigned_enabled = True
         # What an AUTH is refused with, None for Redis's own words. Azure has been seen
         # to say "ERR WRONGPASS invalid username-password pair"
@@ -260,7 +263,7 @@ class Emulator:
 
     def _make_certificates(self) -> None:
         cached_rsa_key("access tokens")
-        self._handshakes = Handshakes(self.directory)
+        self._handshakes = Handshakes(self.directory, self.profile)
         self.ca_file.write_bytes(self._handshakes.ca_pem)
         self._tls = self._handshakes.right
         self._write_certificate(cached_client_certificate())
@@ -333,7 +336,7 @@ class Emulator:
             self.user_assigned,
             self,
         )
-        self._imds = Imds(clock, self._identities, faults, journal)
+        self._imds = Imds(clock, self._identities, faults, journal, self)
         self._app_service = AppService(
             clock, self._identities, faults, journal, self.app_service_header
         )

@@ -25,7 +25,7 @@ from emulator.commands import (
 )
 from emulator.directory import Directory, IssuedToken, TokenRefusedError
 from emulator.journal import Authentication, Journal
-from emulator.profiles import Profile
+from emulator.profiles import Profile, Transaction
 from emulator.refusals import Refusals
 from emulator.settings import Settings
 from emulator.sockets import reset
@@ -68,6 +68,7 @@ class Connection:
         profile = gateway.profile
         self._stream = CommandStream(profile.looked_at if profile else frozenset())
         self._refusals = Refusals()
+        self._transaction = Transaction()
         self._client: asyncio.Transport | None = None
         self._backend: asyncio.Transport | None = None
         self._held_requests: list[bytes] = []
@@ -200,7 +201,9 @@ class Connection:
         profile = self._gateway.profile
         assert profile is not None
         # Whoever is not authenticated is told so by the server.
-        refusal = profile.refuses(command) if self.token is not None else None
+        refusal = None
+        if self.token is not None:
+            refusal = profile.refuses(command) or self._transaction.refuses(command)
         return command.encoded() if refusal is None else self._refusals.ask(refusal)
 
     # -- authentication

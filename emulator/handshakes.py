@@ -8,6 +8,7 @@ from pathlib import Path
 
 from emulator.certificates import CertificateAuthority
 from emulator.files import write_private
+from emulator.profiles import Profile
 
 HOST = "localhost"
 MODES = (
@@ -32,11 +33,13 @@ class Handshakes:
     for not closing it.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, profile: Profile | None = None) -> None:
         self._directory = directory
+        self._wildcard = None if profile is None else profile.wildcard
+        self._ciphers = None if profile is None else profile.ciphers
         self._ca = CertificateAuthority()
         self.ca_pem = self._ca.pem
-        self.right = self._context(self._ca.server_pem(HOST))
+        self.right = self._context(self._right_pem())
         self.redis: ssl.SSLContext | None = self.right
         self.refusal: bytes | None = None
 
@@ -47,8 +50,8 @@ class Handshakes:
         made: dict[str, Callable[[], bytes]] = {
             "hostname": lambda: self._ca.server_pem("other.example"),
             "untrusted": lambda: CertificateAuthority().server_pem(HOST),
-            "expired": lambda: self._ca.server_pem(HOST, -_YEAR),
-            "not_yet_valid": lambda: self._ca.server_pem(HOST, _YEAR),
+            "expired": lambda: self._right_pem(-_YEAR),
+            "not_yet_valid": lambda: self._right_pem(_YEAR),
         }
         if mode == "plaintext":
             self.redis = None
@@ -58,10 +61,15 @@ class Handshakes:
             self.redis = self.right
         self.refusal = {"too_old": _PROTOCOL_VERSION, "closed": b""}.get(mode or "")
 
+    def _right_pem(self, shift: timedelta = timedelta()) -> bytes:
+        return self._ca.server_pem(HOST, shift, wildcard=self._wildcard)
+
     def _context(self, pem: bytes) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         path = self._directory / f"server-{secrets.token_hex(4)}.pem"
         write_private(path, pem)
         context.load_cert_chain(path)
+        if self._ciphers is not None:
+            context.set_ciphers(self._ciphers)
         return context

@@ -2,6 +2,7 @@
 
 import hmac
 import math
+from collections import deque
 from typing import Any, ClassVar
 
 from emulator.clock import Clock
@@ -18,6 +19,8 @@ from emulator.web import Request, Response
 
 IMDS_PATH = "/metadata/identity/oauth2/token"
 APP_SERVICE_PATH = "/msi/token"
+# Where tokens are repeated, the share of its life in which one is handed out again.
+REPEATED = 0.8
 
 
 class IdentityError(Exception):
@@ -87,12 +90,10 @@ class ManagedIdentities:
                 "AADSTS500011",
             )
         held = self._tokens.get((identity.object_id, audience))
-        if (
-            self._settings.repeat_tokens
-            and held is not None
-            and held.expires_at > self._clock.wall()
-        ):
-            return held
+        if self._settings.repeat_tokens and held is not None:
+            left = held.expires_at - self._clock.wall()
+            if left > (1 - REPEATED) * (held.expires_at - held.issued_at):
+                return held
         token = self._directory.issue(
             identity.object_id,
             self._settings.token_lifetime,
@@ -206,8 +207,29 @@ class Imds(_Endpoint):
         "mi_res_id": "resource_id",
     }
 
+    def __init__(
+        self,
+        clock: Clock,
+        identities: ManagedIdentities,
+        faults: Faults,
+        journal: Journal,
+        settings: Settings,
+    ) -> None:
+        super().__init__(clock, identities, faults, journal)
+        self._settings = settings
+        self._served: deque[float] = deque()
+
     def check(self, request: Request) -> None:
-        """Ask for the header that a forwarded request would lack, then the rest."""
+        """Ask for the header that a forwarded request would lack, then the rest.
+
+        Before that, refuse who comes when as many as the limit have come in a second.
+        """
+        now, limit = self._clock.monotonic(), self._settings.imds_limit
+        while self._served and self._served[0] <= now - 1.0:
+            self._served.popleft()
+        if limit is not None and len(self._served) >= limit:
+            raise IdentityError(429, "invalid_request", "Too many requests", "429")
+        self._served.append(now)
         if request.headers.get("metadata", "").lower() != "true":
             raise IdentityError(
                 400,

@@ -10,6 +10,9 @@ from redis.crc import key_slot
 
 from emulator.commands import Command
 
+#: Requests that IMDS of a virtual machine serves in a second
+#: (Azure's documentation of managed identities, "Rate limits").
+IMDS_LIMIT = 20
 _Keys = Callable[[Sequence[bytes]], Sequence[bytes]]
 
 
@@ -47,6 +50,13 @@ _KEYS: Mapping[bytes, _Keys] = {
     **dict.fromkeys(b"EVAL EVALSHA FCALL".split(), _counted),
 }
 
+#: Commands of which no argument is a key.
+_KEYLESS = frozenset(
+    b"ACL AUTH CLIENT CLUSTER COMMAND CONFIG DBSIZE DISCARD ECHO EXEC FLUSHALL FLUSHDB "
+    b"HELLO INFO KEYS MULTI PING PUBLISH RANDOMKEY RESET SCAN SCRIPT SELECT TIME "
+    b"UNWATCH".split()
+)
+
 _CROSS_SLOT = b"CROSSSLOT Keys in request don't hash to the same slot"
 # redis/jedis#2317, RedisGrafana/grafana-redis-datasource#81, among others.
 _NOT_ALLOWED = b"ERR command is not allowed"
@@ -77,6 +87,9 @@ class Profile:
         access: the ACL rules of the access policy that principals have.
         auth_refusal: the error reply to a refused AUTH, ``None``: redis-server's own.
         idle_timeout: seconds after which an idle connection is closed.
+        wildcard: the name that the servers' certificate has beside the emulator's own
+            host; its key is an RSA key, as Azure's are.
+        ciphers: the suites of TLS 1.2, as OpenSSL names them; ``None``: its own.
     """
 
     name: str
@@ -88,12 +101,16 @@ class Profile:
     access: str = FULL_ACCESS
     auth_refusal: str | None = None
     idle_timeout: float = 600.0
+    wildcard: str = "*.westeurope.redis.azure.net"
+    ciphers: str | None = None
 
     @property
     def looked_at(self) -> frozenset[bytes]:
         """The names of the commands that it may refuse."""
         names = self.blocked | {b"SELECT"}
-        return names if self.across_slots is None else names.union(_KEYS)
+        if self.across_slots is None:
+            return names
+        return names.union(_KEYS, (b"MULTI", b"EXEC", b"DISCARD", b"RESET"))
 
     @property
     def geo_replicated(self) -> "Profile":
@@ -114,11 +131,47 @@ class Profile:
             return _NO_DATABASE if other else None
         if self.across_slots is None or name in self.across_slots:
             return None
-        slots = {key_slot(key) for key in _KEYS[name](arguments)}
-        return _CROSS_SLOT if len(slots) > 1 else None
+        return _CROSS_SLOT if len(slots_of(command)) > 1 else None
 
 
-_MANAGED = Profile(name="amr-nocluster", blocked=_ADMINISTRATION | {b"CLUSTER"})
+def slots_of(command: Command) -> set[int]:
+    """Return the slots of a command's keys."""
+    name, arguments = command.name, command.arguments[1:]
+    if name in _KEYLESS:
+        return set()
+    keys = _KEYS[name](arguments) if name in _KEYS else arguments[:1]
+    return {key_slot(key) for key in keys}
+
+
+class Transaction:
+    """What a connection has said since MULTI: all its keys are to be in one slot."""
+
+    def __init__(self) -> None:
+        self._slots: set[int] | None = None
+
+    def refuses(self, command: Command) -> bytes | None:
+        """Return the error reply to a command, without its sign; None for its own.
+
+        The server behind then refuses EXEC, since it does not know what it is sent in
+        place of the command.
+        """
+        if command.name in (b"EXEC", b"DISCARD", b"RESET"):
+            self._slots = None
+        elif self._slots is not None:
+            slots = self._slots | slots_of(command)
+            if len(slots) > 1:
+                return _CROSS_SLOT
+            self._slots = slots
+        elif command.name == b"MULTI":
+            self._slots = set()
+        return None
+
+
+_MANAGED = Profile(
+    name="amr-nocluster",
+    blocked=_ADMINISTRATION | {b"CLUSTER"},
+    ciphers="ECDHE-RSA-AES256-SHA384:ECDHE-RSA-AES128-SHA256",
+)
 PROFILES: Mapping[str, Profile] = {
     profile.name: profile
     for profile in (
@@ -132,6 +185,7 @@ PROFILES: Mapping[str, Profile] = {
             # patrikx3/redis-ui#26, among others.
             refusal=b"ERR unknown command '%s'",
             one_database=False,
+            wildcard="*.redis.cache.windows.net",
             access=DATA_CONTRIBUTOR,
             # dapr/components-contrib#3554, sonus21/rqueue#253.
             auth_refusal="ERR WRONGPASS invalid username-password pair",

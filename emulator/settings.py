@@ -8,5 +8,6 @@ class Settings(Protocol):
 
     token_lifetime: float
     repeat_tokens: bool
+    imds_limit: int | None
     system_assigned_enabled: bool
     refusal: str | None

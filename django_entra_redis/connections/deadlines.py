@@ -25,6 +25,8 @@ from time import monotonic
 from types import MethodType
 from typing import Any
 
+from .refusals import read_error
+
 #: Bytes that come in a second at least, on average, once the timeout is over: half a
 #: megabit, at which no cache is of any use.
 RATE = 64 * 1024
@@ -148,11 +150,18 @@ class _View:
 
 @functools.cache
 def bounded_parser(kind: type[Any]) -> type[Any]:
-    """Return a parser class of redis-py's, or a user's, with a deadline for a reply."""
+    """Return a parser class of redis-py's, or a user's, with a deadline for a reply.
+
+    It reads errors as all other connections here do.
+    """
     read_response = kind.read_response
 
     class BoundedParser(kind):  # type: ignore[misc]
         bounded: _BoundedSocket | None = None
+
+        @classmethod
+        def parse_error(cls, response: str) -> Exception:
+            return read_error(response, super().parse_error)
 
         def on_connect(self, connection: Any) -> None:
             timeout = connection.socket_timeout

@@ -14,12 +14,12 @@ import select
 import ssl
 from typing import Any
 
-from redis.connection import DefaultParser
 from redis.exceptions import ConnectionError, TimeoutError
 
 from ..commands.resp import INCOMPLETE, PLAIN, UNREADABLE, make_reader, verify
 from ..exceptions import InvalidReplyError
 from .deadlines import Deadline
+from .refusals import read_error
 
 #: Bytes to read at a time. Of twice as many, malloc gets new memory each time.
 CHUNK = 64 * 1024
@@ -55,7 +55,7 @@ class Exchanger:
         poll = select.poll()
         poll.register(self._file, select.POLLIN)
         self._poll = poll.poll
-        self._reader = make_reader(DefaultParser.parse_error)
+        self._reader = make_reader(read_error)
 
     def is_quiet(self) -> bool:
         """Whether there is nothing to read, not even the end of the connection.

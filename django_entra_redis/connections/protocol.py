@@ -10,13 +10,13 @@ from collections import deque
 from contextlib import suppress
 from typing import Any
 
-from redis.connection import DefaultParser
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from ..commands.resp import INCOMPLETE, PLAIN, UNREADABLE, make_reader, verify
 from ..exceptions import ConnectionPoolTimeout
 from .deadlines import REPLY, allowance
+from .refusals import read_error
 
 #: Commands that may be under way on one connection; more of them wait.
 MAX_IN_FLIGHT = 4096
@@ -102,7 +102,7 @@ class RedisProtocol(asyncio.Protocol):
         self._wait_timeout = wait_timeout
         self._reason: object = "the server closed it"
         self._transport: Any = None
-        self._reader = make_reader(DefaultParser.parse_error)
+        self._reader = make_reader(read_error)
         # Commands that the transport has not got yet, and those to be answered; of the
         # last of these it may lack a part.
         self._waiting: deque[_Call] = deque()

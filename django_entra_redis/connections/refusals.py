@@ -1,4 +1,4 @@
-"""Error replies to the commands with which a connection begins.
+"""Error replies as exceptions, and those to the commands that a connection begins with.
 
 Servers word a refusal as they like: Azure has been seen to answer "ERR WRONGPASS" to
 AUTH, which redis-py takes for an error of no particular kind. The command that was
@@ -18,6 +18,7 @@ from redis.exceptions import (
     ResponseError,
 )
 
+from ..commands.resp import is_malformed_redirect
 from ..exceptions import (
     GreetingNotPermittedError,
     GreetingRefusedError,
@@ -61,8 +62,40 @@ TOO_MANY_CLIENTS = re.compile(
     r"(max|too many)\w*( number of)? (clients|connections)", re.IGNORECASE
 )
 _NAMED = re.compile(r"'(\w+)[^']*' command")
+#: How proxies that know no error codes tell any command that nobody has authenticated.
+#: At the beginning, since errors quote what they were sent.
+_UNAUTHENTICATED = re.compile(
+    r"((client|connection) )?(is )?(not authenticated|unauthenticated)\b"
+    r"|authentication (is )?(required|needed)\b",
+    re.IGNORECASE,
+)
 # redis-py's types are not complete.
 _parse: Callable[[str], Exception] = DefaultParser.parse_error
+
+
+def read_error(
+    words: str, parse: Callable[[str], Exception] | None = None
+) -> Exception:
+    """Return an error reply as an exception, of the kind that its first word names.
+
+    Some put "ERR" before that word, which redis-py reads no further.
+
+    Parameters:
+        words: the reply.
+        parse: redis-py's way to do it.
+    """
+    parse = parse or _parse
+    error = parse(words)
+    if type(error) is not ResponseError:
+        return error
+    text = words.removeprefix("ERR ")
+    if is_malformed_redirect(text):
+        return ResponseError(words)  # With "ERR", it is taken for no redirection.
+    if text != words:
+        error = parse(text)
+    if _UNAUTHENTICATED.match(text):
+        return AuthenticationError(text)
+    return error
 
 
 def greeting_error(
@@ -98,11 +131,8 @@ def authentication_error(error: ResponseError) -> Exception:
     """
     # A server that does not know HELLO quotes what came with it.
     text = without_tokens(str(error)).partition(", with args")[0]
-    again: Exception = error
-    if type(error) is ResponseError:
-        # Some put "ERR" before the word that tells of what kind an error is; redis-py
-        # has cut that off.
-        again = _parse(text)
+    # Without the "ERR" of some, which redis-py has cut off.
+    again = _parse(text) if type(error) is ResponseError else error
     if isinstance(again, NoPermissionError):
         # It names the command that may not be run.
         named = _NAMED.search(text)

@@ -20,7 +20,6 @@ from functools import partial
 from typing import Any
 from weakref import finalize
 
-from redis.connection import DefaultParser
 from redis.exceptions import InvalidResponse
 
 from ..commands.resp import INCOMPLETE, UNREADABLE
@@ -29,6 +28,7 @@ from ..credentials.reauthentication import Action, next_action
 from ..credentials.renewal import Renewal
 from ..identity.token import Token
 from .copies import Copies
+from .refusals import read_error
 from .tracked_calls import (
     CHECK,
     CHECKS,
@@ -91,7 +91,7 @@ class TrackedConnection:
         self._busy = False
         self._sock = sock
         self._pending = getattr(sock, "pending", None)
-        self._reader = make_push_reader(DefaultParser.parse_error)
+        self._reader = make_push_reader(read_error)
         self._under_way: deque[Call] = deque()
         self._asking: Fetch | None = None
         # The thread that waits for bytes to come, on behalf of all.

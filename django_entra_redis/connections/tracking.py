@@ -14,8 +14,12 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from redis.connection import DefaultParser
-from redis.exceptions import ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import (
+    AuthenticationError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
 
 from .._errors import hidden
 from .._fork import Order, register
@@ -25,7 +29,7 @@ from ..commands.resp3 import make_push_reader
 from ..identity.token import Token
 from .copies import Copies
 from .multiplexed import Target
-from .refusals import authentication_error, selection_error
+from .refusals import greeting_error, read_error
 from .tracked_calls import is_replica, pack_auth
 from .tracked_connection import BROKEN, PIECE, TrackedConnection
 
@@ -266,7 +270,7 @@ def _greet(sock: Any, target: Target, token: Token | None) -> None:
     hidden(lambda: sock.sendall(_pack_greeting(target, token, commands)))
     bound = target.connect_timeout
     deadline = None if bound is None else time.monotonic() + bound
-    reader = make_push_reader(DefaultParser.parse_error)
+    reader = make_push_reader(read_error)
     for name in names:
         while (reply := reader.gets()) is INCOMPLETE:
             data = sock.recv(PIECE)
@@ -285,13 +289,16 @@ def _objection(name: Sequence[Any], reply: Exception) -> Exception | None:
     """Return what an error reply to one of the first commands stands for."""
     if not isinstance(reply, ResponseError):
         return reply  # Of a server that is not ready yet, whatever it is asked.
-    if name[0] == "AUTH":
-        return authentication_error(reply)
-    if name[0] == "SELECT":
-        return selection_error(reply, name[1])
-    if name[0] == "HELLO" or name[1] == "TRACKING":
+    if "SETINFO" in name:
+        return None  # Servers older than 7.2 do not know it.
+    meaning = greeting_error(name[0], reply, name[-1])
+    # This HELLO does not authenticate: it is the protocol that is refused.
+    about_protocol = name[0] == "HELLO" and isinstance(
+        meaning, AuthenticationError | ResponseError
+    )
+    if about_protocol or "TRACKING" in name:
         return TrackingRefusedError(f"{' '.join(name)}: {reply}")
-    return None  # Servers older than 7.2 know no CLIENT SETINFO.
+    return meaning
 
 
 # Apart, since a debug page shows the local variables of each frame of a traceback.

@@ -190,9 +190,11 @@ def test_names_of_one_key(
         cache.set("1", "value")
         assert one.get_many([1, "1"]) == {"1": "value"}
         assert one.get_many(["1", 1]) == {1: "value"}
-        assert not one.set_many({1: "first", "1": "last", "2": "more"})
+        several: dict[Any, Any] = {1: "first", "1": "last", "2": "more"}
+        assert not one.set_many(several)
         assert one.get_many(["1", "2"]) == {"1": "last", "2": "more"}
-    assert not asyncio.run(cache.aset_many({"1": "first", 1: "end"}))
+    several = {"1": "first", 1: "end"}
+    assert not asyncio.run(cache.aset_many(several))
     assert builtin.get(1) == "end"
 
 

@@ -8,13 +8,20 @@ import pytest
 import redis
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from redis._parsers import _RESP2Parser, _RESP3Parser
 from redis.connection import Connection, DefaultParser
 from redis.exceptions import AuthenticationError, NoPermissionError, ResponseError
 
 from django_entra_redis.cache import EntraRedisClusterCache
-from django_entra_redis.connections import event_loops
+from django_entra_redis.clients.redirects import cluster_error
+from django_entra_redis.connections import connection, event_loops, registry
 from django_entra_redis.connections.connection import connection_class
-from django_entra_redis.connections.refusals import _OTHER, authentication_error
+from django_entra_redis.connections.deadlines import bounded_parser
+from django_entra_redis.connections.refusals import (
+    _OTHER,
+    authentication_error,
+    read_error,
+)
 from django_entra_redis.credentials.reauthentication import SPREAD
 from django_entra_redis.exceptions import TokenRefusedError
 from emulator import Emulator
@@ -60,9 +67,15 @@ OTHERS = {
 
 
 def read(words: str) -> Exception:
-    """Return what an error reply to AUTH is taken for."""
-    error: Exception = DefaultParser.parse_error(words)  # type: ignore[no-untyped-call]
-    return authentication_error(error) if isinstance(error, ResponseError) else error
+    """Return what an error reply to AUTH is taken for, by redis-py and here."""
+    parse: Callable[[str], Exception] = DefaultParser.parse_error
+    errors = [parse(words), read_error(words)]
+    one, other = (
+        authentication_error(error) if isinstance(error, ResponseError) else error
+        for error in errors
+    )
+    assert type(one) is type(other)
+    return other
 
 
 @pytest.mark.parametrize("words", WORDS)
@@ -96,6 +109,75 @@ def test_quoted_token(emulator: Emulator) -> None:
     words = f"ERR unknown command `HELLO`, with args beginning with: `{token[:90]}`"
     assert str(read(words)) == "unknown command `HELLO`"
     assert str(read(f"ERR token {token} is wrong")) == "token *** is wrong"
+
+
+#: How any command may be answered on a connection that the server does not know, or no
+#: longer.
+UNKNOWN = [
+    "NOAUTH Authentication required.",
+    "ERR NOAUTH Authentication required.",
+    "ERR NOAUTH",
+    "ERR WRONGPASS the token has expired",
+    "ERR authentication required",
+    "Authentication is required before any command",
+    "ERR client is not authenticated",
+    "UNAUTHENTICATED: no token",
+]
+#: What only quotes such words, or has them in another sense.
+QUOTING = [
+    "ERR unknown command 'x', with args beginning with: 'authentication required'",
+    "ERR a key of that name: NOAUTH",
+    "WRONGTYPE not authenticated",
+    "ERR syntax error",
+    "ERR MOVED nowhere",
+]
+
+
+class Once(dict[str, bytes]):
+    """Answers of which each is given once."""
+
+    def __getitem__(self, name: str) -> bytes:
+        return self.pop(name)
+
+
+@pytest.fixture(params=[True, False])
+def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have replies read by our own means, or by redis-py's parser."""
+    if request.param:
+        monkeypatch.setattr(connection, "make_exchanger", lambda *_: None)
+
+
+@pytest.mark.parametrize("words", UNKNOWN)
+@pytest.mark.usefixtures("reader")
+def test_unknown_to_the_server(words: str, do: "Steps") -> None:
+    """The connection is replaced by one that authenticates, and nobody notices."""
+    reply = f"-{words}\r\n".encode()
+    server = ScriptedServer(Once(SET=reply, GET=reply))
+    try:
+        cache = make_cache(
+            f"redis://user:secret@127.0.0.1:{server.server_address[1]}",
+            identity=None,
+        )
+        calls = ("set", "key", 1), ("get", "key"), ("get", "key")
+        assert do(cache, *calls)[1:] == [1, 1]
+        assert server.connections == 3
+    finally:
+        registry.reset()
+        server.stop()
+
+
+@pytest.mark.parametrize("words", QUOTING)
+def test_words_that_are_quoted(words: str) -> None:
+    """They cost nobody the connection, whoever reads them."""
+    for kind in (_RESP2Parser, _RESP3Parser):
+        for error in (read_error(words), bounded_parser(kind).parse_error(words)):
+            assert type(cluster_error(error)) is ResponseError
+
+
+@given(st.from_regex(r"(ERR )?(NOAUTH|WRONGPASS)( [^\r\n]*)?", fullmatch=True))
+def test_codes_decide(words: str) -> None:
+    """Whatever follows the code."""
+    assert type(read_error(words)) is AuthenticationError
 
 
 @pytest.fixture(params=WORDS[:3])

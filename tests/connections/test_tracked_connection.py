@@ -160,6 +160,7 @@ def test_a_stream_that_ends_or_makes_no_sense(server: Server, stream: bytes) -> 
         (b"-CLUSTERDOWN The cluster is down\r\n:1\r\n", False),
         (b"-NOPERM no\r\n:-1\r\n", True),
         (b"-NOAUTH Authentication required.\r\n-NOAUTH x\r\n", True),
+        (b"-ERR NOAUTH Authentication required.\r\n-ERR NOAUTH x\r\n", True),
         (b"*0\r\n:-1\r\n", True),
         (b"$1\r\n1\r\n+x\r\n", True),
     ],

@@ -61,6 +61,8 @@ def make(target: Target) -> Tracker:
     [
         (b"-ERR unknown command 'HELLO'\r\n", "HELLO 3: unknown command 'HELLO'"),
         (b"-NOPROTO unsupported protocol version\r\n", "HELLO 3: NOPROTO"),
+        (b"-NOPERM no permissions to run 'hello'\r\n", "HELLO 3: no permissions"),
+        (b"-ERR version 3 is not for you\r\n", "HELLO 3: version 3"),
         (HELLO + b"-ERR Unknown subcommand\r\n", "CLIENT TRACKING: Unknown"),
         (HELLO + b"-ERR command 'client|tracking' is not allowed\r\n", "not allowed"),
     ],
@@ -86,6 +88,11 @@ def test_a_server_that_does_not_track(
     [
         b"",
         b"-LOADING Redis is loading the dataset in memory\r\n",
+        b"-ERR LOADING Redis is loading the dataset in memory\r\n",
+        b"-ERR Redis is loading the dataset in memory\r\n",
+        b"-ERR too many connections\r\n",
+        b"-NOAUTH HELLO must be called with the client already authenticated\r\n",
+        b"-ERR NOAUTH Authentication required.\r\n",
         b"%1\r\n$4\r\nrole\r\n$7\r\nreplica\r\n+OK\r\n",
         b"@no reply\r\n",
     ],

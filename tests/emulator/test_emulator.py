@@ -637,7 +637,7 @@ def test_no_system_assigned_identity(emulator: Emulator) -> None:
 
 
 def test_repeated_tokens(emulator: Emulator) -> None:
-    """Told to, managed identity hands out a token again until it has expired."""
+    """Told to, managed identity hands out a token again for most of its life."""
     different = {imds(emulator).json()["access_token"] for _ in range(2)}
     assert len(different) == 2
     emulator.repeat_tokens = True

@@ -1,6 +1,8 @@
 """The emulator's profiles: that each refuses what that service of Azure refuses."""
 
 import random
+import socket
+import ssl
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,10 +10,15 @@ from typing import Any
 
 import pytest
 import redis
+import requests
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import rsa
 from redis.crc import key_slot
 
 from emulator import PROFILES, Emulator, __main__
 from emulator.commands import Command
+from emulator.directory import REDIS
+from emulator.managed_identity import IMDS_PATH
 from emulator.profiles import find_profile
 from emulator.refusals import Refusals
 
@@ -40,6 +47,7 @@ def refused(client: redis.Redis, *command: Any) -> str | None:
 #: Keys of two slots, and of one.
 APART = ("a", "b")
 TOGETHER = ("{a}1", "{a}2")
+TRANSACTIONS = {b"MULTI", b"EXEC", b"DISCARD", b"RESET"}
 
 
 @pytest.mark.parametrize(
@@ -125,6 +133,121 @@ def test_refusals(
         assert replies[-1] == b"x"
 
 
+@pytest.mark.parametrize("geo_replication", [False, True])
+def test_transactions(redis_server: str, geo_replication: bool) -> None:
+    """The Enterprise policy takes a transaction whose keys are in one slot alone."""
+    with (
+        Emulator(
+            redis_server=redis_server,
+            profile="amr-enterprise",
+            geo_replication=geo_replication,
+        ) as emulator,
+        client(emulator) as user,
+    ):
+        for keys in (APART, TOGETHER, ("a", "a"), ("b", "{b}2", "a")):
+            slots = {key_slot(key.encode()) for key in keys}
+            with user.pipeline(transaction=True) as pipeline:
+                for key in keys:
+                    pipeline.set(key, "x" * 100_000)
+                    pipeline.ping()
+                if len(slots) == 1:
+                    assert pipeline.execute() == [True, True] * len(keys)
+                    continue
+                with pytest.raises(redis.ResponseError, match="same slot"):
+                    pipeline.execute()
+            # Nothing of it was done, and the connection goes on.
+            assert not user.exists("{b}2")
+        # Outside of one, and where there is no such policy, keys may be anywhere.
+        with user.pipeline(transaction=False) as pipeline:
+            for key in APART:
+                pipeline.set(key, 1)
+            assert pipeline.execute() == [True, True]
+        user.execute_command("MULTI")
+        assert refused(user, "SET", "a", 1) is None
+        assert refused(user, "DISCARD") is None
+        assert refused(user, "SET", "b", 1) is None
+
+
+def test_imds(redis_server: str) -> None:
+    """With a profile it repeats tokens, and serves so many requests in a second."""
+
+    def ask() -> requests.Response:
+        return requests.get(
+            emulator.imds_url + IMDS_PATH,
+            params={"api-version": "2018-02-01", "resource": REDIS},
+            headers={"Metadata": "true"},
+            timeout=30,
+        )
+
+    with Emulator(redis_server=redis_server, profile="amr-nocluster") as emulator:
+        assert (emulator.repeat_tokens, emulator.imds_limit) == (True, 20)
+        emulator.imds_limit = 3
+        clock = emulator._clock
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(clock, "monotonic", lambda: 1000.0)
+            answers = [ask() for _ in range(5)]
+            patch.setattr(clock, "monotonic", lambda: 1001.0)
+            answers.append(ask())
+        statuses = [answer.status_code for answer in answers]
+        assert statuses == [200, 200, 200, 429, 429, 200]
+        assert answers[3].json()["error_description"] == "Too many requests"
+        assert [one.outcome for one in emulator.requests][2:4] == ["ok", "429"]
+        tokens = {answer.json().get("access_token") for answer in answers}
+        assert len(tokens - {None}) == 1
+        # For most of its life.
+        emulator.imds_limit = None
+        emulator.set_clock(0.75 * emulator.token_lifetime)
+        tokens.add(ask().json()["access_token"])
+        emulator.set_clock(0.85 * emulator.token_lifetime)
+        tokens.add(ask().json()["access_token"])
+        assert len(tokens - {None}) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "host", "foreign"),
+    [
+        ("acr", "contoso.redis.cache.windows.net", "a.b.redis.cache.windows.net"),
+        (
+            "amr-enterprise",
+            "contoso.westeurope.redis.azure.net",
+            "contoso.northeurope.redis.azure.net",
+        ),
+    ],
+)
+@pytest.mark.parametrize("newest", [True, False])
+def test_certificate(
+    redis_server: str, name: str, host: str, foreign: str, newest: bool
+) -> None:
+    """It is for any name in the service's domain, and its key is an RSA key."""
+    with Emulator(redis_server=redis_server, profile=name) as emulator:
+        context = ssl.create_default_context(cafile=str(emulator.ca_file))
+        if not newest:
+            context.maximum_version = ssl.TLSVersion.TLSv1_2
+        port = int(emulator.redis_url.rpartition(":")[2])
+
+        def greet(server_name: str) -> ssl.SSLSocket:
+            sock = socket.create_connection(("127.0.0.1", port), 30)
+            try:
+                return context.wrap_socket(sock, server_hostname=server_name)
+            except BaseException:
+                sock.close()
+                raise
+
+        for right in (host, "localhost"):
+            with greet(right) as sock:
+                cipher = sock.cipher()
+                assert cipher
+                assert newest or "RSA" in cipher[0]
+                # Azure Managed Redis has no other suites of TLS 1.2.
+                assert newest or name == "acr" or "GCM" not in cipher[0]
+                found = sock.getpeercert(binary_form=True)
+                assert found
+                key = x509.load_der_x509_certificate(found).public_key()
+                assert isinstance(key, rsa.RSAPublicKey)
+        with pytest.raises(ssl.SSLCertVerificationError):
+            greet(foreign)
+
+
 def test_oss_cluster(cluster_server: str) -> None:
     """The OSS policy is a cluster, under active geo-replication, too."""
     with Emulator(
@@ -173,7 +296,7 @@ def test_command_line(capsys: pytest.CaptureFixture[str]) -> None:
 def test_keys_are_found() -> None:
     """Whatever it looks at, a command of one slot alone is taken, however formed."""
     for profile in PROFILES.values():
-        for name in profile.looked_at - profile.blocked - {b"SELECT"}:
+        for name in profile.looked_at - profile.blocked - {b"SELECT"} - TRANSACTIONS:
             for arguments in ([], [b"a"], [b"x", b"nine"], [b"{a}1", b"1", b"{a}2"]):
                 command = Command((name, *arguments))
                 refusal = profile.refuses(command)

@@ -163,6 +163,7 @@ class ScriptedServer(socketserver.ThreadingTCPServer):
         super().__init__(("127.0.0.1", 0), _Conversation)
         self.answers = answers
         self.values: dict[str, str] = {}
+        self.connections = 0
         self._thread = threading.Thread(target=self.serve_forever, args=(0.01,))
         self._thread.start()
 
@@ -181,6 +182,7 @@ class ScriptedServer(socketserver.ThreadingTCPServer):
 class _Conversation(socketserver.StreamRequestHandler):
     def handle(self) -> None:
         server = cast(ScriptedServer, self.server)
+        server.connections += 1
         while line := self.rfile.readline():
             words = [line.decode().strip()]
             if line.startswith(b"*"):
