@@ -38,6 +38,17 @@ def _driver() -> dict[str, Any]:
     return {"lib_name": f"redis-py(django_v{version})"}
 
 
+def _maintenance() -> dict[str, Any]:
+    """Return what keeps redis-py from asking for notifications of maintenance.
+
+    It does so in RESP 3, and has other threads change the connections of a pool then.
+    """
+    if not hasattr(redis, "maint_notifications"):
+        return {}
+    off = redis.maint_notifications.MaintNotificationsConfig(enabled=False)
+    return {"maint_notifications_config": off}
+
+
 # redis-py's own, before its version 8, wait for ever. Constants, because what the pools
 # of a process are told apart by includes the identity of such objects.
 _DEFAULTS: Mapping[str, Any] = {
@@ -46,6 +57,7 @@ _DEFAULTS: Mapping[str, Any] = {
     # RESP 3 brings a cache nothing but push messages between its replies.
     "protocol": 2,
     **_driver(),
+    **_maintenance(),
 }
 _TCP_DEFAULTS: Mapping[str, Any] = {
     "socket_keepalive": True,

@@ -1,6 +1,7 @@
 """A tracking connection, byte by byte: its server is the test."""
 
 import asyncio
+import contextlib
 import select
 import socket
 import threading
@@ -189,6 +190,29 @@ def test_nothing_comes() -> None:
     assert call.values is None
     assert server.wire.closed
     assert not server.kept()
+    server.close()
+
+
+def test_a_value_that_drips() -> None:
+    """A byte now and then keeps nobody waiting for longer than that."""
+    server = Server(timeout=0.1)
+    call = server.wire.fetch(["a"])
+    assert call is not None
+    server.send(b"$9\r\n")
+    over = threading.Event()
+
+    def drip() -> None:
+        while not over.wait(0.02):
+            with contextlib.suppress(OSError):
+                server.send(b"\r")
+
+    thread = threading.Thread(target=drip)
+    thread.start()
+    server.wire.wait(call)
+    over.set()
+    thread.join(30)
+    assert call.values is None
+    assert server.wire.closed
     server.close()
 
 
