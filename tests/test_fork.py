@@ -5,11 +5,13 @@ import os
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 
 import pytest
 
 from django_entra_redis import _fork as forks
+from tests.support.threads import hammering
 
 #: Seconds after which a hang is one.
 PATIENCE = 60.0
@@ -203,6 +205,22 @@ def test_an_import_does_not_wait_for_ever(tmp_path: Path) -> None:
             """,
     )
     assert output == "True\n"
+
+
+def test_participants_of_other_threads() -> None:
+    """Nothing of what threads add and drop meanwhile gets in the way."""
+    kept = Cycle()
+    over = threading.Event()
+
+    def churn() -> None:
+        while not over.is_set():
+            made = [Cycle() for _ in range(20)]
+            for each in made:
+                del each.own
+
+    with hammering(churn, over):
+        for _ in range(300):
+            assert kept in forks._taking_part("own")
 
 
 @needs_fork

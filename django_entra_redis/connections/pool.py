@@ -21,7 +21,7 @@ from redis.connection import (
 from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 
 from .._errors import ConfigurationError, hidden, option_error
-from .._fork import Order, register
+from .._fork import ForkSafeLock, Order, register
 from ..commands.replies import Parse
 from ..conf.options import CacheOptions
 from ..credentials.provider import EntraCredentialProvider
@@ -87,7 +87,8 @@ class ConnectionPool(redis.ConnectionPool):
         own = isinstance(provider, EntraCredentialProvider)
         self._provider = provider if own else None
         register(self, Order.CONNECTIONS)
-        _pools.add(self)
+        with _pools_lock.current:
+            _pools.add(self)
 
     def __repr__(self) -> str:
         return _shown(self)
@@ -95,7 +96,8 @@ class ConnectionPool(redis.ConnectionPool):
     def reset(self) -> None:
         """Forget all connections, as a child process must."""
         # Guards ``_queue`` and ``_made``; reentrant, since a signal handler may use the
-        # cache. The list needs no lock: its append and pop are atomic.
+        # cache. The list needs no lock: its append and pop are atomic, with the GIL or
+        # without it.
         self._gate = threading.RLock()
         self._idle: list[Any] = []
         # First come, first served: otherwise a busy thread, which asks again right
@@ -352,12 +354,15 @@ def _wake_all(queue: deque[_Waiter]) -> None:
         waiter.wake()
 
 
+# Guards the set below, which can't be read while a thread adds to it.
+_pools_lock = ForkSafeLock()
 _pools: WeakSet[ConnectionPool] = WeakSet()
 
 
 def known_pools() -> list[ConnectionPool]:
     """Return the pools of this process, for metrics."""
-    return list(_pools)
+    with _pools_lock.current:
+        return list(_pools)
 
 
 def pool_settings(

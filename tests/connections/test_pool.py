@@ -25,6 +25,7 @@ from django_entra_redis.connections.pool import ConnectionPool
 from django_entra_redis.exceptions import ConnectionPoolTimeout, TokenError
 from emulator import Emulator
 from tests.support.caches import PATIENCE, Database, let_in, make_cache, wait_until
+from tests.support.threads import hammering
 
 
 @pytest.fixture(scope="module")
@@ -615,3 +616,19 @@ def test_class_that_is_none(key: str, value: str, says: str) -> None:
     (problem,) = caught.value.problems
     assert (problem.id, problem.where) == ("E023", f"CACHES[...]['OPTIONS']['{key}']")
     assert problem.hint == "It should be a class, or its dotted path."
+
+
+def test_pools_that_threads_make_meanwhile() -> None:
+    """Whoever counts all pools gets in no thread's way, nor does one in theirs."""
+    kept = ConnectionPool()
+    over = threading.Event()
+
+    def churn() -> None:
+        made = []
+        while not over.is_set():
+            made = [ConnectionPool() for _ in range(20)]
+        made.clear()
+
+    with hammering(churn, over):
+        for _ in range(300):
+            assert kept in pools.known_pools()
