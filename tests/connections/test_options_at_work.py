@@ -1,13 +1,16 @@
 """Options that go on to redis-py: each is seen to do what it says, on a real server."""
 
+import re
 import socket
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
 
 from django_entra_redis.connections import registry
+from django_entra_redis.types import EntraRedisOptions
 from tests.support.caches import Database, make_cache
 
 
@@ -60,12 +63,52 @@ OPTIONS: dict[str, tuple[Any, Callable[[Any, dict[str, str]], object]]] = {
         {socket.TCP_KEEPCNT: 7},
         lambda used, told: _option(used, socket.IPPROTO_TCP, socket.TCP_KEEPCNT) == 7,
     ),
+    # Of redis-py's reads: those of the short way are as large as ever.
+    "socket_read_size": (64, lambda used, told: used._socket_read_size == 64),
     "socket_timeout": (3.0, lambda used, told: used._sock.gettimeout() == 3),
-    "socket_type": (
-        socket.AF_INET,
-        lambda used, told: used._sock.family == socket.AF_INET,
-    ),
 }
+
+HERE = "connections/test_options_at_work.py"
+#: The tests that see what the others do.
+ELSEWHERE = {
+    "address_remap": "clients/test_cluster.py::test_address_remap",
+    "allow_plaintext_token": (
+        "conf/test_options.py::test_a_token_in_plain_text_is_refused"
+    ),
+    "clear_by_scan": "cache/test_backend.py::test_clear_refused",
+    "client_side_cache": "clients/test_client_side_cache.py::test_prefixes",
+    "compressor": "cache/test_backend.py::test_what_others_have_compressed",
+    "compressor_fallbacks": "cache/test_backend.py::test_what_others_have_compressed",
+    "credential_provider": f"{HERE}::test_credential_provider",
+    "driver_info": "clients/test_sync.py::test_driver",
+    "identity": "connections/test_pool.py::test_two_identities_never_share",
+    "ignore_exceptions": "clients/test_ignore_exceptions.py::test_every_operation",
+    "lib_name": "clients/test_sync.py::test_driver",
+    "lib_version": "clients/test_sync.py::test_driver",
+    "max_connections": f"{HERE}::test_max_connections",
+    "max_value_bytes": "cache/test_backend.py::test_what_others_have_compressed",
+    "node_domain": "clients/test_hijack.py::test_names_below_a_domain",
+    "password": f"{HERE}::test_username_and_password",
+    "parser_class": "connections/test_pool.py::test_parser_class",
+    "pool_class": "connections/test_pool.py::test_blocking_pool_waits_as_long",
+    "pool_timeout": "connections/test_pool.py::test_empty_pool_is_an_error_in_time",
+    "retry": "clients/test_retry.py::test_a_policy_of_ones_own",
+    "serializer": "cache/test_backend.py::test_serializer",
+    "socket_type": f"{HERE}::test_socket_type",
+    "ssl_ca_certs": "connections/test_tls_options.py::test_ca_certs",
+    "ssl_ca_data": "connections/test_tls_options.py::test_ca_certs",
+    "ssl_ca_path": "connections/test_tls_options.py::test_ca_certs",
+    "ssl_cert_reqs": "connections/test_tls_options.py::test_cert_reqs",
+    "ssl_certfile": "connections/test_tls_options.py::test_certificate_of_the_client",
+    "ssl_check_hostname": "connections/test_tls_options.py::test_check_hostname",
+    "ssl_ciphers": "connections/test_tls_options.py::test_versions_and_suites",
+    "ssl_keyfile": "connections/test_tls_options.py::test_certificate_of_the_client",
+    "ssl_min_version": "connections/test_tls_options.py::test_versions_and_suites",
+    "ssl_password": "connections/test_tls_options.py::test_certificate_of_the_client",
+    "stampede": "cache/test_stampede.py::test_one_thread_at_a_time_early",
+    "username": f"{HERE}::test_username_and_password",
+}
+TESTS = Path(__file__).parents[1]
 
 
 def _option(used: Any, level: int, option: int) -> int:
@@ -89,6 +132,39 @@ def test_option(database: Database, option: str) -> None:
         assert seen(used, told)
     finally:
         pool.release(used)
+
+
+def test_every_option_does_something() -> None:
+    """Each is seen at work here, or by a test that there is, in a file that has it."""
+    assert EntraRedisOptions.__annotations__.keys() - OPTIONS == ELSEWHERE.keys()
+    for option, where in ELSEWHERE.items():
+        path, _, name = where.partition("::")
+        text = (TESTS / path).read_text(encoding="utf-8")
+        assert f"\ndef {name}(" in text, where
+        assert re.search(rf"\b{option}\b", text), option
+
+
+def test_credential_provider(database: Database) -> None:
+    """Beside no identity it gives the credentials."""
+    url = database.url_of("provided", "+@all ~* &*")
+    provider = redis.UsernamePasswordCredentialProvider("provided", "secret")
+    location = f"redis://{url.rpartition('@')[2]}"
+    cache = make_cache(location, identity=None, credential_provider=provider)
+    assert cache.get_client().execute_command("ACL", "WHOAMI") == b"provided"
+
+
+@pytest.mark.parametrize(
+    ("family", "works"), [(socket.AF_INET, True), (socket.AF_INET6, False), (0, True)]
+)
+def test_socket_type(database: Database, family: int, works: bool) -> None:
+    """Whoever wants IPv6 does not connect by IPv4."""
+    cache = database.cache(socket_type=family, retry=None)
+    if works:
+        assert cache.get_client().ping()
+    else:
+        with pytest.raises(redis.ConnectionError):
+            cache.get("key")
+    registry.reset()
 
 
 def test_username_and_password(database: Database) -> None:
