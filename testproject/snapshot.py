@@ -14,7 +14,11 @@ from redis.exceptions import RedisError
 
 from django_entra_redis.cache import EntraRedisCache
 from django_entra_redis.conf.location import bare_urls, split_location
-from django_entra_redis.credentials import get_credential_provider
+from django_entra_redis.diagnostics.overview import (
+    IdentityOverview,
+    describe,
+    identity_overview,
+)
 from django_entra_redis.status import Status
 from testproject.history import Event, recent_events
 
@@ -24,12 +28,7 @@ FAILURES = (RedisError, ImproperlyConfigured, OSError)
 
 @dataclass(frozen=True, slots=True)
 class IdentitySnapshot:
-    """An identity's status, and where in its life the token is.
-
-    ``state`` is ``"waiting"`` (no token yet), ``"fresh"``, ``"due"`` (past the time of
-    its renewal), ``"failing"`` (the last renewal failed, the token still holds),
-    ``"expired"`` or ``"broken"`` (its settings are wrong).
-    """
+    """What the admin's page knows of an identity, too; moments are texts."""
 
     identity: str
     state: str
@@ -84,47 +83,33 @@ def identities() -> list[str]:
 
 def look_at_identity(identity: str, now: datetime) -> IdentitySnapshot:
     """Ask an identity's provider; nothing here goes over the network."""
-    try:
-        status = get_credential_provider(identity).status()
-    except ImproperlyConfigured as error:
-        return IdentitySnapshot(identity, "broken", last_error=str(error))
-    return describe_identity(status, now)
+    return _shown(identity_overview(identity, now))
 
 
 def describe_identity(status: Status, now: datetime) -> IdentitySnapshot:
     """Put an identity's status on the time line of its token."""
-    due = status.next_renewal_at
-    common: dict[str, Any] = {
-        "identity": status.identity,
-        "kind": status.kind,
-        "oid": status.oid,
-        "next_renewal_at": _iso(due),
-        "renewals": status.renewals,
-        "failures": status.failures,
-        "last_error": status.last_error,
-    }
-    if status.renewed_at is None or status.expires_at is None:
-        return IdentitySnapshot(state="waiting", **common)
-    begin = status.renewed_at
-    life = (status.expires_at - begin).total_seconds()
-    age = max(0.0, (now - begin).total_seconds())
-    if age >= life:
-        state = "expired"
-    elif status.last_error is not None:
-        state = "failing"
-    elif due is not None and due <= now:
-        state = "due"
-    else:
-        state = "fresh"
+    return _shown(describe(status, now))
+
+
+def _shown(seen: IdentityOverview) -> IdentitySnapshot:
+    if seen.status is None:
+        return IdentitySnapshot(seen.identity, seen.state, last_error=seen.last_error)
+    status = seen.status
     return IdentitySnapshot(
-        state=state,
-        renewed_at=_iso(begin),
+        seen.identity,
+        seen.state,
+        kind=status.kind,
+        oid=status.oid,
+        renewed_at=_iso(status.renewed_at),
+        next_renewal_at=_iso(status.next_renewal_at),
         expires_at=_iso(status.expires_at),
-        age=age,
-        remaining=max(0.0, life - age),
-        life=life,
-        renewal_after=(due - begin).total_seconds() if due is not None else None,
-        **common,
+        age=seen.age,
+        remaining=seen.remaining,
+        life=seen.life,
+        renewal_after=seen.renewal_after,
+        renewals=status.renewals,
+        failures=status.failures,
+        last_error=seen.last_error,
     )
 
 

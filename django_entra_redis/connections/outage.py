@@ -89,6 +89,25 @@ def judge(error: Exception, *, tries: int, took: float, silent: float) -> Verdic
     return Verdict.ASK if took >= COSTLY else Verdict.UP
 
 
+@dataclass(frozen=True, slots=True)
+class CurrentOutage:
+    """What can be told of an outage to whom it does not concern.
+
+    Parameters:
+        server: the server's name.
+        what: what it can't do.
+        since: seconds since it began.
+        failures: operations that have failed.
+        error: the kind of the last failure.
+    """
+
+    server: str
+    what: str
+    since: float
+    failures: int
+    error: str
+
+
 @dataclass(slots=True)
 class _Outage:
     """One outage."""
@@ -105,6 +124,8 @@ class _Outage:
     commands: set[str] = field(default_factory=set)
     logged: bool = False
     relapsed: bool = False
+    #: Whether it has ended, and is kept since it may come again.
+    over: bool = False
 
 
 class Outages:
@@ -150,6 +171,23 @@ class Outages:
             outage.ask_at = now + PROBE_INTERVAL
         return now
 
+    def current(self) -> list[CurrentOutage]:
+        """Return the outages that there are now; an outage that is over, and may come
+        again, is none."""
+        now = self.clock()
+        with self._lock.current:
+            return [
+                CurrentOutage(
+                    self._name,
+                    kind.value,
+                    now - outage.since,
+                    outage.failures,
+                    type(outage.error).__name__,
+                )
+                for kind, outage in self._outages.items()
+                if outage.logged and not outage.over
+            ]
+
     def answered(self, *, write: bool, command: str = "") -> None:
         """Note that the server has answered.
 
@@ -166,7 +204,7 @@ class Outages:
                     continue
                 if kind is Kind.MEMORY and command not in outage.commands:
                     continue
-                outage.ask_at, outage.suspected = None, False
+                outage.ask_at, outage.suspected, outage.over = None, False, True
                 if outage.relapsed and now - outage.failed_at < RELAPSE:
                     continue  # It may come again.
                 self._end(kind, outage, now)
@@ -210,6 +248,7 @@ class Outages:
         with self._lock.current:
             outage = self._outages.get(kind) or self._begin(kind, error, began)
             outage.failures += 1
+            outage.over = False
             outage.failed_at = now
             outage.error = error
             outage.commands.add(command)

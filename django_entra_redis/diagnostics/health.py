@@ -65,11 +65,14 @@ def identities_health() -> list[IdentityHealth]:
     return [_identity_health(identity) for identity in identities_in_use()]
 
 
-def caches_health(timeout: float = PING_TIMEOUT) -> list[CacheHealth]:
+def caches_health(
+    timeout: float = PING_TIMEOUT, *, all_caches: bool = False
+) -> list[CacheHealth]:
     """Return how the caches are that have an identity, by asking all at once.
 
     Parameters:
         timeout: seconds after which one that has not answered counts as silent.
+        all_caches: whether those without an identity are asked, too.
     """
     begun = time.perf_counter()
     calls = {
@@ -77,7 +80,7 @@ def caches_health(timeout: float = PING_TIMEOUT) -> list[CacheHealth]:
             alias, SingleFlight(partial(_ask, alias), pause=0.0)
         ).begin()
         for alias, cache in entra_caches().items()
-        if cache.identity is not None
+        if all_caches or cache.identity is not None
     }
     wait(calls.values(), timeout)
     ms = round((time.perf_counter() - begun) * 1000, 2)

@@ -3,6 +3,7 @@
 Each step is a function that returns what it found, or raises :class:`StepError`.
 """
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
@@ -30,6 +31,26 @@ def diagnose(alias: str, cache: EntraRedisCache, timeout: float) -> Iterator[Ste
         timeout: seconds that all steps may take together.
     """
     return Diagnosis(alias, cache, timeout).take(STEPS)
+
+
+def diagnose_each(
+    chosen: Mapping[str, EntraRedisCache | Step], timeout: float
+) -> Iterator[tuple[str, EntraRedisCache | Step, Iterator[Step]]]:
+    """Examine several caches; yield each with its steps, before they are taken.
+
+    Parameters:
+        chosen: the caches by their names in ``CACHES``; for one that is not there, the
+            step that has failed.
+        timeout: seconds that all steps of all of them may take together.
+    """
+    deadline = time.monotonic() + timeout
+    for number, (alias, cache) in enumerate(chosen.items()):
+        # What one cache leaves of its share goes to those behind it.
+        share = (deadline - time.monotonic()) / (len(chosen) - number)
+        if isinstance(cache, Step):
+            yield alias, cache, iter([cache])
+        else:
+            yield alias, cache, diagnose(alias, cache, share)
 
 
 def _settings(diagnosis: Diagnosis) -> str:

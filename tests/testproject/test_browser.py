@@ -146,3 +146,35 @@ def test_on_a_phone(browser: Any, site: tuple[SiteProcess, Emulator]) -> None:
     person.press("#pause")
     pressed = "return document.querySelector('#pause').getAttribute('aria-pressed')"
     assert browser.execute_script(pressed) == "true"
+
+
+@pytest.mark.parametrize("scripts", [True, False])
+def test_the_admins_page(
+    browser: Any, site: tuple[SiteProcess, Emulator], scripts: bool
+) -> None:
+    """Find it in the admin, read it, and have the caches checked; scripts or not."""
+    process, emulator = site
+    person = Person(browser)
+    if not scripts:
+        browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+    person.log_in(process)
+    browser.get(f"{process.url}admin/")
+    person.press("#content a[href='/admin/entra_redis/status/']")
+    person.see("#identity-default", lambda text: emulator.application.object_id in text)
+    assert "answers" in person.text("#cache-default")
+    assert browser.find_elements("css selector", "#identity-default meter")
+    person.press("input[value='Check the caches']")
+    wait_until(lambda: browser.find_elements("id", "check-default"))
+    assert "passed" in person.text("#check-default h2")
+    assert len(browser.find_elements("css selector", "#check-default tbody tr")) == 8
+    for size in (PHONE, (1280, 900)):
+        browser.set_window_size(*size)
+        page = browser.find_element("tag name", "html")
+        assert int(page.get_property("scrollWidth")) <= size[0]
+    assert emulator.application.secret not in browser.page_source
+    assert "eyJ" not in browser.page_source
+    # What the site's policy of content security blocks would be among them.
+    severe = [
+        e["message"] for e in browser.get_log("browser") if e["level"] == "SEVERE"
+    ]
+    assert [message for message in severe if "favicon.ico" not in message] == []

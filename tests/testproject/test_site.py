@@ -8,7 +8,6 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +24,7 @@ from django_entra_redis.status import Status
 from emulator import Emulator
 from testproject import history, siteprocess, snapshot, views
 from testproject.siteprocess import SiteError, SiteProcess
-from testproject.visitor import Visitor
+from tests.support.demo_site import running_site, visiting
 
 PATIENCE = 60.0
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
@@ -38,21 +37,6 @@ def eventually(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it never came to be"
         time.sleep(0.05)
-
-
-@contextmanager
-def running_site(emulator: Emulator, directory: Path) -> Iterator[SiteProcess]:
-    """Serve the site with a fresh database, on an emulator."""
-    environ = {
-        **emulator.environ("service_principal"),
-        "ENTRA_REDIS_EMULATOR": "1",
-    }
-    with SiteProcess(directory, environ) as site:
-        for command in ("migrate", "create_demo_user"):
-            status, output = site.manage(command)
-            assert status == 0, output
-        site.serve()
-        yield site
 
 
 @pytest.fixture(scope="module")
@@ -71,17 +55,6 @@ def shared(
 def site(shared: tuple[Emulator, SiteProcess]) -> SiteProcess:
     """The site that is running."""
     return shared[1]
-
-
-@contextmanager
-def visiting(site: SiteProcess) -> Iterator[Visitor]:
-    """Log somebody in."""
-    visitor = Visitor(site.url)
-    try:
-        visitor.log_in("demo", site.password)
-        yield visitor
-    finally:
-        visitor.close()
 
 
 # -- settings

@@ -6,7 +6,6 @@ import shutil
 import sys
 import textwrap
 import threading
-import time
 from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -19,7 +18,7 @@ from django.utils.module_loading import import_string
 
 from django_entra_redis.cache.backend import EntraRedisCache, entra_caches
 from django_entra_redis.diagnostics.runner import Step
-from django_entra_redis.diagnostics.steps import diagnose
+from django_entra_redis.diagnostics.steps import diagnose_each
 from django_entra_redis.signals import token_renewal_failed, token_renewed
 from django_entra_redis.status import Status
 
@@ -79,16 +78,8 @@ class Command(BaseCommand):
     def _check(self, options: Mapping[str, Any]) -> bool:
         """Check and print; return whether all passed."""
         chosen = _choose(options["cache"])
-        deadline = time.monotonic() + options["timeout"]
         reports = []
-        for number, (alias, cache) in enumerate(chosen.items()):
-            # What one cache leaves of its share goes to those behind it.
-            share = (deadline - time.monotonic()) / (len(chosen) - number)
-            steps = (
-                iter([cache])
-                if isinstance(cache, Step)
-                else diagnose(alias, cache, share)
-            )
+        for alias, cache, steps in diagnose_each(chosen, options["timeout"]):
             if not options["json"]:
                 self.stdout.write(self.style.MIGRATE_HEADING(_title(alias, cache)))
                 steps = self._shown(steps)
