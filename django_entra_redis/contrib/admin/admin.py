@@ -51,7 +51,7 @@ class StatusAdmin(_ModelAdmin):
 
     def get_urls(self) -> list[URLPattern]:
         """Return the page's address, by the name that the index looks for."""
-        name = f"{self.opts.app_label}_{self.opts.model_name}_changelist"
+        name = "_".join([self.opts.app_label, str(self.opts.model_name), "changelist"])
         view = self.admin_site.admin_view(self.changelist_view)
         return [path("", view, name=name)]
 
@@ -72,7 +72,6 @@ class StatusAdmin(_ModelAdmin):
             **content(check=request.method == "POST"),
             **(extra_context or {}),
         }
-        request.current_app = self.admin_site.name
         return TemplateResponse(request, "admin/entra_redis/status.html", context)
 
     def has_module_permission(self, request: HttpRequest) -> bool:
