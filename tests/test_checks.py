@@ -180,7 +180,7 @@ FAULTS: list[tuple[str, dict[str, Any], Any, str]] = [
         ("KEY_PREFIX", "KEY_PREFIX belongs beside OPTIONS, not in it."),
         ("timeout", "TIMEOUT belongs beside OPTIONS, not in it."),
         ("address_remap", "It is for 'django_entra_redis.cache.EntraRedisCluster"),
-        ("event_dispatcher", "Remove it: redis-py's classes hand it to each other"),
+        ("event_dispatcher", "Remove it: redis-py's classes pass it to each other"),
         ("nonsense", "Remove it: neither this backend nor redis-py's"),
         (5, "Remove it: neither this backend nor redis-py's"),
     ],

@@ -162,7 +162,7 @@ class NodePools:
 
 
 def _in_plain_text(host: str, port: int) -> Problem:
-    """Return the problem of a node that is on another host than the LOCATION."""
+    """Return the problem of a node to which a token would go without TLS."""
     return Problem(
         "E022",
         "CACHES[...]['LOCATION']",

@@ -1,4 +1,4 @@
-"""The options that redis-py's classes take, so that a misspelt one is told of."""
+"""The options that redis-py's classes take, so that a misspelt one is reported."""
 
 import difflib
 import functools
@@ -16,9 +16,10 @@ from ..conf.options import FIXED, OWN, CacheOptions
 
 #: Options of redis-py's cluster client, which no connection knows.
 CLUSTER_OPTIONS = ("address_remap", "dynamic_startup_nodes", "require_full_coverage")
-#: Settings of a cache that stand beside its OPTIONS.
+#: Settings of a cache that belong beside its OPTIONS.
 _BESIDE = ("BACKEND", "KEY_FUNCTION", "KEY_PREFIX", "LOCATION", "TIMEOUT", "VERSION")
-#: What redis-py's classes hand to each other. Here it would do nothing, or harm.
+#: Parameters that redis-py's classes pass to each other. As options of a cache they
+#: would have no effect, or do harm.
 _INTERNAL = frozenset(
     {
         "cache",
@@ -45,11 +46,7 @@ _KINDS: Mapping[str, type[Any]] = {
 
 
 def connection_kind(server: str) -> type[Any]:
-    """Return the class of redis-py's connections to a server.
-
-    Parameters:
-        server: its URL.
-    """
+    """Return redis-py's connection class for the scheme of a server's URL."""
     location = read_url(server)
     return _KINDS[location.scheme] if location else Connection
 
@@ -57,12 +54,12 @@ def connection_kind(server: str) -> type[Any]:
 def unknown_options(
     options: CacheOptions, where: str = "CACHES[...]", *, clustered: bool = False
 ) -> list[Problem]:
-    """Return what is wrong with options that neither this package nor redis-py knows.
+    """Return a problem for each option that neither this package nor redis-py knows.
 
     Parameters:
         options: the cache's settings.
         where: what to call the cache in a message.
-        clustered: whether its keys lie on the nodes of a Redis Cluster.
+        clustered: whether the cache is on a Redis Cluster.
     """
     beyond = CLUSTER_OPTIONS if clustered else ()
     found: list[Problem] = []
@@ -79,27 +76,27 @@ def unknown_options(
         for key in (location.said.keys() if location else set()) - taken:
             place, hint = f"{where}['LOCATION'] ({key})", _hint(key, taken)
             if bare_urls([server]) == ["?"]:
-                # It may be a part of a password that is not escaped.
+                # The "option" may be a part of an unescaped password: it is not shown.
                 place, hint = (
                     f"{where}['LOCATION']",
-                    "Look at what comes after the '?'.",
+                    "Check the part after the '?'.",
                 )
             found.append(Problem("E028", place, message, hint))
-    # Several servers have often the same fault; it is told once.
+    # Without duplicates: several servers often have the same problem.
     return list(dict.fromkeys(found))
 
 
 def _taken(server: str, options: CacheOptions) -> set[str] | None:
     """Return the options that connections and pools to a server take.
 
-    That is ``None`` where a class of the user's own may take any.
+    ``None``: a class of the user's own may take any option.
     """
     kind: Any = options.connection.get("connection_class") or connection_kind(server)
     pool = options.pool_class or redis.ConnectionPool
     try:
         pool = import_string(pool) if isinstance(pool, str) else pool
     except Exception:
-        return None  # Whatever its module raises is told where the pool is made.
+        return None  # The error of the import is reported where the pool is made.
     if not isinstance(pool, type) or _takes_any(kind) or _takes_any(pool):
         return None
     return set(_names(kind) | _names(pool)) - _INTERNAL
@@ -107,7 +104,7 @@ def _taken(server: str, options: CacheOptions) -> set[str] | None:
 
 @functools.cache
 def _names(kind: type[Any]) -> frozenset[str]:
-    """Return the names of all parameters with which a class can be made."""
+    """Return the names of all parameters of a class and its parents."""
     return frozenset(
         parameter.name
         for init in _inits(kind)
@@ -118,7 +115,7 @@ def _names(kind: type[Any]) -> frozenset[str]:
 
 @functools.cache
 def _takes_any(kind: type[Any]) -> bool:
-    """Whether a class may take what no parameter of it, or of its parents, names."""
+    """Whether a user's class has ``**kwargs``, so that it may take any option."""
     return any(
         parameter.kind is parameter.VAR_KEYWORD
         for init in _inits(kind)
@@ -141,11 +138,11 @@ def _hint(key: str, taken: Iterable[str]) -> str:
     if str(key).upper() in _BESIDE:
         return f"{str(key).upper()} belongs beside OPTIONS, not in it."
     if key in _INTERNAL:
-        return "Remove it: redis-py's classes hand it to each other."
+        return "Remove it: redis-py's classes pass it to each other."
     if key in _names(Connection):
-        return "It is for TCP, and a Unix socket has no use for it."
+        return "It is for TCP, and has no meaning for a Unix socket."
     if key in _names(SSLConnection):
-        return "It is for TLS, and LOCATION should start with rediss:// then."
+        return "It is for TLS, for which LOCATION should start with rediss://."
     if key in CLUSTER_OPTIONS:
         return "It is for 'django_entra_redis.cache.EntraRedisClusterCache' alone."
     near = difflib.get_close_matches(str(key).lower(), {*OWN, *taken}, 1)

@@ -1,8 +1,8 @@
-"""Connections that keep to their identity's token.
+"""Connections that authenticate with their identity's current token.
 
-A pool calls a connection's ``connect()`` at each checkout, also when it is connected.
-That is where a connection looks whether its token has moved on, and authenticates
-anew: no other thread ever touches its socket, whatever the kind of pool.
+A pool calls ``connect()`` at each checkout, also on a connection that is connected.
+There the connection compares its token with the current one, and authenticates again
+if there is a newer one. No other thread ever uses its socket, whatever pool it is in.
 """
 
 import functools
@@ -34,7 +34,7 @@ _ONCE = Retry(NoBackoff(), 0)
 
 
 class _RecordingProvider(CredentialProvider):
-    """Gives redis-py the current token, and remembers which one that was."""
+    """Gives redis-py the current token, and records which one that was."""
 
     def __init__(self, provider: EntraCredentialProvider) -> None:
         self.provider = provider
@@ -46,19 +46,22 @@ class _RecordingProvider(CredentialProvider):
 
 
 class PlainConnection(AbstractConnection):
-    """A connection that looks in next to no time whether it is connected.
+    """A connection without an identity, and the base of those with one.
 
-    redis-py's own ``connect()`` prepares for retries first.
+    Its ``connect()`` costs almost nothing while it is connected: redis-py's own sets up
+    retries first.
     """
 
     _connected = False
-    # What is repeated while redis-py's own client has it; None for nothing.
+    # The retry policy while redis-py's own client has the connection, else None.
     lent: Any = None
-    # Whether commands are being sent, and what the server said as it hung up meanwhile.
+    # Whether commands are being sent, and the error reply that the server sent before
+    # it closed the connection meanwhile.
     _sending = False
-    _last_words: ResponseError | None = None
+    _closing_error: ResponseError | None = None
     _exchanger: Exchanger | None = None
-    # The last command that redis-py sent word by word, as it does when it connects.
+    # The name of the last command that redis-py sent on its own: while it connects, the
+    # one that an error reply answers.
     _asked: object = None
 
     def send_command(self, *args: Any, **kwargs: Any) -> None:
@@ -67,52 +70,55 @@ class PlainConnection(AbstractConnection):
         super().send_command(*args, **kwargs)
 
     def lend(self, retry: Any) -> None:
-        """Be redis-py's client's, or with ``None`` the cache's again.
+        """Lend the connection to a redis-py client, or take it back.
 
         Parameters:
-            retry: redis-py's retry policy, by which commands and connects are repeated.
+            retry: redis-py's policy for retries of commands and connects while the
+                client has the connection; ``None``: the cache has it again.
         """
         if retry is not None:
             if self.lent is None:
                 self._own = self.retry, self.retry_on_error
-            # redis-py 5.3 wants the errors here, too.
+            # redis-py 5.3 reads the errors from the connection, not from the policy.
             self.retry, self.retry_on_error = retry, list(retry._supported_errors)
         elif self.lent is not None:
             self.retry, self.retry_on_error = self._own
         self.lent = retry
 
     def connect(self) -> None:
-        """Be connected."""
+        """Connect, unless the connection is connected."""
         if not self._connected:
             try:
                 # redis-py's frames have the password as a local variable.
-                hidden(lambda: self._repeat(self._open))
+                hidden(lambda: self._with_retries(self._open))
             except BaseException:
-                # Also a signal handler's, halfway, which redis-py would take for
-                # connected.
+                # A signal handler may have raised halfway: redis-py would take the
+                # connection for connected.
                 self.disconnect()
                 raise
             self._connected = True
 
     def set_parser(self, parser_class: Any) -> None:
-        """Take a parser, which is to have a deadline for each reply."""
+        """Set the class of the parser, extended by a deadline for each reply."""
         super().set_parser(bounded_parser(parser_class))
 
     def expecting(self, replies: int) -> AbstractContextManager[None]:
-        """Return a context in which so many replies come within one deadline."""
+        """Return a context in which this number of replies has one common deadline."""
         found: AbstractContextManager[None] = self._parser.expecting(replies)
         return found
 
     @property
     def exchanger(self) -> Exchanger | None:
-        """The socket for single commands while all is as :meth:`connect` leaves it;
-        ``None`` if that is to be called first, or if the socket does not do."""
+        """The exchanger of single commands on the socket.
+
+        ``None``: :meth:`connect` has to be called first, or the socket is not suitable.
+        """
         return self._ready_exchanger() if self._connected else None
 
     def _ready_exchanger(self) -> Exchanger | None:
         exchanger = self._exchanger
         if exchanger is None:
-            # redis-py has no public way to the socket.
+            # redis-py has no public attribute for the socket.
             exchanger = self._exchanger = make_exchanger(
                 self._sock, self.socket_timeout
             )
@@ -121,10 +127,10 @@ class PlainConnection(AbstractConnection):
     def disconnect(self, *args: Any, **kwargs: Any) -> None:
         """Disconnect from the server."""
         if self._sending:
-            # redis-py disconnects where sending fails. What the server has said before
-            # it hung up is lost with the socket.
+            # redis-py disconnects when sending fails. An error reply that the server
+            # sent before it closed the connection would be lost with the socket.
             self._sending = False
-            self._last_words = self._read_last_words()
+            self._closing_error = self._read_closing_error()
         self._connected = False
         self._exchanger = None
         super().disconnect(*args, **kwargs)
@@ -133,46 +139,46 @@ class PlainConnection(AbstractConnection):
         """Send commands.
 
         Raises:
-            ResponseError: the server has refused them, and hung up before it had them
-                all, as it does with a value that is too large.
+            ResponseError: the server refused the commands and closed the connection
+                before it had read them all, as it does with a value that is too large.
             ConnectionError, TimeoutError: the connection broke.
         """
-        self._sending, self._last_words = self._connected, None
+        self._sending, self._closing_error = self._connected, None
         try:
             super().send_packed_command(*args, **kwargs)
         except RedisConnectionError:
-            if self._last_words is None:
+            if self._closing_error is None:
                 raise
         finally:
             self._sending = False
-        if self._last_words is not None:
-            raise self._last_words
+        if self._closing_error is not None:
+            raise self._closing_error
 
-    def _read_last_words(self) -> ResponseError | None:
-        """Return the error that the server replied before it hung up, if it did."""
+    def _read_closing_error(self) -> ResponseError | None:
+        """Return the error reply before the server closed the connection, if any."""
         if isinstance(sys.exception(), TimeoutError):
-            return None  # It has not hung up: it does not read.
-        words = None
+            return None  # The server has not closed the connection: it does not read.
+        found = None
         try:
             while self.can_read(timeout=0):
-                words = None
+                found = None
                 try:
                     self.read_response(disconnect_on_error=False)
                 except ResponseError as error:
-                    words = error
+                    found = error
         except (RedisError, OSError):
-            pass  # The end of what it has said.
-        return words
+            pass  # There are no more replies.
+        return found
 
-    def _repeat(self, connect: Callable[[], None]) -> None:
-        """Connect, repeatedly while lent: otherwise that is done above."""
+    def _with_retries(self, connect: Callable[[], None]) -> None:
+        """Connect; retry only while lent, as the cache's own client retries itself."""
         if self.lent is None:
             connect()
         else:
             self.lent.call_with_retry(connect, self.disconnect)
 
     def _open(self) -> None:
-        """Have redis-py connect once."""
+        """Connect by redis-py's own method, without retries."""
         retry, self.retry = self.retry, _ONCE
         try:
             if hasattr(AbstractConnection, "connect_check_health"):
@@ -182,7 +188,8 @@ class PlainConnection(AbstractConnection):
         except ResponseError as error:
             failure = self._meaning(error)
         except RedisError as error:
-            # redis-py keeps the error of a socket in a frame of its own traceback.
+            # redis-py leaves the socket's error in a frame of that error's traceback,
+            # which would keep both alive.
             if isinstance(error.__context__, OSError):
                 traceback.clear_frames(error.__context__.__traceback__)
             raise
@@ -197,15 +204,15 @@ class PlainConnection(AbstractConnection):
             del failure
 
     def _meaning(self, error: ResponseError) -> Exception:
-        """Return what an error reply stands for, by the command that it answers."""
+        """Translate an error reply by the command that it answers."""
         return greeting_error(self._asked, error, self.db)
 
 
 class EntraConnection(PlainConnection):
-    """A connection with an identity.
+    """A connection that authenticates with the tokens of an identity.
 
     Parameters:
-        credential_provider: hands out the identity's tokens.
+        credential_provider: the identity's provider of tokens.
     """
 
     def __init__(
@@ -215,23 +222,23 @@ class EntraConnection(PlainConnection):
         self._renewal = credential_provider.renewal
         self._recorder = _RecordingProvider(credential_provider)
         self._offset = random.random()
-        # The token that the server knows this connection by; None when disconnected.
+        # The token that the connection last authenticated with; None: disconnected.
         self._held: Token | None = None
         self._subscribed = False
         super().__init__(credential_provider=self._recorder, **kwargs)
 
     def connect(self) -> None:
-        """Be connected, and authenticated with a valid token.
+        """Connect and authenticate, as far as that has to be done.
 
         Raises:
             TokenError: there is no valid token.
             TokenRefusedError: Redis refused the token.
-            ConnectionError, TimeoutError: redis-py's, without the frames below,
+            ConnectionError, TimeoutError: raised by redis-py; without the frames below,
                 whose local variables hold the token.
         """
         held = self._held
         if held is None:
-            # After override_settings it is another renewal's.
+            # override_settings may have replaced the renewal.
             self._renewal = self._provider.renewal
         # fresh() is the fast path of current().
         current = self._renewal.fresh() or self._renewal.current()
@@ -249,18 +256,18 @@ class EntraConnection(PlainConnection):
                 if self._attempt(send) is None:
                     return
             self.disconnect()
-        self._repeat(functools.partial(self._establish, self._open))
+        self._with_retries(functools.partial(self._establish, self._open))
 
     @property
     def exchanger(self) -> Exchanger | None:
-        """See the parent's; as long as the token has not moved on, too."""
+        """As in the parent class; also ``None`` once there is a newer token."""
         held = self._held
         if held is None or self._renewal.fresh() is not held:
             return None
         return self._ready_exchanger()
 
     def connect_check_health(self, *args: Any, **kwargs: Any) -> None:
-        """Connect where redis-py 6.2 and newer skips :meth:`connect`."""
+        """Connect: redis-py 6.2 and newer calls this method in some places directly."""
         if self._held is None:
             parent = super().connect_check_health
             self._establish(functools.partial(parent, *args, **kwargs))
@@ -271,41 +278,43 @@ class EntraConnection(PlainConnection):
         super().disconnect(*args, **kwargs)
 
     def register_connect_callback(self, callback: Any) -> None:
-        """Call back at each connect, as redis-py's PubSub wants it."""
+        """Register a callback for each connect; redis-py's PubSub registers one."""
         self._subscribed = True
-        # In place of the method, which each checkout calls.
+        # On the instance, so that checkouts of other connections do not pay for it.
         vars(self)["can_read"] = self._poll
         super().register_connect_callback(callback)
 
     def deregister_connect_callback(self, callback: Any) -> None:
-        """Call back no longer."""
+        """Remove the callback of a subscriber."""
         self._subscribed = False
         vars(self).pop("can_read", None)
         super().deregister_connect_callback(callback)
 
     def _poll(self, *args: Any, **kwargs: Any) -> Any:
-        """Return whether there is something to read for a subscriber."""
+        """Return whether a subscriber can read; authenticate again if it is time to."""
         if not super().can_read():
             self.connect()
         return super().can_read(*args, **kwargs)
 
     def _authenticate(self, token: Token) -> None:
-        """Authenticate anew in place.
+        """Authenticate again on the open connection.
 
         Raises:
-            ConnectionError: it has to reconnect for that.
+            ConnectionError: the connection has to reconnect for that.
         """
         if not self._subscribed:
             self._send_token(token)
             self.read_response()
         elif str(self.protocol) == "3" and not self.encoder.decode_responses:
-            # The reply is the subscriber's to read, who takes it for a PONG, and an
-            # error for one; one who decodes its messages would not.
+            # PubSub reads the reply: it takes an OK for a PONG, and raises an error. A
+            # subscriber that decodes its messages can't take the OK for a PONG.
             self._send_token(token)
         else:
-            # In RESP 2 a subscribed connection takes no AUTH. redis-py subscribes anew
-            # where it reconnects.
-            raise RedisConnectionError("A subscriber reconnects.")
+            # In RESP 2 the server refuses AUTH on a connection with a subscription.
+            # redis-py subscribes again after a reconnect.
+            raise RedisConnectionError(
+                "A subscriber reconnects to authenticate with a newer token."
+            )
         self._held = token
 
     def _send_token(self, token: Token) -> None:
@@ -315,7 +324,8 @@ class EntraConnection(PlainConnection):
         error = self._attempt(open_)
         refused = self._recorder.token
         if _is_refusal(error) and refused is not None:
-            # Revoked, or a policy that has changed: one other token, then the truth.
+            # The token may be revoked, or its rights have changed: another token is
+            # tried once, and if that is refused, too, the refusal is raised.
             if self._renewal.replace(refused) is not None:
                 error = self._attempt(open_)
             if _is_refusal(error):
@@ -329,10 +339,10 @@ class EntraConnection(PlainConnection):
         self._held = self._recorder.token
 
     def _attempt(self, action: Callable[[], None]) -> Exception | None:
-        """Return what an action raises, without the frames that hold the token.
+        """Call a function; return its error without the frames that hold the token.
 
-        Django's debug page shows the local variables of each frame of a traceback, of
-        its cause's and of its context's.
+        Django's debug page shows the local variables of each frame of a traceback, and
+        of those of the error's cause and context.
         """
         try:
             action()
@@ -343,8 +353,8 @@ class EntraConnection(PlainConnection):
             failure.__cause__ = failure.__context__ = None
             return failure.with_traceback(None)
         except BaseException as error:
-            # A signal handler's: a reply may be on its way, or the database not yet
-            # selected, which redis-py would take for connected.
+            # A signal handler may have raised: a reply may still arrive, or the
+            # database not be selected, and redis-py would take that for connected.
             self.disconnect()
             raise error.with_traceback(None) from None
         return None
@@ -352,7 +362,12 @@ class EntraConnection(PlainConnection):
 
 @functools.cache
 def connection_class(kind: type[Any], *, entra: bool) -> type[Any]:
-    """Return redis-py's connection class, or a user's, with what it lacks here."""
+    """Return a connection class of redis-py, or a user's, extended by this package.
+
+    Parameters:
+        kind: the class.
+        entra: whether the connections authenticate with an identity's tokens.
+    """
     bases = [kind]
     if issubclass(kind, SSLConnection):
         bases.insert(0, SharedTlsConnection)

@@ -1,12 +1,12 @@
-"""How long a whole reply may take, however it drips in.
+"""Deadlines for a whole reply, however slowly it arrives.
 
-A socket's timeout bounds the wait for the next byte: a server that sends one now and
-then holds whoever waits for ever. A :class:`Deadline` bounds the reply: it has the
-timeout, and more time for each byte that has come, so that a large value on a slow
-network gets through.
+A socket's timeout bounds the wait for the next byte: a server that sends a byte now and
+then would keep its reader waiting for ever. A :class:`Deadline` bounds the reply as a
+whole: the timeout, and more time for each byte received, so that a large value still
+gets through a slow network.
 
-Whoever reads from a socket asks it only once a reply was not there in the first read,
-which costs the others nothing::
+Readers of a socket make a deadline only if the first read did not have the whole reply,
+so that all other replies cost nothing more::
 
     data = read(timeout)
     deadline = None
@@ -14,7 +14,7 @@ which costs the others nothing::
         deadline = deadline or Deadline(timeout)
         data = read(min(timeout, deadline.left(len(data))))
 
-Here that is done for redis-py's parsers (:func:`bounded_parser`); an event loop's
+This module does so for redis-py's parsers (:func:`bounded_parser`). An event loop's
 connection compares the same numbers in a timer (:func:`allowance`).
 """
 
@@ -30,22 +30,27 @@ from .refusals import read_error
 #: Bytes that come in a second at least, on average, once the timeout is over: half a
 #: megabit, at which no cache is of any use.
 RATE = 64 * 1024
-#: Bytes that each reply of several counts for, beside its own: 5 ms for the server to
-#: carry the command out.
+#: Bytes by which each reply of a batch extends the common deadline, beside its own: at
+#: ``RATE`` this gives the server 5 ms to carry out each command.
 REPLY = 320
 
 
 def allowance(timeout: float, received: int) -> float:
-    """Return the seconds that a reply may take, of which so many bytes have come."""
+    """Return the seconds that a reply may take in all.
+
+    Parameters:
+        timeout: seconds for a small reply.
+        received: bytes of the reply that have been received.
+    """
     return timeout + received / RATE
 
 
 class Deadline:
-    """When a reply is to be there.
+    """The time by which a reply has to be complete.
 
     Parameters:
-        timeout: seconds for a small one, from now on.
-        clock: seconds, to measure with.
+        timeout: seconds for a small reply, from now on.
+        clock: the clock, in seconds.
     """
 
     def __init__(
@@ -58,10 +63,10 @@ class Deadline:
         """Return the seconds that are left.
 
         Parameters:
-            received: bytes that have come since the last call.
+            received: bytes received since the last call.
 
         Raises:
-            TimeoutError: none are.
+            TimeoutError: no time is left.
         """
         self._end += received / RATE
         left = self._end - self._clock()
@@ -71,11 +76,11 @@ class Deadline:
 
 
 class _BoundedSocket:
-    """What redis-py's parsers need of a socket, with a deadline for each reply.
+    """A socket as redis-py's parsers use it, with a deadline for each reply.
 
     Parameters:
         sock: the socket.
-        timeout: seconds; what it is set to.
+        timeout: the socket's timeout, in seconds.
     """
 
     def __init__(self, sock: Any, timeout: float) -> None:
@@ -83,13 +88,13 @@ class _BoundedSocket:
         self._timeout = timeout
         self._deadline: Deadline | None = None
         self._received = 0
-        # Whether nothing has been read yet of what is expected, and what that counts
-        # for beside its bytes.
+        # Whether nothing of the expected replies has been read yet, and the bytes by
+        # which they extend the deadline (see REPLY).
         self.fresh = True
         self.credit = 0
         self._recv, self._recv_into = sock.recv, sock.recv_into
-        # The socket's other methods, without a detour: each look whether there is
-        # something to read goes through some of them.
+        # The socket's other methods as attributes, not by __getattr__: each check for
+        # something to read calls some of them.
         kind = type(sock)
         self.__dict__ |= {
             name: getattr(sock, name)
@@ -99,7 +104,7 @@ class _BoundedSocket:
         }
 
     def recv(self, *args: int) -> bytes:
-        """Return what has come."""
+        """Receive bytes."""
         if self.fresh:
             self.fresh, self._deadline = False, None
             data: bytes = self._recv(*args)
@@ -109,7 +114,7 @@ class _BoundedSocket:
         return data
 
     def recv_into(self, buffer: Any) -> int:
-        """Take in what has come; return how much."""
+        """Receive bytes into a buffer; return their number."""
         if self.fresh:
             self.fresh, self._deadline = False, None
             size: int = self._recv_into(buffer)
@@ -121,7 +126,7 @@ class _BoundedSocket:
     def _receive_more(self, receive: Callable[..., Any], *args: Any) -> Any:
         timeout = self._sock.gettimeout()
         if not timeout:
-            # Somebody only looks whether there is something, or waits for ever.
+            # The caller checks for something to read, or wants to wait for ever.
             return receive(*args)
         if self._deadline is None:
             self._deadline = Deadline(self._timeout)
@@ -138,7 +143,7 @@ class _BoundedSocket:
 
 
 class _View:
-    """A connection as its parser sees it: with another socket."""
+    """A connection with another socket, as it is handed to its parser."""
 
     def __init__(self, connection: Any, sock: Any) -> None:
         self._connection = connection
@@ -156,7 +161,7 @@ def bounded_parser(kind: type[Any]) -> type[Any]:
     """
     read_response = kind.read_response
 
-    class BoundedParser(kind):  # type: ignore[misc]
+    class BoundedParser(kind):  # type: ignore[misc]  # its parent is a variable
         bounded: _BoundedSocket | None = None
 
         @classmethod
@@ -183,19 +188,19 @@ def bounded_parser(kind: type[Any]) -> type[Any]:
 
         @contextmanager
         def expecting(self, replies: int) -> Iterator[None]:
-            """Have so many replies come within one deadline."""
+            """Bound this number of replies by one common deadline."""
             bounded = self.bounded
             if bounded is None:
                 yield
                 return
             bounded.fresh, bounded.credit = True, replies * REPLY
-            # Shorter than the method above, which would begin anew each time.
+            # Replaces the method above, which would begin a deadline for each reply.
             self.__dict__["read_response"] = MethodType(read_response, self)
             try:
                 yield
             finally:
                 bounded.credit = 0
-                # The two must not keep each other.
+                # Also breaks the reference cycle of parser and method.
                 del self.__dict__["read_response"]
 
     return BoundedParser

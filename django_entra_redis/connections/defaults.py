@@ -1,4 +1,4 @@
-"""Defaults of connections, unless ``OPTIONS`` say otherwise."""
+"""Defaults of a connection's options, which ``OPTIONS`` override."""
 
 import socket
 from collections.abc import Mapping
@@ -15,7 +15,11 @@ from .arguments import connection_kind
 
 
 def _tcp_options() -> dict[int, int]:
-    """Return the TCP options by which a dead peer is noticed in about 15 s."""
+    """Return the TCP options by which the kernel notices a dead peer.
+
+    It probes an idle connection after 30 s and closes it after 3 probes, 5 s apart; it
+    closes one whose data is not acknowledged for 15 s.
+    """
     wanted = {
         "TCP_KEEPIDLE": 30,
         "TCP_KEEPINTVL": 5,
@@ -30,7 +34,7 @@ def _tcp_options() -> dict[int, int]:
 
 
 def _driver() -> dict[str, Any]:
-    """Return how connections introduce themselves to the server: as Django's do."""
+    """Return the options by which connections name their driver, as Django's do."""
     version = django.get_version()
     if hasattr(redis, "DriverInfo"):
         info = redis.DriverInfo().add_upstream_driver("django", version)
@@ -54,7 +58,7 @@ def _maintenance() -> dict[str, Any]:
 _DEFAULTS: Mapping[str, Any] = {
     "socket_connect_timeout": 5.0,
     "socket_timeout": 5.0,
-    # RESP 3 brings a cache nothing but push messages between its replies.
+    # For a cache, RESP 3 would only add push messages between the replies.
     "protocol": 2,
     **_driver(),
     **_maintenance(),
@@ -63,8 +67,8 @@ _TCP_DEFAULTS: Mapping[str, Any] = {
     "socket_keepalive": True,
     "socket_keepalive_options": _tcp_options(),
 }
-# None means something to redis-py in these: no bound, or no introduction. Elsewhere it
-# would switch off, or leave to redis-py's version, what must not be.
+# Options in which None has a meaning: no timeout, or no driver's name. In the others
+# None would switch off a default that is needed, and counts as not given.
 _NONE_COUNTS = (
     "driver_info",
     "lib_name",
@@ -75,10 +79,11 @@ _NONE_COUNTS = (
 
 
 def with_defaults(server: str, options: CacheOptions) -> CacheOptions:
-    """Return a cache's options with what suits a server on Azure filled in.
+    """Return a cache's options, filled in with defaults that suit a server on Azure.
 
     Parameters:
-        server: its URL, which says what kind of connection it takes.
+        server: its URL, whose scheme tells the kind of connection.
+        options: the cache's settings.
     """
     given, defaults = dict(options.connection), dict(_DEFAULTS)
     if given.keys() & {"driver_info", "lib_name", "lib_version"}:
@@ -90,7 +95,7 @@ def with_defaults(server: str, options: CacheOptions) -> CacheOptions:
     if issubclass(kind, SSLConnection):
         location = read_url(server)
         said = location.said if location else {}
-        # redis-py 5.3 does not compare the certificate's name with the host's.
+        # redis-py 5.3 does not check the certificate's host name by default.
         asked = {**given, **said}.get("ssl_cert_reqs", "required")
         defaults["ssl_check_hostname"] = asked not in (None, "none", 0)
     for key in defaults.keys() - set(_NONE_COUNTS):

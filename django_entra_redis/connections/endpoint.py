@@ -1,7 +1,7 @@
-"""An endpoint: one server, as an identity and a cache's options reach it.
+"""An endpoint: one server, with the identity and the options of the caches that use it.
 
-It owns the pool that threads use and the connection of each event loop, and keeps what
-has been found out about the server.
+It owns the pool that threads use, the connection of each event loop, the tracking
+connections, and what has been found out about the server.
 """
 
 import socket
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from .copies import Copies
     from .tracking import Tracker
 
-#: Options of redis-py's that the connection of an event loop has no equal of: the
-#: operations of such a cache are carried out in threads.
+#: Options of redis-py's that an event loop's connection does not support: with one of
+#: them, the operations of a cache are carried out in threads.
 _SYNC_ONLY = (
     "connection_class",
     "health_check_interval",
@@ -42,7 +42,7 @@ _SYNC_ONLY = (
 
 
 class Endpoint:
-    """One server.
+    """One server, and the connections of this process to it.
 
     Parameters:
         pool: the pool of connections to it.
@@ -57,13 +57,13 @@ class Endpoint:
 
     @property
     def host(self) -> str:
-        """The host name or address that it is reached at."""
+        """The host name or address of the server."""
         host: str = self.pool.connection_kwargs["host"]
         return host
 
     @property
     def name(self) -> str:
-        """What to call it in a message."""
+        """The server's name in messages: its host and port, or its path."""
         where = self.pool.connection_kwargs
         if "path" in where:
             return str(where["path"])
@@ -73,7 +73,7 @@ class Endpoint:
         """Return whether the server answers on a new connection.
 
         Parameters:
-            timeout: seconds to wait, for each of its answers.
+            timeout: seconds to wait for each of its replies.
         """
         kwargs = dict(self.pool.connection_kwargs)
         for key in ("socket_timeout", "socket_connect_timeout"):
@@ -84,7 +84,7 @@ class Endpoint:
             connection.send_command("PING")
             connection.read_response()
         except ResponseError:
-            return True  # It may not be asked that, but it answers.
+            return True  # PING may be forbidden to this user, but the server answers.
         except (RedisError, OSError):
             return False
         finally:
@@ -93,7 +93,7 @@ class Endpoint:
 
     @cached_property
     def multiplexes(self) -> bool:
-        """Whether the connection of an event loop can do what the pool's do."""
+        """Whether an event loop's connection supports all of the pool's options."""
         kwargs: Mapping[str, Any] = self.pool.connection_kwargs
         provider = kwargs.get("credential_provider")
         return (
@@ -104,14 +104,16 @@ class Endpoint:
 
     @property
     def target(self) -> Target:
-        """What the connection of an event loop connects to, and how."""
+        """The address and the options for an event loop's connection."""
         return hidden(lambda: _make_target(self.pool))
 
     def track(self, copies: "Copies", max_staleness: float) -> "Tracker":
-        """Return a tracking connection, which tells copies when they have changed.
+        """Return a tracking connection, on which Redis invalidates copies of values.
 
         Parameters:
-            max_staleness: seconds for which copies are used without proof that it does.
+            copies: the copies.
+            max_staleness: seconds for which copies are used without a sign of life of
+                the connection.
         """
         from .tracking import Tracker
 
@@ -120,7 +122,7 @@ class Endpoint:
         return tracker
 
     def disconnect(self) -> None:
-        """Close all connections; new ones are made with the settings as they are."""
+        """Close all connections; new ones are made with the settings of that time."""
         self._close_trackers("the settings have changed")
         if isinstance(self.pool, ConnectionPool):
             self.pool.close_connections()
@@ -129,13 +131,13 @@ class Endpoint:
         close_everywhere(self)
 
     def retire(self) -> None:
-        """Close all connections to a server that is gone, once they are idle."""
+        """Close all connections once they are idle: the node has left the cluster."""
         self._close_trackers("the server has left the cluster")
         retire_everywhere(self)
         if isinstance(self.pool, ConnectionPool):
             self.pool.close_connections()
         else:
-            # redis-py's would close those in use, too, from this thread.
+            # By default redis-py's pool would close connections in use, too, from here.
             self.pool.disconnect(inuse_connections=False)
 
     def _close_trackers(self, reason: str) -> None:
@@ -161,10 +163,10 @@ def get_endpoint(server: str, options: CacheOptions) -> Endpoint:
 
 
 def _make_target(pool: Any) -> Target:
-    """Return what a pool's connections connect to, and how."""
+    """Return the address and the options of a pool's connections."""
     kwargs = pool.connection_kwargs
-    # Never connected. It tells what redis-py makes of the options, whose defaults and
-    # precedence differ from one of its versions to the next.
+    # A connection that is never connected, from which redis-py's interpretation of the
+    # options is read: defaults and precedence differ between its versions.
     sample = pool.connection_class(**kwargs)
     info = getattr(sample, "driver_info", None)
     names = {
@@ -211,7 +213,7 @@ def _ssl_context(tls: SharedTls, connection: Any) -> ssl.SSLContext:
     """Return the SSL context that a pool's connections share."""
     context = tls.context
     if context is None:
-        # redis-py makes it, from all its options; no connection is needed for that.
+        # redis-py makes the context from its options, which takes no connection.
         with socket.socket() as sock, connection._wrap_socket_with_ssl(sock) as wrapped:
             context = wrapped.context
     return context

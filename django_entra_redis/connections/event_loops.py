@@ -16,24 +16,25 @@ from asgiref.sync import SyncToAsync
 from .._fork import ForkSafeLock, Order, in_child
 from .multiplexed import MultiplexedConnection, Target
 
-#: Operations that a loop makes through the synchronous client before it connects: a
-#: TLS handshake costs about as much CPU time as this many trips through a thread.
+#: Operations that a loop carries out through the synchronous client before it connects:
+#: a TLS handshake costs about as much CPU time as this many calls in a thread.
 FIRST_OPERATIONS = 8
 
 
 class SupportsTarget(Protocol):
-    """An endpoint, as far as event loops are concerned."""
+    """The part of an endpoint that this module uses."""
 
     @property
     def target(self) -> Target:
-        """What to connect to, and how."""
+        """The address and the options for an event loop's connection."""
         ...
 
 
 class LoopConnections:
     """The connections of one event loop.
 
-    ``open`` tells whether the loop is worth connections.
+    ``open`` is True once the loop has carried out enough operations to use connections
+    of its own.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -41,16 +42,17 @@ class LoopConnections:
         self._loop = loop
         self._operations = 0
         self._connections: dict[SupportsTarget, MultiplexedConnection] = {}
-        # Those to servers that are gone which may still have something to answer.
+        # Connections to servers that are gone, on which replies may still arrive.
         self._retired: list[MultiplexedConnection] = []
         self._closer = self._until_closed()
 
     async def count(self) -> bool:
-        """Count an operation; return whether the loop is worth connections now."""
+        """Count an operation; return whether the loop uses its own connections now."""
         self._operations += 1
         if self._operations > FIRST_OPERATIONS:
             self.open = True
-            # asyncio.run() and its like close a loop's asynchronous generators at last.
+            # The generator closes the connections: asyncio.run() and others close a
+            # loop's asynchronous generators before the loop itself.
             await anext(self._closer)
         return self.open
 
@@ -64,13 +66,13 @@ class LoopConnections:
             return connection
 
     def close(self, endpoint: SupportsTarget) -> None:
-        """Close the connection to an endpoint now; whoever waits gets an error."""
+        """Close the connection to an endpoint now; calls under way get an error."""
         connection = self._connections.pop(endpoint, None)
         if connection is not None:
             connection.close()
 
     def retire(self, endpoint: SupportsTarget) -> None:
-        """Close the connection to an endpoint once all has been answered."""
+        """Close the connection to an endpoint once all calls have their replies."""
         connection = self._connections.pop(endpoint, None)
         if connection is not None:
             connection.finish()
@@ -105,12 +107,12 @@ def connections_of(loop: asyncio.AbstractEventLoop) -> LoopConnections:
 
 
 def close_everywhere(endpoint: SupportsTarget) -> None:
-    """Have each loop close its connection to an endpoint: settings have changed."""
+    """Have each loop close its connection to an endpoint, whose settings changed."""
     _in_each_loop(LoopConnections.close, endpoint)
 
 
 def retire_everywhere(endpoint: SupportsTarget) -> None:
-    """Have each loop close its connection to an endpoint, whose server is gone."""
+    """Have each loop retire its connection to an endpoint, whose server is gone."""
     _in_each_loop(LoopConnections.retire, endpoint)
 
 
@@ -123,7 +125,8 @@ def _in_each_loop(
                 loop.call_soon_threadsafe(do, connections, endpoint)
 
 
-# What is the parent's: to collect it would be to meddle with its loops and threads.
+# Objects of the parent process. They are kept for ever, since their finalizers would
+# act on the parent's loops and threads.
 _inherited: list[object] = []
 
 
@@ -134,17 +137,17 @@ def _after_fork_in_child() -> None:
 
 
 def _replace_asgiref_threads() -> None:
-    """Give a child process asgiref executors whose threads live.
+    """Give asgiref new executors in a forked child process.
 
-    asgiref has no hook for forks: its threads do not live on in a child, and it does
-    not notice, so that what is left to them, by Django too, would wait for ever. A test
-    fails when one of these names goes.
+    The threads of the parent's executors do not exist in the child, and asgiref does
+    not notice: calls that it hands to them, Django's among them, would wait for ever. A
+    test fails when one of these names disappears.
     """
     dead = SyncToAsync.context_to_thread_executor
     _inherited.extend((SyncToAsync.single_thread_executor, dict(dead)))
     dead.clear()
     SyncToAsync.single_thread_executor = ThreadPoolExecutor(max_workers=1)
-    # Where the fork was in that one thread: nobody has the new one yet.
+    # The fork may have happened in that one thread, where asgiref refuses another call.
     SyncToAsync.deadlock_context.set(False)
 
 

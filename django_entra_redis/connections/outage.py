@@ -1,7 +1,7 @@
-"""Outages of a server: what is known of them, who may ask again, what is logged.
+"""Outages of a server: what is known of them, which request may probe, what is logged.
 
-While a server is known to be down, one request at a time finds out whether it still is.
-All others fail at once: otherwise each would wait as long as the one before it.
+This is a circuit breaker. While a server is known to be down, one request at a time
+probes it. All others fail at once: otherwise each would wait for the same timeout.
 """
 
 import logging
@@ -24,62 +24,62 @@ from .protocol import ConnectionClosedError
 
 logger = logging.getLogger(__name__)
 
-#: Errors of a server that is down, full or failing over. Anything else, a refused
-#: command or a value that can't be pickled, is a mistake that must be seen.
+#: Errors of a server that is down, full or failing over. All other errors, such as a
+#: refused command, are mistakes that ``ignore_exceptions`` must not hide.
 OUTAGE_ERRORS = (ConnectionError, TimeoutError, OutOfMemoryError, ReadOnlyError)
 
-#: Seconds that nobody asks after a request has failed: half as long as it took, so that
-#: a page of many operations waits once, but no longer than this: an outage that is over
-#: is noticed that much later at most.
+#: Seconds after a failed request without a probe, at most. The pause is half as long as
+#: the request took, so that a page of many operations waits once; the bound is how much
+#: later the end of an outage is noticed.
 LONGEST_PAUSE = 0.5
-#: Seconds after which another request may ask, while one still waits for its answer:
-#: that one's connection may be the trouble, and new ones may work again.
+#: Seconds after which another request may probe while one still waits for its reply: it
+#: may wait on a broken connection, while new ones work again.
 PROBE_INTERVAL = 1.0
-#: Seconds for an answer on a new connection, after one has timed out: half as long, but
-#: within these bounds. A server that is well answers within some milliseconds, with TLS
-#: too; this machine may be busy, though.
+#: Seconds to wait for an answer on a new connection after a timeout, at least and at
+#: most: half of what the request took, within these bounds. A healthy server answers
+#: within some milliseconds, with TLS too; this machine may be busy, though.
 SECOND_OPINION = (0.25, 0.5)
-#: Seconds from which on a single try that failed is worth a second opinion: one that
-#: fails at once costs nobody anything.
+#: Seconds that a single failed try has to take before the server is asked once more. A
+#: try that fails sooner delays no request.
 COSTLY = 0.1
-#: Seconds within which a new outage is the former one, which comes and goes: it is
-#: logged no more than once.
+#: Seconds after an outage in which a new one counts as the same: a server that comes
+#: and goes is logged once.
 RELAPSE = 10.0
 
 
 class Kind(Enum):
-    """What an outage is of. Each ends with an answer that shows that it is over."""
+    """The kinds of outage. Each has a kind of reply that shows that it is over."""
 
-    #: Nobody gets an answer, or is let in: any answer.
+    #: The server does not answer, or does not authenticate. Any reply ends it.
     SERVER = "can't be used"
-    #: It takes no writes, as a replica: one that it takes.
+    #: The server takes no writes, as a replica. A successful write ends it.
     WRITES = "takes no writes"
-    #: It has no memory left: a command that it had none for.
+    #: The server has no memory left. The success of a command that failed ends it.
     MEMORY = "is full"
 
 
 class Verdict(Enum):
-    """What a request's failure says of the server."""
+    """The conclusion from a failed request about its server."""
 
-    UP = "nothing: others get answers, or it is not the server's failure"
-    ASK = "it may be down, or only one of its connections broken"
-    DOWN = "it is down"
+    UP = "the server answers, or the failure has another cause"
+    ASK = "the server is down, or only one of its connections is broken"
+    DOWN = "the server is down"
 
 
 def judge(error: Exception, *, tries: int, took: float, silent: float) -> Verdict:
-    """Return whether a request that failed tells that the server is down.
+    """Return whether a failed request shows that its server is down.
 
     Parameters:
-        error: what it failed with, in the end.
-        tries: how often it was tried; each time but the first on a new connection.
-        took: seconds from its beginning.
-        silent: seconds since the server's last answer, to whomever.
+        error: the error of the last try.
+        tries: the number of tries; all but the first were on new connections.
+        took: seconds since the request began.
+        silent: seconds since the server's last reply to any request.
     """
     own = isinstance(error, EntraRedisError) and not isinstance(
         error, UncertainResultError
     )
-    # No token, or none that the server lets in, or an error reply: it answers, and
-    # nobody waits for that. Or this process has closed the connection.
+    # There was no token, or the server refused it at once, or this process closed the
+    # connection: no request waits for a server that is down.
     if own or isinstance(error, AuthenticationError | ConnectionClosedError):
         return Verdict.UP
     if not isinstance(error, ConnectionError | TimeoutError) or silent < took / 2:
@@ -116,9 +116,9 @@ class _Outage:
     error: Exception
     failures: int = 0
     failed_at: float = 0.0
-    #: When somebody may ask again; ``None``: anybody may at any time.
+    #: When the next request may probe; ``None``: any request may go to the server.
     ask_at: float | None = None
-    #: Whether somebody is asking the server for a second opinion.
+    #: Whether the server is being asked once more, on a new connection.
     suspected: bool = False
     #: Names of the commands that failed.
     commands: set[str] = field(default_factory=set)
@@ -132,17 +132,16 @@ class Outages:
     """The outages of one server, for all its clients in this process.
 
     Parameters:
-        name: what to call the server in a message.
-        clock: the time in seconds.
+        name: the server's name in messages.
+        clock: the clock, in seconds.
     """
 
     def __init__(self, name: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._name = name
         self.clock = clock
-        # When the server's last answer came.
+        # When the server's last reply came.
         self._answered_at = clock()
-        # Guards the two dictionaries and what is in them. That there is no outage is
-        # seen without it.
+        # Guards the two dictionaries and their values. ``any`` is read without it.
         self._lock = ForkSafeLock()
         self._outages: dict[Kind, _Outage] = {}
         #: Whether there is an outage, or was one that may come again.
@@ -150,10 +149,10 @@ class Outages:
         self._former: dict[Kind, tuple[float, _Outage]] = {}
 
     def enter(self) -> float:
-        """Begin a request; return when that was.
+        """Begin a request; return the time.
 
         Raises:
-            ServerDownError: it would fail, and another one is asking already.
+            ServerDownError: the server is down, and this request may not probe it.
         """
         now = self.clock()
         if not self.any:
@@ -165,7 +164,7 @@ class Outages:
             if now < outage.ask_at:
                 outage.failures += 1
                 raise ServerDownError(
-                    f"Redis at {self._name} is down, and asked again in "
+                    f"Redis at {self._name} is down, and will be asked again in "
                     f"{outage.ask_at - now:.1f} s. It failed with: {outage.error}"
                 )
             outage.ask_at = now + PROBE_INTERVAL
@@ -189,7 +188,7 @@ class Outages:
             ]
 
     def answered(self, *, write: bool, command: str = "") -> None:
-        """Note that the server has answered.
+        """Note that the server has replied.
 
         Parameters:
             write: whether it has carried out a write.
@@ -210,7 +209,7 @@ class Outages:
                 self._end(kind, outage, now)
 
     def answered_at(self, at: float) -> None:
-        """Note that the server has answered, then or a moment later, in no outage."""
+        """Note that the server replied at this time, or just after, in no outage."""
         self._answered_at = at
 
     def failed(
@@ -222,18 +221,19 @@ class Outages:
         command: str,
         covered: bool,
     ) -> bool:
-        """Note that a request has failed in the end.
+        """Note that the last try of a request has failed.
 
-        Returns whether the server should be asked once more, on a new connection: if it
-        answers, :meth:`well` is to be called, else :meth:`down`. Meanwhile it counts as
-        down.
+        Returns whether the caller should ask the server once more, on a new connection:
+        if it answers, the caller calls :meth:`well`, else :meth:`down`. Meanwhile the
+        server counts as down.
 
         Parameters:
-            error: what it failed with.
+            error: the error of the last try.
             began: what :meth:`enter` returned.
-            tries: how often it was tried.
-            command: its name.
-            covered: whether nobody sees the error: then it is logged in any case.
+            tries: the number of tries.
+            command: the name of the command.
+            covered: whether ``ignore_exceptions`` hides the error: then the outage is
+                logged in any case.
         """
         now = self.clock()
         took = now - began

@@ -1,4 +1,4 @@
-"""The connection pools of a process."""
+"""The connection pool of threads, which authenticates connections at checkout."""
 
 import contextlib
 import functools
@@ -34,9 +34,9 @@ from .tls import SharedTls, SharedTlsConnection
 MAX_CONNECTIONS = 100
 #: What :meth:`ConnectionPool.exchange` returns where it has not sent anything.
 MISSED: Any = object()
-#: redis-py's own connections. One of a user's may do anything with its socket.
+#: redis-py's own connection classes: a user's class may treat its socket differently.
 _ORDINARY = (Connection, SSLConnection, UnixDomainSocketConnection)
-#: Options that only redis-py's way of sending and receiving regards.
+#: Options that only redis-py's own methods for sending and receiving support.
 _EXTRAS = ("health_check_interval", "parser_class", "redis_connect_func")
 
 
@@ -45,44 +45,45 @@ class _Waiter:
 
     def __init__(self) -> None:
         self.connection: Any = None
-        # Locked until there is something to come for. A bare lock, since what is built
-        # on one is not for signal handlers.
+        # Locked until the thread is woken. A lock, not a Condition or an Event: these
+        # are not safe in a signal handler, which may release a connection.
         self._empty = threading.Lock()
         self._empty.acquire()
 
     def give(self, connection: Any) -> None:
-        """Hand a connection over."""
+        """Hand over a connection, and wake the thread."""
         self.connection = connection
         self.wake()
 
     def wake(self) -> None:
-        """Have whoever waits come and look."""
-        with contextlib.suppress(RuntimeError):  # awake already
+        """Wake the thread, so that it tries again."""
+        with contextlib.suppress(RuntimeError):  # the thread has been woken already
             self._empty.release()
 
     def wait(self, timeout: float) -> None:
-        """Wait to be woken, or until the time is over."""
+        """Wait to be woken, ``timeout`` seconds at most."""
         self._empty.acquire(timeout=timeout)
 
 
 class ConnectionPool(redis.ConnectionPool):
-    """A pool whose checkout costs next to nothing, and that waits when it is empty.
+    """A pool with a cheap checkout, which waits for a free connection when it is full.
 
-    Like redis-py's, it hands out the connection that was used last and notices one
-    that the server has closed. Only whoever has checked a connection out touches it.
+    Like redis-py's pool, it hands out the connection that was used last, and replaces
+    one that the server has closed. A connection is used by no other thread than the one
+    that has checked it out.
 
     Parameters:
         pool_timeout: seconds to wait for a free connection at ``max_connections``.
     """
 
-    # What connections repeat while redis-py's own clients have them.
+    # The retry policy of connections while redis-py's own clients have them.
     _lent_retry: Any = None
 
     def __init__(self, *args: Any, pool_timeout: float = 5.0, **kwargs: Any) -> None:
         self.pool_timeout = pool_timeout
         kwargs["max_connections"] = kwargs.get("max_connections") or MAX_CONNECTIONS
         super().__init__(*args, **kwargs)
-        # One of somebody else's knows no renewal.
+        # A user's own credential provider has no renewal.
         provider = self.connection_kwargs.get("credential_provider")
         own = isinstance(provider, EntraCredentialProvider)
         self._provider = provider if own else None
@@ -91,7 +92,7 @@ class ConnectionPool(redis.ConnectionPool):
             _pools.add(self)
 
     def __repr__(self) -> str:
-        return _shown(self)
+        return _safe_repr(self)
 
     def reset(self) -> None:
         """Forget all connections, as a child process must."""
@@ -100,31 +101,31 @@ class ConnectionPool(redis.ConnectionPool):
         # without it.
         self._gate = threading.RLock()
         self._idle: list[Any] = []
-        # First come, first served: otherwise a busy thread, which asks again right
-        # after it has released, would keep all others waiting.
+        # First come, first served: otherwise a busy thread, which checks out again
+        # right after a release, would keep all others waiting.
         self._queue: deque[_Waiter] = deque()
-        # Weakly, so that a connection counts no longer that an exception from a signal
-        # handler has had somebody lose.
+        # Weak references: a connection that its thread has lost, by an exception from a
+        # signal handler, must not count towards the maximum for ever.
         self._made: WeakSet[Any] = WeakSet()
-        # Connections that were out at a disconnect() are closed when they come back.
+        # Connections that are in use at a disconnect() are closed when they come back.
         self._generation = 0
         self.pid = os.getpid()
 
     def after_fork_in_child(self) -> None:
-        """Begin with no connection, as redis-py's pools do."""
+        """Forget the parent's connections, as redis-py's pools do."""
         self.reset()
 
     def get_connection(self, *args: Any, **kwargs: Any) -> Any:
-        """Do as :meth:`check_out` does, for redis-py's own clients."""
+        """Check out a connection for one of redis-py's own clients, and lend it."""
         return lend(self.check_out, self._lent_retry)
 
     def check_out(self) -> Any:
-        """Check a connection out: connected, authenticated, with nothing to read.
+        """Check out a connection: connected, authenticated, with nothing to read.
 
         Raises:
             ConnectionPoolTimeout: none became free within ``pool_timeout``.
             ConnectionError, TimeoutError: the server can't be reached.
-            TokenError, TokenRefusedError: it can't be authenticated with.
+            TokenError, TokenRefusedError: the connection can't be authenticated.
         """
         try:
             connection = self._idle.pop()
@@ -150,7 +151,7 @@ class ConnectionPool(redis.ConnectionPool):
 
     @property
     def exchanges(self) -> bool:
-        """Whether :meth:`exchange` may be used: the connections are ordinary ones."""
+        """Whether :meth:`exchange` supports the connections' class and options."""
         kwargs = self.connection_kwargs
         return (
             getattr(self.connection_class, "kind", None) in _ORDINARY
@@ -159,16 +160,16 @@ class ConnectionPool(redis.ConnectionPool):
         )
 
     def exchange(self, packed: bytes, parse: Parse) -> Any:
-        """Send a command on an idle connection that can be used as it is.
+        """Send a command on an idle connection, if one needs no connect and no AUTH.
 
         Parameters:
             packed: the command.
-            parse: returns what its reply says.
+            parse: parses its reply.
 
         Returns:
-            What the reply says. What went wrong is returned, too: an error reply, or
-            the error of a reply that has not come. :data:`MISSED` if there is no such
-            connection: nothing was sent then.
+            The parsed reply; an error reply, or the error of the connection, as an
+            exception; :data:`MISSED` if there is no such connection, in which case
+            nothing has been sent.
         """
         try:
             connection = self._idle.pop()
@@ -191,8 +192,9 @@ class ConnectionPool(redis.ConnectionPool):
                     return reply
             except RedisError as error:
                 return error
-            # Everything has been read. A replica, though, is not what DNS names any
-            # more after a failover; and who is not served is not connected any more.
+            # The error reply has been read in full. The connection is closed all the
+            # same after READONLY, since DNS may name another server after a failover,
+            # and after errors like LOADING, which redis-py treats as disconnects.
             clean = isinstance(reply, ResponseError) and not isinstance(
                 reply, ReadOnlyError
             )
@@ -203,7 +205,7 @@ class ConnectionPool(redis.ConnectionPool):
             self.release(connection)
 
     def release(self, connection: Any) -> None:
-        """Take a connection back; once, however often it is given."""
+        """Take back a connection; do nothing if it has come back already."""
         if not connection.pool_lent:
             return
         connection.pool_lent = False
@@ -220,11 +222,11 @@ class ConnectionPool(redis.ConnectionPool):
             self._serve_queue()
 
     def disconnect(self, inuse_connections: bool = True) -> None:
-        """Close the idle connections now, the others when they come back."""
+        """Close idle connections now, and those in use when they come back."""
         self.close_connections(inuse_connections)
 
     def close_connections(self, inuse_connections: bool = True) -> None:
-        """Do as :meth:`disconnect` does, which redis-py calls too."""
+        """Do as :meth:`disconnect` does, which a subclass may make a no-op."""
         if inuse_connections:
             self._generation += 1
         for _ in range(len(self._idle)):
@@ -237,7 +239,7 @@ class ConnectionPool(redis.ConnectionPool):
             self.release(connection)
 
     def counts(self) -> tuple[int, int]:
-        """Return how many connections are idle, and how many are in use."""
+        """Return the numbers of idle connections and of those in use."""
         idle = len(self._idle)
         return idle, max(0, len(self._made) - idle)
 
@@ -249,13 +251,13 @@ class ConnectionPool(redis.ConnectionPool):
             connection.retry = retry
 
     def lend_with(self, retry: Any) -> None:
-        """Have redis-py's own clients repeat by this policy what they do."""
+        """Set the retry policy of connections that redis-py's own clients borrow."""
         self._lent_retry = retry
 
     def re_auth_callback(self, token: Any) -> None:
-        """Do nothing: the connections see to it themselves."""
+        """Do nothing: connections authenticate again at their next checkout."""
 
-    # redis-py 8 counts connections with these two, for its metrics.
+    # redis-py 8 counts connections by these two methods, for its metrics.
     def _get_free_connections(self) -> list[Any]:
         return list(self._idle)
 
@@ -265,8 +267,8 @@ class ConnectionPool(redis.ConnectionPool):
 
     def _make_or_wait(self) -> Any:
         if self._provider is not None:
-            # In an outage of the identity nobody queues behind those who have a
-            # connection, and wait for a token with it.
+            # Raises without a valid token, so that a thread does not queue behind
+            # threads that hold a connection and wait for a token themselves.
             self._provider.renewal.current()
         deadline = time.monotonic() + self.pool_timeout
         while True:
@@ -280,7 +282,7 @@ class ConnectionPool(redis.ConnectionPool):
                     break
                 waiter = _Waiter()
                 self._queue.append(waiter)
-            # Nobody else does for what was released just before the waiter was there.
+            # A connection may have been released just before the waiter was queued.
             self._serve_queue()
             try:
                 waiter.wait(left)
@@ -299,8 +301,8 @@ class ConnectionPool(redis.ConnectionPool):
             lambda: self.connection_class(**self.connection_kwargs)
         )
         connection.pool_generation = self._generation
-        # Before the set notes it: what was registered last is called first, and those
-        # who are woken are to find that it counts no longer.
+        # Registered before the set's own callback, and therefore called after it: the
+        # threads that are woken find that the connection does not count any more.
         finalize(connection, _wake_all, self._queue)
         self._made.add(connection)
         return connection
@@ -315,7 +317,7 @@ class ConnectionPool(redis.ConnectionPool):
                 self._queue.popleft().give(connection)
 
     def _leave_queue(self, waiter: _Waiter) -> Any:
-        """Return the connection that came, if one did."""
+        """Remove a waiter; return the connection that it was given, or None."""
         with self._gate:
             if waiter in self._queue:
                 self._queue.remove(waiter)
@@ -323,18 +325,18 @@ class ConnectionPool(redis.ConnectionPool):
 
 
 def check_out(pool: Any) -> Any:
-    """Check a connection out of whichever pool, for the cache itself."""
+    """Check out a connection of any pool, for the cache itself."""
     own = isinstance(pool, ConnectionPool)
     return pool.check_out() if own else hidden(pool.get_connection)
 
 
 def lend(take: Callable[[], Any], retry: Any) -> Any:
-    """Return a connection for one of redis-py's clients, until it is released.
+    """Check out a connection for one of redis-py's clients, until it is released.
 
     Parameters:
-        take: checks it out.
-        retry: redis-py's retry policy for that, and for what is done with the
-            connection; ``None`` for no repetition.
+        take: checks out the connection.
+        retry: redis-py's retry policy for the checkout and for the client's commands;
+            ``None``: no retries.
     """
     if retry is None:
         return take()
@@ -344,12 +346,12 @@ def lend(take: Callable[[], Any], retry: Any) -> Any:
 
 
 def _ignore(error: Exception) -> None:
-    """Do nothing about a failure: no connection has been lent."""
+    """Do nothing after a failed checkout: there is no connection to reset."""
 
 
 def _wake_all(queue: deque[_Waiter]) -> None:
-    """Have those who wait see whether there is room: a connection has been lost."""
-    # Without the lock: this may run between any two lines of any thread.
+    """Wake all waiting threads: one may make a connection in place of a lost one."""
+    # Without the lock: a finalizer may run between any two lines of any thread.
     for waiter in list(queue):
         waiter.wake()
 
@@ -368,15 +370,15 @@ def known_pools() -> list[ConnectionPool]:
 def pool_settings(
     server: str, options: CacheOptions, default: type[Any]
 ) -> tuple[type[Any], dict[str, Any]]:
-    """Return the class of a cache's pools, and what they are made with.
+    """Return the class of a cache's pools, and the arguments to make one with.
 
     Parameters:
-        server: the URL of what they lead to.
+        server: the server's URL.
         options: the cache's settings.
-        default: their class, unless the settings ask for another.
+        default: the class, unless the settings name another.
 
     Raises:
-        ConfigurationError: the options can't be used as they are.
+        ConfigurationError: an option is unknown or has a wrong value.
     """
     if problems := unknown_options(replace(options, servers=(server,))):
         raise ConfigurationError(problems)
@@ -385,7 +387,7 @@ def pool_settings(
     own = connection_class(kind, entra=options.identity is not None)
     kwargs["connection_class"] = own
     if "retry_on_error" in kwargs:
-        # redis-py 5.3 lengthens it, and caches are told apart by the settings' own.
+        # A copy: redis-py 5.3 appends to the list, which is part of the registry's key.
         kwargs["retry_on_error"] = list(kwargs["retry_on_error"])
     if options.identity is not None:
         kwargs["credential_provider"] = EntraCredentialProvider(options.identity)
@@ -399,17 +401,17 @@ def pool_settings(
         return pool_class, kwargs
     if issubclass(pool_class, redis.BlockingConnectionPool):
         kwargs.setdefault("timeout", options.pool_timeout)
-    return _discreet(pool_class), kwargs
+    return _with_safe_repr(pool_class), kwargs
 
 
 @functools.cache
-def _discreet(kind: type[Any]) -> type[Any]:
-    """Return a class of pools that shows no password: redis-py's shows all options."""
-    return type(kind.__name__, (kind,), {"__repr__": _shown})
+def _with_safe_repr(kind: type[Any]) -> type[Any]:
+    """Return a pool class whose ``repr`` shows no password, as redis-py's would."""
+    return type(kind.__name__, (kind,), {"__repr__": _safe_repr})
 
 
-def _shown(pool: Any) -> str:
-    """Return a pool's ``repr``: its class, and where it leads to."""
+def _safe_repr(pool: Any) -> str:
+    """Return a pool's ``repr``: its class and its server."""
     kwargs = pool.connection_kwargs
     where = kwargs.get("path") or f"{kwargs.get('host')}:{kwargs.get('port')}"
     return f"<{type(pool).__name__} to {where}>"

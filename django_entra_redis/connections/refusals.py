@@ -1,8 +1,8 @@
 """Error replies as exceptions, and those to the commands that a connection begins with.
 
-Servers word a refusal as they like: Azure has been seen to answer "ERR WRONGPASS" to
-AUTH, which redis-py takes for an error of no particular kind. The command that was
-answered decides, and the words only where they plainly say something else.
+The wording of a refusal differs between servers: Azure has been seen to reply "ERR
+WRONGPASS" to AUTH, for which redis-py has no exception class. Therefore the command
+decides what an error means, and the wording only where it clearly means something else.
 """
 
 import re
@@ -29,7 +29,7 @@ from ..identity.token import Token, without_tokens
 
 #: The commands that authenticate.
 AUTHENTICATING = frozenset({"AUTH", "HELLO"})
-#: What a connection may begin with, and what helps where it is refused.
+#: First commands of a connection, and the advice where the user may not run them.
 _GREETING = {
     "HELLO": "Allow +hello, or set OPTIONS['protocol'] to 2.",
     "CLIENT": "Allow +client|setname, or remove OPTIONS['client_name'].",
@@ -43,7 +43,7 @@ _OTHER = frozenset(
         "BUSY",
         "CLUSTERDOWN",
         "CROSSSLOT",
-        "DENIED",  # by the protected mode, whoever asks
+        "DENIED",  # by protected mode, before any authentication
         "LOADING",
         "MASTERDOWN",
         "MISCONF",
@@ -57,7 +57,7 @@ _OTHER = frozenset(
     }
 )
 
-#: How a server says that it has as many connections as it may have.
+#: The wordings of "too many connections".
 TOO_MANY_CLIENTS = re.compile(
     r"(max|too many)\w*( number of)? (clients|connections)", re.IGNORECASE
 )
@@ -101,12 +101,12 @@ def read_error(
 def greeting_error(
     command: object, error: ResponseError, database: object
 ) -> Exception:
-    """Return what an error reply stands for as a connection begins.
+    """Translate an error reply to one of the first commands on a connection.
 
     Parameters:
-        command: the name of the command that it answers.
-        error: the reply as redis-py has read it.
-        database: the number that SELECT asks for.
+        command: the name of the command.
+        error: the reply, as redis-py has parsed it.
+        database: the number in the SELECT command.
     """
     meaning: Exception = error
     if command in AUTHENTICATING:
@@ -115,26 +115,26 @@ def greeting_error(
         meaning = selection_error(error, database)
     if command not in _GREETING:
         return meaning
-    said = f"{command} is refused as a connection begins ({str(meaning).rstrip('.')})."
+    text = f"Redis refused {command} on a new connection ({str(meaning).rstrip('.')})."
     if isinstance(meaning, NoPermissionError):
-        return GreetingNotPermittedError(f"{said} {_GREETING[str(command)]}")
+        return GreetingNotPermittedError(f"{text} {_GREETING[str(command)]}")
     if type(meaning) is ResponseError and command == "CLIENT":
-        return GreetingRefusedError(f"{said} Look at OPTIONS['client_name'].")
+        return GreetingRefusedError(f"{text} Check OPTIONS['client_name'].")
     return meaning
 
 
 def authentication_error(error: ResponseError) -> Exception:
-    """Return what an error reply to a command that authenticates stands for.
+    """Translate an error reply to AUTH, or to HELLO with AUTH.
 
     Parameters:
-        error: the reply as redis-py has read it.
+        error: the reply, as redis-py has parsed it.
     """
-    # A server that does not know HELLO quotes what came with it.
+    # A server that does not know HELLO quotes its arguments, the token among them.
     text = without_tokens(str(error)).partition(", with args")[0]
     # Without the "ERR" of some, which redis-py has cut off.
     again = _parse(text) if type(error) is ResponseError else error
     if isinstance(again, NoPermissionError):
-        # It names the command that may not be run.
+        # NOPERM names the command that the user may not run.
         named = _NAMED.search(text)
         return again if named and named[1] != "auth" else AuthenticationError(text)
     if type(again) not in (ResponseError, AuthenticationWrongNumberOfArgsError):
@@ -149,26 +149,26 @@ def authentication_error(error: ResponseError) -> Exception:
 
 
 def refusal(token: Token, error: Exception | None) -> TokenRefusedError:
-    """Return what to raise when Redis refuses a token."""
+    """Return the error to raise when Redis refuses a token."""
     return TokenRefusedError(
         f"Redis refused the token of user '{token.username}' "
-        f"({str(error).rstrip('.')}). The user name "
-        "is to be the principal's object ID (not its client ID), and the principal is "
-        "to have an access policy on this cache."
+        f"({str(error).rstrip('.')}). The user name should be the principal's object "
+        "ID (not its client ID), and the principal should have an access policy on "
+        "this cache."
     )
 
 
 def selection_error(error: ResponseError, database: object) -> Exception:
-    """Return what an error reply to SELECT stands for.
+    """Translate an error reply to SELECT.
 
     Parameters:
-        error: the reply as redis-py has read it.
-        database: the number that was asked for.
+        error: the reply, as redis-py has parsed it.
+        database: the number in the SELECT command.
     """
     if type(error) is not ResponseError or str(error).partition(" ")[0] in _OTHER:
         return error
     return WrongDatabaseError(
-        f"The server refuses database {database} ({str(error).rstrip('.')}): Azure "
-        "Managed Redis has database 0 alone, as has a cluster. Remove the database "
-        "from LOCATION and OPTIONS; to tell caches apart, set KEY_PREFIX."
+        f"The server refuses database {database} ({str(error).rstrip('.')}). Azure "
+        "Managed Redis and Redis Cluster have database 0 only: remove the database "
+        "from LOCATION and OPTIONS, and separate caches by KEY_PREFIX."
     )

@@ -1,4 +1,4 @@
-"""The registry of what the caches of a process share, such as endpoints."""
+"""The registry of objects that the caches of a process share, such as endpoints."""
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -19,15 +19,13 @@ _common: dict[Hashable, Any] = {}
 def get_or_make(
     kind: str, servers: Sequence[str], options: CacheOptions, make: Callable[[], Any]
 ) -> Any:
-    """Return what caches share if nothing distinguishes their connections.
-
-    Neither the identity may differ nor any option.
+    """Return an object that caches share whose identity and options are the same.
 
     Parameters:
-        kind: what it is.
-        servers: the URLs that it leads to.
+        kind: the kind of object, such as ``"endpoint"``.
+        servers: the URLs that it connects to.
         options: the cache's settings.
-        make: makes it if it is not there yet; it is to have a ``disconnect()``.
+        make: makes the object, which must have a ``disconnect()`` method.
     """
     key = (
         kind,
@@ -42,8 +40,8 @@ def get_or_make(
     )
     with _lock.current:
         if key not in _shared:
-            # The options go along: what they hold must not be collected, and its id
-            # given to something else, while the key is there.
+            # The key may have the id() of an option's value. To keep the options keeps
+            # that id from being given to another object.
             _shared[key] = (make(), options)
         return _shared[key][0]
 
@@ -77,7 +75,7 @@ def reset() -> None:
 
 
 def disconnect() -> None:
-    """Close all connections; new ones look anew who they are."""
+    """Close all connections; new ones use the identities' current settings."""
     with _lock.current:
         found = [made for made, _ in _shared.values()]
     for made in found:
@@ -112,7 +110,7 @@ def _refuse(value: Any) -> int:
 
 
 def _key(value: Any, identify: Callable[[Any], int] = id) -> Hashable:
-    """Return what tells an option from another one; the object itself if need be."""
+    """Return a hashable form of an option's value: its content, or else its id()."""
     kind = type(value)
     if kind in _PLAIN:
         return kind, value
@@ -133,8 +131,8 @@ def _on_setting_changed(*, setting: str, **kwargs: Any) -> None:
     if setting == "CACHES":
         reset()
     elif setting == "ENTRA_REDIS":
-        # The caches live on, each with its pool: a pool that is forgotten here would
-        # keep its connections' identity at the next change.
+        # Only disconnected, not forgotten: the caches still have these pools, which
+        # must be reached at the next change, too.
         disconnect()
 
 

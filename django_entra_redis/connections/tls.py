@@ -14,11 +14,11 @@ class SharedTls:
     """What the TLS connections to one server, or to all nodes of a cluster, share.
 
     Parameters:
-        names: of a cluster the hosts in ``LOCATION``. A node's certificate is to be for
-            the first of them, wherever it is and whatever it is called: who answers
-            for one node could send the token to any name that they have a certificate
-            for. None: each server's is to be for the name that is connected to.
-        domain: nodes with names below it are verified for these.
+        names: in a cluster, the hosts in ``LOCATION``. A node's certificate must be
+            for the first of them, whatever name the node announces: otherwise, whoever
+            can forge one node's replies could redirect the token to any host that they
+            have a certificate for. Empty: a certificate must be for the connected host.
+        domain: a node whose name is below this domain is verified for its own name.
     """
 
     context: ssl.SSLContext | None = None
@@ -26,17 +26,18 @@ class SharedTls:
     def __init__(self, names: Sequence[str] = (), domain: str | None = None) -> None:
         self._names = {_normal(name): name for name in names}
         self._domain = domain and _normal(domain)
-        # By host and port, what a handshake is shortened with (RFC 8446, 2.2): one for
-        # all connections, since to take each new one would cost what it saves.
+        # By host and port, the session that shortens handshakes (RFC 8446, 2.2). All
+        # connections use the same one: to fetch each new one costs what it saves.
         self.sessions: dict[tuple[str, int], ssl.SSLSession] = {}
-        #: By the host that a node announces, the one that it has been reached at.
+        #: The host at which a node was reached, by the host that it announces.
         self.routes: dict[str, str] = {}
 
     def hosts_of(self, host: str) -> tuple[str, ...]:
-        """Return where a server may be, in the order to try.
+        """Return the hosts to try for a server, in this order.
 
         Behind a private endpoint, the nodes of a cluster may announce an address that
-        cannot be reached from here, and be at the host in ``LOCATION``, at their ports.
+        can't be reached from here; they are reached at the host in ``LOCATION`` and
+        the announced port.
         """
         if host in self.routes:
             return (self.routes[host],)
@@ -45,7 +46,7 @@ class SharedTls:
         return host, next(iter(self._names.values()))
 
     def name_of(self, host: str) -> str:
-        """Return the name that a host's certificate is to be for."""
+        """Return the name that a host's certificate must be for."""
         name = _normal(host)
         if not self._names:
             return host
@@ -73,7 +74,7 @@ class SharedTlsConnection(SSLConnection):
             try:
                 connected = super()._connect()
             except ssl.SSLError:
-                raise  # There is somebody, but not who it should be.
+                raise  # A server answers there, but with the wrong certificate.
             except OSError as error:
                 failure = failure or error
             else:
@@ -87,17 +88,17 @@ class SharedTlsConnection(SSLConnection):
     def disconnect(self, *args: Any, **kwargs: Any) -> None:
         """Disconnect from the server."""
         wrapped, self._socket = self._socket, None
-        # Not each time: CPython leaks each session that it is asked for, some 6 KB.
+        # Not each time: CPython leaks about 6 KB at each access to ``session``.
         if wrapped and (server := (self.host, self.port)) not in self._tls.sessions:
-            # In TLS 1.3 it has come with the first reply, not with the handshake.
+            # In TLS 1.3 the session comes with the first reply, after the handshake.
             session = wrapped.session
             if session is not None and session.has_ticket:
                 self._tls.sessions[server] = session
         super().disconnect(*args, **kwargs)
 
-    # redis-py has no public way to give a connection its SSL context: it builds one
-    # for each connection, which is nine tenths of what a TLS connect costs. A test
-    # fails when this method goes.
+    # redis-py has no public way to give a connection an SSL context: it builds one for
+    # each connection, which is nine tenths of the cost of a TLS connect. A test fails
+    # when this method disappears.
     def _wrap_socket_with_ssl(self, sock: "socket.socket") -> ssl.SSLSocket:
         checks_more = self.ssl_validate_ocsp or self.ssl_validate_ocsp_stapled
         tls, name = self._tls, self._tls.name_of(self.host)
@@ -108,21 +109,20 @@ class SharedTlsConnection(SSLConnection):
                 sock, server_hostname=name, session=session
             )
             if session is not None and not self._socket.session_reused:
-                # The server has been replaced, or has forgotten: the next one counts.
+                # The server does not know the session: the next one is kept instead.
                 tls.sessions.pop(server, None)
             return self._socket
-        # The first connection has redis-py build the context, from all its options.
+        # For the first connection, redis-py builds the context from the options.
         address, self.host = self.host, name
         try:
             wrapped: ssl.SSLSocket = super()._wrap_socket_with_ssl(sock)
         finally:
             self.host = address
-        # Atomic: that of the quickest thread stays, for sessions are good for their own
-        # context alone.
+        # Atomic: the first thread's context stays. Sessions belong to one context.
         vars(tls).setdefault("context", wrapped.context)
         return wrapped
 
 
 def _normal(name: str) -> str:
-    """Return a host's name as it is compared with others."""
+    """Return a host's name in the form in which names are compared."""
     return name.lower().rstrip(".")
