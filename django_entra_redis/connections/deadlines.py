@@ -27,8 +27,8 @@ from typing import Any
 
 from .refusals import read_error
 
-#: Bytes that come in a second at least, on average, once the timeout is over: half a
-#: megabit, at which no cache is of any use.
+#: Bytes a second that a reply has to arrive with, on average, once the timeout is over:
+#: half a megabit, at which no cache is of any use.
 RATE = 64 * 1024
 #: Bytes by which each reply of a batch extends the common deadline, beside its own: at
 #: ``RATE`` this gives the server 5 ms to carry out each command.
@@ -155,9 +155,9 @@ class _View:
 
 @functools.cache
 def bounded_parser(kind: type[Any]) -> type[Any]:
-    """Return a parser class of redis-py's, or a user's, with a deadline for a reply.
+    """Return a parser class, redis-py's or a user's, with a deadline for each reply.
 
-    It reads errors as all other connections here do.
+    It parses error replies by :func:`.refusals.read_error`.
     """
     read_response = kind.read_response
 

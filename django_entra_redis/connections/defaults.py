@@ -43,9 +43,9 @@ def _driver() -> dict[str, Any]:
 
 
 def _maintenance() -> dict[str, Any]:
-    """Return what keeps redis-py from asking for notifications of maintenance.
+    """Return the options that keep redis-py 8 from subscribing to notifications.
 
-    It does so in RESP 3, and has other threads change the connections of a pool then.
+    In RESP 3 it would, and would then change connections from other threads.
     """
     if not hasattr(redis, "maint_notifications"):
         return {}
@@ -53,8 +53,8 @@ def _maintenance() -> dict[str, Any]:
     return {"maint_notifications_config": off}
 
 
-# redis-py's own, before its version 8, wait for ever. Constants, because what the pools
-# of a process are told apart by includes the identity of such objects.
+# Before redis-py 8, its own timeouts are None: without end. These are constants, since
+# pools are shared by caches whose options are the same objects.
 _DEFAULTS: Mapping[str, Any] = {
     "socket_connect_timeout": 5.0,
     "socket_timeout": 5.0,

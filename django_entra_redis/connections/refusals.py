@@ -1,4 +1,4 @@
-"""Error replies as exceptions, and those to the commands that a connection begins with.
+"""Error replies as exceptions, above all those to the first commands on a connection.
 
 The wording of a refusal differs between servers: Azure has been seen to reply "ERR
 WRONGPASS" to AUTH, for which redis-py has no exception class. Therefore the command
@@ -62,27 +62,27 @@ TOO_MANY_CLIENTS = re.compile(
     r"(max|too many)\w*( number of)? (clients|connections)", re.IGNORECASE
 )
 _NAMED = re.compile(r"'(\w+)[^']*' command")
-#: How proxies that know no error codes tell any command that nobody has authenticated.
-#: At the beginning, since errors quote what they were sent.
+#: How proxies that send no error codes refuse commands before an AUTH. It is matched at
+#: the beginning alone, since error replies quote the command.
 _UNAUTHENTICATED = re.compile(
     r"((client|connection) )?(is )?(not authenticated|unauthenticated)\b"
     r"|authentication (is )?(required|needed)\b",
     re.IGNORECASE,
 )
-# redis-py's types are not complete.
+# redis-py gives this function no type.
 _parse: Callable[[str], Exception] = DefaultParser.parse_error
 
 
 def read_error(
     words: str, parse: Callable[[str], Exception] | None = None
 ) -> Exception:
-    """Return an error reply as an exception, of the kind that its first word names.
+    """Return an error reply as an exception of redis-py's class for its first word.
 
-    Some put "ERR" before that word, which redis-py reads no further.
+    Some servers put "ERR" before that word; redis-py then finds no class for it.
 
     Parameters:
-        words: the reply.
-        parse: redis-py's way to do it.
+        words: the text of the reply.
+        parse: a function of redis-py that does so; ``None``: its default parser's.
     """
     parse = parse or _parse
     error = parse(words)
@@ -90,7 +90,7 @@ def read_error(
         return error
     text = words.removeprefix("ERR ")
     if is_malformed_redirect(text):
-        return ResponseError(words)  # With "ERR", it is taken for no redirection.
+        return ResponseError(words)  # With "ERR", so that it is not followed.
     if text != words:
         error = parse(text)
     if _UNAUTHENTICATED.match(text):
@@ -131,7 +131,7 @@ def authentication_error(error: ResponseError) -> Exception:
     """
     # A server that does not know HELLO quotes its arguments, the token among them.
     text = without_tokens(str(error)).partition(", with args")[0]
-    # Without the "ERR" of some, which redis-py has cut off.
+    # redis-py has removed an "ERR" that some servers put before the word that counts.
     again = _parse(text) if type(error) is ResponseError else error
     if isinstance(again, NoPermissionError):
         # NOPERM names the command that the user may not run.
