@@ -55,9 +55,12 @@ SOURCE = "".join(
 )
 LOCATION = "rediss://contoso.westeurope.redis.azure.net:10000"
 #: Languages of blocks that nothing here could run.
-SHOWN = {"{toctree}", "yaml", "dockerfile", "ini", "toml", "html"}
+SHOWN = {"{toctree}", "text", "yaml", "dockerfile", "ini", "toml", "html"}
 #: What a block of commands may begin with; how they are called is for others to say.
-PROGRAMS = {"az", "celery", "docker", "export", "git", "gunicorn", "kubectl", "uvicorn"}
+PROGRAMS = {
+    *("az", "celery", "curl", "docker", "git", "gunicorn", "kubectl", "uvicorn"),
+    *("cd", "django-admin", "export", "for", "mkdir", "source", "sleep", "do", "done"),
+}
 #: Packages that examples import, and that need not be installed.
 OTHERS = (
     "azure.monitor.opentelemetry",
@@ -129,6 +132,7 @@ def reader(
     with override_settings(ENTRA_REDIS={"default": identity}):
         yield {
             "CACHES": {"default": cache},
+            "INSTALLED_APPS": [],
             "include": include,
             "path": path,
         }
@@ -199,17 +203,17 @@ def check_command(words: list[str]) -> str | None:
         known = command.create_parser("manage.py", words[1])._option_string_actions
         unknown = [name for name in options_of(words) if name not in known]
         return f"there is no {unknown}" if unknown else None
-    if words[0] == "python" and words[1] == "-m":
+    if words[0].startswith("python") and words[1] == "-m":
         text = " ".join(words)
         if words[2] == "tox":
             names = environments_in(text)
             unknown = [name for name in names if not environment_exists(name)]
             return f"there is no {unknown}" if unknown else None
-        if words[2] == "pip":
+        if words[2] in ("pip", "venv"):
             return None
         there = python_modules_in(text) and find_spec(words[2])
         return None if there else f"there is no module {words[2]}"
-    if words[0] == "python":
+    if words[0] in ("python", "python3") or "=" in words[0]:
         return check_command(words[1:])
     if words[0].startswith("rediss://") or words[0] in PROGRAMS:
         return None
@@ -227,6 +231,7 @@ def check_command(words: list[str]) -> str | None:
         ("python -m tox run -e demo -- --serve", None),
         ("python -m tox run -e lint", "there is no"),
         ("python -m pip install tox", None),
+        ("NAME=value python manage.py entra_redis_check --json", None),
         ("python -m emulator --help", None),
         ("python -m testproject.nothing", "there is no"),
         ("rediss://contoso:10000/0", None),
