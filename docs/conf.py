@@ -29,6 +29,8 @@ extensions = [
 ]
 exclude_patterns = ["_build"]
 nitpicky = True
+# Commands have double hyphens and straight quotes.
+smartquotes = False
 
 # Links to headings are written as GitHub writes them, so that pages work there, too.
 myst_heading_anchors = 4

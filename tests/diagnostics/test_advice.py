@@ -67,6 +67,6 @@ def test_form(code: str) -> None:
 def test_page_has_a_question_for_each() -> None:
     """It asks once for each code, in the order of the steps."""
     text = PAGE.read_text(encoding="utf-8")
-    questions = re.findall(r"^- \*\*([^*]+\?)\*\*\s+\(`(\w+)`\)", text, re.MULTILINE)
-    assert len(questions) == len(re.findall(r"^- ", text, re.MULTILINE))
+    questions = re.findall(r"^### (.+\?)\n\nCode: `(\w+)`\.$", text, re.MULTILINE)
+    assert len(questions) == len(re.findall(r"^### ", text, re.MULTILINE))
     assert [code for _, code in questions] == list(ADVICE)

@@ -3,10 +3,10 @@
 Blocks and tables are found by what is in them, wherever they stand.
 """
 
-import ast
 import copy
 import json
 import re
+import runpy
 import shlex
 import sys
 import tomllib
@@ -26,20 +26,15 @@ from django.dispatch import Signal
 from django.test import override_settings
 from django.urls import include, path
 
-from django_entra_redis.conf.identities import KEYS, KINDS, Identity
-from django_entra_redis.conf.options import CacheOptions, parse_options
-from django_entra_redis.connections.defaults import with_defaults
-from django_entra_redis.connections.pool import MAX_CONNECTIONS
+from django_entra_redis import exceptions
 from django_entra_redis.credentials import provider as credentials
 from django_entra_redis.signals import token_renewal_failed, token_renewed
 from django_entra_redis.status import Status
-from django_entra_redis.types import EntraRedisOptions, OwnOptions
 from tests.support.commands import (
     ROOT,
     environment_exists,
     environments_in,
     python_modules_in,
-    tables,
 )
 
 PAGES = {
@@ -55,7 +50,7 @@ SOURCE = "".join(
 )
 LOCATION = "rediss://contoso.westeurope.redis.azure.net:10000"
 #: Languages of blocks that nothing here could run.
-SHOWN = {"{toctree}", "text", "yaml", "dockerfile", "ini", "toml", "html"}
+SHOWN = {"{eval-rst}", "{toctree}", "text", "yaml", "dockerfile", "ini", "toml", "html"}
 #: What a block of commands may begin with; how they are called is for others to say.
 PROGRAMS = {
     *("az", "celery", "curl", "docker", "git", "gunicorn", "kubectl", "uvicorn"),
@@ -287,75 +282,37 @@ def test_every_block_is_looked_at() -> None:
     ]
 
 
-# -- tables
+# -- what is stated twice
 
 
-def settings_table(key: str) -> dict[str, str]:
-    """Return the defaults by key of the table of settings that has such a key."""
-    (found,) = [
-        table[1:]
-        for table in tables(TEXT)
-        if table[0][:2] == ["key", "default"]
-        and f"`{key}`" in {row[0] for row in table}
-    ]
-    return {key: row[1] for row in found for key in re.findall(r"`(\w+)`", row[0])}
+def test_generated_pages() -> None:
+    """They are what ``python docs/generate.py`` makes of the code."""
+    generated = runpy.run_path(str(ROOT / "docs" / "generate.py"))["generated"]
+    pages = [file for file in PAGES if "<!-- generated: " in PAGES[file]]
+    assert len(pages) > 2
+    assert [file.name for file in pages if generated(PAGES[file]) != PAGES[file]] == []
 
 
-def literal(text: str) -> Any:
-    """Return the value that a cell begins with, if it is one."""
-    match = re.match(r"`([^`]*)`", text)
-    assert match is not None
-    return ast.literal_eval(match[1])
+def test_system_checks() -> None:
+    """The page has each, and no other."""
+    page = PAGES[ROOT / "docs" / "reference" / "system-checks.md"]
+    listed = re.findall(r"^\| `django_entra_redis\.([EW]\d{3})`", page, re.MULTILINE)
+    assert sorted(listed) == sorted(set(re.findall(r'\b([EW]0\d\d)"', SOURCE)))
 
 
-def test_identity_settings() -> None:
-    """The table has every key, and the defaults that are values."""
-    found = settings_table("TENANT_ID")
-    assert found.keys() == KEYS.keys()
-    values = {
-        key: literal(text)
-        for key, text in found.items()
-        if re.match(r"`(True|False|[\d.]+|\".*\")`", text)
-    }
-    assert values.pop("KIND") == "environment"
-    defaults = Identity.__dataclass_fields__
-    assert len(values) > 3
-    assert values == {key: defaults[key.lower()].default for key in values}
-    assert found["SCOPE"] == f"`{defaults['scope'].default}`"
-
-
-def test_kinds_of_identity() -> None:
-    """The table names each."""
-    (row,) = re.findall(r"^\| `KIND` .*$", TEXT, re.MULTILINE)
-    kinds = set(re.findall(r'`"(\w+)"`', row))
-    assert kinds == set(KINDS)
-
-
-def test_cache_options() -> None:
-    """The table has what the backend reads, and the defaults that are values."""
-    found = settings_table("identity")
-    assert found.keys() <= EntraRedisOptions.__annotations__.keys()
-    # Those two are Django's, and go on to redis-py as there.
-    assert OwnOptions.__annotations__.keys() - found.keys() <= {
-        "pool_class",
-        "parser_class",
-    }
-    connection = with_defaults(LOCATION, parse_options([LOCATION], {})).connection
-    defaults = {
-        **{
-            key: field.default
-            for key, field in CacheOptions.__dataclass_fields__.items()
-        },
-        **connection,
-        "max_connections": MAX_CONNECTIONS,
-    }
-    values = {
-        key: literal(text)
-        for key, text in found.items()
-        if re.match(r"`(True|False|[\d.]+|\".*\")`", text)
-    }
-    assert len(values) > 7
-    assert values == {key: defaults[key] for key in values}
+def test_errors() -> None:
+    """The page has a heading for each, and names what of redis-py's it is."""
+    page = PAGES[ROOT / "docs" / "reference" / "errors.md"]
+    parts = re.split(r"^## `(\w+)`$", page, flags=re.MULTILINE)
+    found = dict(zip(parts[1::2], parts[2::2], strict=True))
+    assert set(found) == set(exceptions.__all__)
+    for name, text in found.items():
+        bases = {
+            base.__name__
+            for base in getattr(exceptions, name).__bases__
+            if base.__module__ != "django_entra_redis._errors"
+        }
+        assert [base for base in bases if f"`{base}`" not in text] == []
 
 
 # -- names
