@@ -1,4 +1,5 @@
-"""The Django app: starts the renewal threads and registers the system checks."""
+"""The Django app: starts the renewal threads and registers the system checks, and what
+redis-py's URLs may name."""
 
 import contextlib
 import importlib
@@ -8,6 +9,7 @@ import time
 
 from django.apps import AppConfig
 
+from . import redis_urls
 from ._fork import Order, import_module, no_fork, register
 
 logger = logging.getLogger(__name__)
@@ -26,6 +28,7 @@ class EntraRedisConfig(AppConfig):
     def ready(self) -> None:
         """See to it that the renewal starts; return at once."""
         import_module(".checks", __package__)
+        redis_urls.register()
         _starter.start()
 
 

@@ -290,9 +290,19 @@ class EntraRedisCache(
         made = self.make_and_validate_key(key, version=version)
         return self._single_key.add(made, value, self._seconds(timeout))
 
-    def get(self, key: str, default: Any = None, version: int | None = None) -> Any:
-        """Return a key's value."""
+    def get(
+        self,
+        key: str,
+        default: Any = None,
+        version: int | None = None,
+        *,
+        client: Any = None,
+    ) -> Any:
+        """Return a key's value; ``client`` is redis-py's, to be asked for it."""
         made = self.make_and_validate_key(key, version=version)
+        if client is not None:
+            data = client.get(made)
+            return default if data is None else self._operations.loads(data)
         return self._single_key.get(made, default)
 
     # Django's returns nothing; django-redis' a bool.
@@ -338,10 +348,20 @@ class EntraRedisCache(
         made = self.make_and_validate_key(key, version=version)
         return self._single_key.has_key(made)
 
-    def incr(self, key: str, delta: int = 1, version: int | None = None) -> int:
-        """Add to a number; return the sum. A key that is not there is a ValueError."""
+    def incr(
+        self,
+        key: str,
+        delta: int = 1,
+        version: int | None = None,
+        *,
+        ignore_key_check: bool = False,
+    ) -> int:
+        """Add to a number; return the sum. A key that is not there is a ValueError, or
+        counts as 0 (``ignore_key_check``)."""
         made = self.make_and_validate_key(key, version=version)
         by = delta if type(delta) is int else whole(delta)
+        if ignore_key_check:
+            return self._cache.run(self._operations.count, made, by)
         return self._single_key.incr(made, by)
 
     def decr(self, key: str, delta: int = 1, version: int | None = None) -> int:
@@ -402,10 +422,18 @@ class EntraRedisCache(
             return await super().aadd(key, value, timeout, version)
 
     async def aget(
-        self, key: str, default: Any = None, version: int | None = None
+        self,
+        key: str,
+        default: Any = None,
+        version: int | None = None,
+        *,
+        client: Any = None,
     ) -> Any:
-        """See :meth:`get`."""
+        """See :meth:`get`; ``client`` is one of redis-py's for event loops."""
         made = self.make_and_validate_key(key, version=version)
+        if client is not None:
+            data = await client.get(made)
+            return default if data is None else self._operations.loads(data)
         try:
             return await self._async_cache.run(self._operations.get, made, default)
         except SynchronousOnlyOperation:
@@ -456,10 +484,19 @@ class EntraRedisCache(
         made = self.make_and_validate_key(key, version=version)
         return await self._async_cache.run(self._operations.has_key, made)
 
-    async def aincr(self, key: str, delta: int = 1, version: int | None = None) -> int:
+    async def aincr(
+        self,
+        key: str,
+        delta: int = 1,
+        version: int | None = None,
+        *,
+        ignore_key_check: bool = False,
+    ) -> int:
         """See :meth:`incr`."""
         made = self.make_and_validate_key(key, version=version)
-        return await self._async_cache.run(self._operations.incr, made, whole(delta))
+        operations = self._operations
+        operation = operations.count if ignore_key_check else operations.incr
+        return await self._async_cache.run(operation, made, whole(delta))
 
     async def adecr(self, key: str, delta: int = 1, version: int | None = None) -> int:
         """See :meth:`decr`."""

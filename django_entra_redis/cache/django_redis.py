@@ -35,6 +35,34 @@ _PER_SECOND = {"EXPIRE": 1, "EXPIREAT": 1, "PEXPIRE": 1000, "PEXPIREAT": 1000}
 _ITERSIZE = 1000
 
 
+class DjangoRedisClient:
+    """``cache.client`` as packages use it that are made for django-redis.
+
+    What it does not have is the cache's: there, the cache has nothing else.
+
+    Parameters:
+        cache: the cache.
+    """
+
+    def __init__(self, cache: Any) -> None:
+        self._backend = cache
+
+    def get_client(self, write: bool = True, tried: Any = None) -> "Redis":
+        """Return redis-py's client on the cache's connections.
+
+        Parameters:
+            write: whether it must be the server that is written to.
+            tried: unused; django-redis' own has it.
+        """
+        client: Redis = self._backend.get_client(write=write)
+        return client
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self._backend, name)
+
+
 class KeyspaceMethods:
     """How long keys live, which there are, locks."""
 
@@ -72,6 +100,17 @@ class KeyspaceMethods:
         def get_client(self, key: str | None = None, *, write: bool = False) -> Redis:
             """Return redis-py's client."""
             ...
+
+    # -- redis-py's client, on the names of django-redis and django-redis-cache ------
+
+    @property
+    def client(self) -> DjangoRedisClient:
+        """What packages take redis-py's client from: ``client.get_client()``."""
+        return DjangoRedisClient(self)
+
+    def get_master_client(self) -> "Redis":
+        """Return redis-py's client for the server that is written to."""
+        return self.get_client(write=True)
 
     # -- how long keys live ----------------------------------------------------------
 

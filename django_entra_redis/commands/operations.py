@@ -107,6 +107,7 @@ _EMPTY_ANSWERS: Mapping[str, Callable[..., Any]] = {
     "get_many": lambda keys, names: {},
     "has_key": lambda key: False,
     "incr": _not_counted,
+    "count": lambda key, delta: delta,
     # None of them is set.
     "set_many": lambda keys, data, timeout: list(data),
     "delete_many": lambda keys: None,
@@ -228,6 +229,12 @@ class Operations:
         if value is None:
             raise no_such_key(key)
         return int(value)
+
+    def count(self, key: str, delta: int) -> Operation[int]:
+        """Add to a number, or to 0 where there is none; return the sum."""
+        command = ("INCRBY", key, delta)
+        request = Request(command, key=key, once=True, parse=integer)
+        return int((yield request))
 
     def set_many(
         self, keys: Sequence[str], data: Mapping[Any, Any], timeout: int | None

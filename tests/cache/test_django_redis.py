@@ -581,3 +581,55 @@ def test_with_an_identity(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -
         cache.set("done", 1)
         thread.join(PATIENCE)
         assert cache.delete_pattern("*") == 2
+
+
+# -- what packages use that are made for django-redis
+
+
+def test_client_of_django_redis(database: Database) -> None:
+    """``cache.client`` gives redis-py's client; all else of it is the cache's."""
+    cache = database.cache()
+    assert cache.client.get_client() is cache.get_client(write=True)
+    assert cache.client.get_client(False, None).ping()
+    assert cache.get_master_client() is cache.get_client(write=True)
+    cache.client.set("key", 1)
+    assert cache.client.keys("*") == ["key"]
+    with pytest.raises(AttributeError, match="_server"):
+        _ = cache.client._server
+
+
+def test_get_of_a_client(database: Database) -> None:
+    """``get(client=)`` asks that one, and takes its answer for the cache's own."""
+    cache = database.cache()
+    cache.set("key", {"a": 1})
+    for client in (cache.get_client(write=True), database.admin):
+        assert cache.get("key", client=client) == {"a": 1}
+        assert cache.get("missing", 7, client=client) == 7
+
+    async def read() -> list[Any]:
+        async with redis.asyncio.Redis.from_url(database.url) as client:
+            return [
+                await cache.aget("key", client=client),
+                await cache.aget("missing", 7, client=client),
+            ]
+
+    assert asyncio.run(read()) == [{"a": 1}, 7]
+
+
+@pytest.mark.parametrize("copies", [None, True])
+def test_counting_from_nothing(database: Database, copies: bool | None) -> None:
+    """``incr(ignore_key_check=True)`` makes the key, which incr() alone refuses."""
+    cache = database.cache(client_side_cache=copies)
+    with pytest.raises(ValueError, match="not found"):
+        cache.incr("key")
+    assert cache.incr("key", 2, ignore_key_check=True) == 2
+    assert cache.get("key") == 2
+    assert asyncio.run(cache.aincr("key", ignore_key_check=True)) == 3
+    assert cache.get("key") == 3
+    assert cache.incr("key") == 4
+
+
+def test_counting_while_it_is_down() -> None:
+    """With ``ignore_exceptions`` the answer is that of an empty cache."""
+    cache = make_cache("redis://localhost:1", identity=None, ignore_exceptions=True)
+    assert cache.incr("key", 5, ignore_key_check=True) == 5

@@ -8,6 +8,7 @@ import ast
 import asyncio
 import functools
 import importlib
+import importlib.machinery
 import sys
 import weakref
 from collections.abc import Callable, Iterator
@@ -366,6 +367,17 @@ OVERWRITTEN: dict[tuple[str, str], tuple[str, Callable[[], bool]]] = {
     ("self._close.atexit", "connections.tracked_connection"): (
         "finalize's own documentation has it set so; it has no argument for it",
         lambda: hasattr(weakref.finalize, "atexit"),
+    ),
+    ("loader.exec_module", "redis_urls"): (
+        "Python has no hook for what is to be done once a module has been imported",
+        lambda: hasattr(importlib.machinery.SourceFileLoader, "exec_module"),
+    ),
+    ("module.URL_QUERY_ARGUMENT_PARSERS", "redis_urls"): (
+        "redis-py has no way to add a parser of a URL's parameter",
+        lambda: all(
+            hasattr(module, "URL_QUERY_ARGUMENT_PARSERS")
+            for module in (redis.connection, redis.asyncio.connection)
+        ),
     ),
     ("signal.lock", "credentials.provider"): (
         "Django's signals have no hook for forks: a parent's thread may be sending one",
