@@ -3,7 +3,11 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
     from redis import Redis
+    from redis.asyncio import Redis as AsyncRedis
 
 __version__ = "0.1.0"
 
@@ -18,15 +22,37 @@ def get_redis_connection(alias: str = "default", write: bool = True) -> "Redis":
     Raises:
         NotImplementedError: the cache is another backend's.
     """
+    client: Redis = _method(alias, "get_client")(write=write)
+    return client
+
+
+async def aget_redis_connection(
+    alias: str = "default", write: bool = True
+) -> "AsyncRedis":
+    """Return redis-py's asynchronous client on a cache's settings.
+
+    The event loop has one for each server, and closes it in the end.
+
+    Parameters:
+        alias: entry of ``CACHES``.
+        write: whether it must be the server that is written to.
+
+    Raises:
+        NotImplementedError: the cache is another backend's, or a cluster's.
+    """
+    client: AsyncRedis = _method(alias, "get_async_client")(write=write)
+    return client
+
+
+def _method(alias: str, name: str) -> "Callable[..., Any]":
     # A package's __init__ is imported with each of its modules: nothing may come
     # with it.
     from django.core.cache import caches
 
-    get_client = getattr(caches[alias], "get_client", None)
-    if get_client is None:
+    method: Callable[..., Any] | None = getattr(caches[alias], name, None)
+    if method is None:
         raise NotImplementedError(
             f"CACHES[{alias!r}] has no Redis behind it: its BACKEND should be "
             "'django_entra_redis.cache.EntraRedisCache'."
         )
-    client: Redis = get_client(write=write)
-    return client
+    return method

@@ -1,5 +1,6 @@
 """The cache backend."""
 
+import random
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -31,6 +32,7 @@ from .replaced import ReplacedMethods
 
 if TYPE_CHECKING:
     from redis import Redis
+    from redis.asyncio import Redis as AsyncRedis
 
     from ..clients.asynchronous import AsyncCacheClient
     from ..clients.straight import SingleKey
@@ -218,6 +220,27 @@ class EntraRedisCache(
     def get_client(self, key: str | None = None, *, write: bool = False) -> "Redis":
         """Return redis-py's client, for what Django's cache API does not have."""
         return self._cache.get_client(key, write=write)
+
+    def get_async_client(self, *, write: bool = False) -> "AsyncRedis":
+        """Return redis-py's client for the running event loop; it is the loop's, and
+        closes with it.
+
+        Parameters:
+            write: whether it must be the server that is written to.
+
+        Raises:
+            RuntimeError: no event loop is running.
+        """
+        endpoints = self._cache.endpoints
+        with no_fork():
+            from ..clients.loop_clients import client_of_loop
+
+        if write or len(endpoints) == 1:
+            endpoint = endpoints[0]
+        else:
+            endpoint = random.choice(endpoints[1:])
+        client: AsyncRedis = client_of_loop(endpoint)
+        return client
 
     # -- keys ------------------------------------------------------------------------
 
@@ -560,6 +583,18 @@ class EntraRedisClusterCache(EntraRedisCache):
     """
 
     clustered = True
+
+    def get_async_client(self, *, write: bool = False) -> "AsyncRedis":
+        """Raise that there is none: redis-py's asynchronous cluster client verifies a
+        node's certificate for whatever name the node announces.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError(
+            "A cluster has no asynchronous client of redis-py's here: use "
+            "sync_to_async(get_redis_connection)()."
+        )
 
     def get_topology(self) -> "Topology":
         """Return what knows the cluster's nodes, and which has which key."""

@@ -19,6 +19,7 @@ from .arguments import duration, moment
 
 if TYPE_CHECKING:
     from redis import Redis
+    from redis.asyncio import Redis as AsyncRedis
     from redis.lock import Lock
 
     from ..clients.asynchronous import AsyncCacheClient
@@ -55,6 +56,15 @@ class DjangoRedisClient:
             tried: unused; django-redis' own has it.
         """
         client: Redis = self._backend.get_client(write=write)
+        return client
+
+    def get_async_client(self, write: bool = True) -> "AsyncRedis":
+        """Return redis-py's client for the running event loop.
+
+        Parameters:
+            write: whether it must be the server that is written to.
+        """
+        client: AsyncRedis = self._backend.get_async_client(write=write)
         return client
 
     def __getattr__(self, name: str) -> Any:

@@ -53,6 +53,7 @@ STRANGERS = {
 
 #: What can be imported without Django's settings and apps.
 PUBLIC = (
+    "django_entra_redis.aget_redis_connection",
     "django_entra_redis.get_redis_connection",
     "django_entra_redis.cache.EntraRedisCache",
     "django_entra_redis.cache.EntraRedisClusterCache",
@@ -78,6 +79,7 @@ LAZY = {
     ("cache.get_or_set", "cache.stampede"),
     ("connections.endpoint", "connections.tracking"),
     ("cache.backend", "clients.kinds"),
+    ("cache.backend", "clients.loop_clients"),
     ("clients.kinds", "clients.asynchronous"),
     ("clients.kinds", "clients.client_side_cache"),
     ("clients.kinds", "clients.client_side_cluster"),
