@@ -61,7 +61,8 @@ def find_server() -> str | None:
     return next(find_servers(), None)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port that nobody listens at."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port: int = sock.getsockname()[1]
@@ -277,7 +278,7 @@ class Server:
         return client.execute_command(*words)
 
     def _spawn(self, *further: str) -> None:
-        self.address = ("127.0.0.1", self._port or _free_port())
+        self.address = ("127.0.0.1", self._port or free_port())
         with (self._directory / "redis.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [*self._command(), *further],

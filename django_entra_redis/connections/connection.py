@@ -160,12 +160,15 @@ class PlainConnection(AbstractConnection):
             return None  # The server has not closed the connection: it does not read.
         found = None
         try:
-            while self.can_read(timeout=0):
-                found = None
+            # The server has closed the connection, so that no read waits for long. To
+            # redis-py, what is left behind TLS can't be read.
+            while True:
                 try:
                     self.read_response(disconnect_on_error=False)
                 except ResponseError as error:
                     found = error
+                else:
+                    found = None
         except (RedisError, OSError):
             pass  # There are no more replies.
         return found

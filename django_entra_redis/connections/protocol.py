@@ -6,6 +6,7 @@ which ends could destroy half-way.
 
 import asyncio
 import os
+import select
 from collections import deque
 from contextlib import suppress
 from typing import Any
@@ -272,6 +273,10 @@ class RedisProtocol(asyncio.Protocol):
             # Only now does the server get what it is to answer. More that goes out
             # while it owes a reply must not hide that it is silent.
             self._moved_at = self._loop.time()
+        if self._rest and _is_readable(self._transport):
+            # It may not want the rest, and hang up: what it says is to be read first.
+            self._flush_soon()
+            return
         piece = self._rest or self._gather()
         if len(piece) > PIECE:
             view = memoryview(piece)
@@ -347,10 +352,20 @@ class RedisProtocol(asyncio.Protocol):
         )
 
 
+def _is_readable(transport: Any) -> bool:
+    """Return whether something has arrived on a transport's socket."""
+    sock = transport.get_extra_info("socket")
+    if sock is None or not hasattr(select, "poll"):
+        return False
+    poll = select.poll()
+    poll.register(sock.fileno(), select.POLLIN)
+    return bool(poll.poll(0))
+
+
 def _unread(transport: Any) -> bytes:
     """Return what has arrived on a transport's socket and nobody has read.
 
-    Behind TLS that is nothing which could be read here.
+    Behind TLS that is nothing which could be read here: see :func:`_is_readable`.
     """
     sock = transport.get_extra_info("socket")
     if sock is None or transport.get_extra_info("sslcontext") is not None:

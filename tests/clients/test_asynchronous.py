@@ -724,7 +724,7 @@ def test_never_applied_twice(database: Database, proxy: Proxy, operation: str) -
             await cache.aget("number")
             proxy.arm(after)
             arguments = (f"new-{after}", after) if operation == "add" else ("number",)
-            with pytest.raises(UncertainResultError, match="not repeated"):
+            with pytest.raises(UncertainResultError, match="not retried"):
                 await getattr(cache, f"a{operation}")(*arguments)
             if operation == "add":
                 assert direct.get(f"new-{after}") == after

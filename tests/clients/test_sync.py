@@ -23,6 +23,8 @@ from django_entra_redis.cache import EntraRedisCache
 from django_entra_redis.connections import event_loops, registry
 from django_entra_redis.exceptions import UncertainResultError
 from emulator import Emulator
+from emulator.certificates import CertificateAuthority
+from emulator.server import ServerError, free_port
 from tests.support.caches import (
     PATIENCE,
     Database,
@@ -174,7 +176,7 @@ def test_never_applied_twice(database: Database, proxy: Proxy, operation: str) -
             cache.get("number")
         proxy.arm(after)
         arguments = (f"new-{after}", after) if operation == "add" else ("number",)
-        with pytest.raises(UncertainResultError, match="not repeated"):
+        with pytest.raises(UncertainResultError, match="not retried"):
             getattr(cache, operation)(*arguments)
         if operation == "add":
             assert direct.get(f"new-{after}") == after
@@ -374,28 +376,63 @@ def test_dropped_by_the_emulator(
         assert len(emulator.requests) == 1
 
 
+@pytest.fixture(scope="module")
+def limited(
+    redis_server: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Database, dict[str, tuple[str, dict[str, Any]]]]]:
+    """Run a server that takes values of a megabyte; give its addresses, TLS's, too."""
+    folder = tmp_path_factory.mktemp("limited")
+    authority, port = CertificateAuthority(), free_port()
+    (folder / "ca.pem").write_bytes(authority.pem)
+    (folder / "server.pem").write_bytes(authority.server_pem("localhost"))
+    lines = [
+        "proto-max-bulk-len 1mb",
+        f"tls-port {port}",
+        f"tls-cert-file {folder / 'server.pem'}",
+        f"tls-key-file {folder / 'server.pem'}",
+        f"tls-ca-cert-file {folder / 'ca.pem'}",
+        "tls-auth-clients no",
+    ]
+    try:
+        running = Database(folder, redis_server, lines)
+    except ServerError as error:  # pragma: no cover - some are built without TLS
+        pytest.skip(f"no TLS: {error}")
+    trust = {"ssl_ca_certs": str(folder / "ca.pem")}
+    secret = f"{running.url.partition('//')[2].partition('@')[0]}"
+    urls = {
+        "TCP": (running.url, {}),
+        "TLS": (f"rediss://{secret}@localhost:{port}", trust),
+    }
+    yield running, urls
+    registry.reset()
+    running.stop()
+
+
+@pytest.mark.parametrize("transport", ["TCP", "TLS"])
 @pytest.mark.parametrize("way", ["set", "add", "aset"])
+@pytest.mark.parametrize("size", [1_100_000, 16_000_000])
 def test_a_value_over_the_servers_limit(
-    database: Database, monkeypatch: pytest.MonkeyPatch, way: str
+    limited: tuple[Database, dict[str, tuple[str, dict[str, Any]]]],
+    monkeypatch: pytest.MonkeyPatch,
+    transport: str,
+    way: str,
+    size: int,
 ) -> None:
     """The server's own words are told, and the value is sent once."""
     monkeypatch.setattr(event_loops, "FIRST_OPERATIONS", 0)
-    database.admin.config_set("proto-max-bulk-len", "1mb")
-    cache = database.cache()
-    large = "x" * 16_000_000
-    try:
-        cache.set("key", "small")
-        asyncio.run(cache.aset("key", "small"))
-        connections = database.received()
-        call = functools.partial(getattr(cache, way), "key", large)
-        with pytest.raises(redis.ResponseError, match="invalid bulk length"):
-            _ = asyncio.run(call()) if way == "aset" else call()
-        # One more where the other loop had its own.
-        assert database.received() <= connections + (way.startswith("a"))
-        assert cache.get("key") == "small"
-    finally:
-        database.admin.config_set("proto-max-bulk-len", "512mb")
-        registry.reset()
+    server, urls = limited
+    url, options = urls[transport]
+    cache = make_cache(url, identity=None, **options)
+    cache.set("key", "small")
+    asyncio.run(cache.aset("key", "small"))
+    connections = server.received()
+    call = functools.partial(getattr(cache, way), "key", "x" * size)
+    with pytest.raises(redis.ResponseError, match="invalid bulk length"):
+        _ = asyncio.run(call()) if way == "aset" else call()
+    # One more where the other loop had its own.
+    assert server.received() <= connections + (way.startswith("a"))
+    assert cache.get("key") == "small"
+    registry.reset()
 
 
 # -- a replica in place of the primary

@@ -3,7 +3,7 @@
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -65,10 +65,18 @@ def let_in(
 
 
 class Database:
-    """A real redis-server, with nothing before it."""
+    """A real redis-server, with nothing before it.
 
-    def __init__(self, directory: Path, executable: str) -> None:
-        self._server = Server(directory, executable)
+    Parameters:
+        directory: where its files go.
+        executable: its path.
+        configuration: lines of its own.
+    """
+
+    def __init__(
+        self, directory: Path, executable: str, configuration: Iterable[str] = ()
+    ) -> None:
+        self._server = Server(directory, executable, configuration=configuration)
         self._server.launch({})
         self._server.wait()
         self.url = self._server.url
