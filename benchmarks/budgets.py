@@ -56,7 +56,9 @@ INSTRUCTIONS = (
     Budget("1 KB dict", "get", 71_500),
     Budget("1 KB dict", "set", 64_900),
     Budget("small int", "incr", 33_100),
-    Budget("small int", "first get", 181_000),
+    Budget("small int", "get_many(100)", 674_000),
+    Budget("small int", "set_many(100)", 1_131_000),
+    Budget("small int", "first get", 188_700),
 )
 SYSTEM_CALLS = (
     Budget("small int", "get", 4),

@@ -142,6 +142,9 @@ class OwnOptions(TypedDict, total=False):
     own keys of a version ``b`` whose names go on like ``1:...``."""
     pool_timeout: float
     """Seconds that an operation waits for a free connection."""
+    idle_timeout: float | None
+    """Seconds after which an idle connection is closed, by the next operation of
+    the process: those that a burst has opened do not stay. ``None`` is never."""
     compressor: Any
     """A dotted path, a class or an object with ``compress`` and ``decompress``.
     ``django_entra_redis.compressors`` has ``ZlibCompressor``, ``GzipCompressor``,

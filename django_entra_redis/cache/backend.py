@@ -266,7 +266,7 @@ class EntraRedisCache(
         # Made of text, as the key function does it: an object's format may be another.
         shown = self.version if version is None else version
         prefix = default_key_func("", self.key_prefix, shown)
-        made = [f"{prefix}{key!s}" for key in keys]
+        made = [prefix + (key if type(key) is str else str(key)) for key in keys]
         text = "".join(made)
         if (
             " " in text
@@ -396,7 +396,7 @@ class EntraRedisCache(
     ) -> dict[str, Any]:
         """Return the values of the keys that are there."""
         made, names = self._named(keys, version)
-        return self._cache.run(self._operations.get_many, made, names)
+        return self._single_key.get_many(made, names)
 
     def set_many(
         self,
@@ -410,9 +410,7 @@ class EntraRedisCache(
         made, names = self._named(data, version)
         if len(names) < len(data):
             data = {name: data[name] for name in names}
-        return self._cache.run(
-            self._operations.set_many, made, data, self._seconds(timeout)
-        )
+        return self._single_key.set_many(made, data, self._seconds(timeout))
 
     def delete_many(self, keys: Iterable[str], version: int | None = None) -> None:
         """Delete several keys."""

@@ -1,5 +1,6 @@
 """The path of single-key operations in a cache with a client-side cache."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .straight import SingleKey
@@ -73,6 +74,22 @@ class CopyingPath:
             return self._path.delete(key)
         finally:
             self._copies.drop((key,))
+
+    def get_many(self, keys: Sequence[str], names: Sequence[Any]) -> dict[Any, Any]:
+        """Return the values of the keys that are there, by the keys' names."""
+        found: dict[Any, Any] = self._client.run(
+            self._client.operations.get_many, keys, names
+        )
+        return found
+
+    def set_many(
+        self, keys: Sequence[str], data: Mapping[Any, Any], timeout: int | None
+    ) -> list[Any]:
+        """Set several keys; return the names of those that Redis refused."""
+        refused: list[Any] = self._client.run(
+            self._client.operations.set_many, keys, data, timeout
+        )
+        return refused
 
     def incr(self, key: str, delta: int) -> int:
         """Add to a number; return the sum."""

@@ -1,17 +1,17 @@
-"""The straight path: single-key operations, a command and its reply each, in one call.
+"""The straight path: operations that take a command and its reply each, in one call.
 
 :mod:`..commands.operations` describes each operation, for every kind of client, as a
 generator of requests; to drive it costs more than to pack a command. Where the first
 request of an operation is all that there is to it, :class:`StraightPath` packs the same
 bytes, has them exchanged on an idle connection, and reads the same answer out of the
-reply. Whatever else there is falls back to the generator: no connection that could be
-used as it is, tools that observe redis-py, an error, a retry, a refusal. A test drives
-both, and compares bytes, answers and errors.
+reply; so with the commands of
+``set_many()``, in one piece. Whatever else there is falls back to the generator: no
+connection that could be used as it is, tools that observe redis-py, an error, a retry,
+a refusal. A test drives both, and compares bytes, answers and errors.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from time import monotonic
 from typing import Any, Protocol, TypeVar
 
 from ..commands.drivers import without_frames
@@ -21,48 +21,56 @@ from ..commands.packing import (
     pack_exists,
     pack_expire,
     pack_get,
+    pack_get_many,
     pack_set,
+    pack_sets,
 )
 from ..commands.replies import (
     Parse,
+    all_done,
     done,
     done_or_integer,
     integer,
     sum_or_nothing,
     value_of,
+    values_of,
 )
+from ..commands.request import Request
 from ..connections.endpoint import Endpoint
 from ..connections.pool import MISSED, ConnectionPool
 from .observation import SEAM
+from .redirects import batch_error
 
 T = TypeVar("T")
+Ask = Callable[..., Any]
 
 #: Bytes of a command at most: more may not go out in one piece.
 LONGEST = 64 * 1024
+#: Of several commands together: no server refuses a value that is smaller.
+LONGEST_OF_MANY = 512 * 1024
 #: What is said by a reply to a command that changes one key.
 _PLAIN = (bool, int)
 #: And by any reply that is no failure.
-_SAID = frozenset((bool, bytes, int, type(None)))
+_SAID = frozenset((bool, bytes, int, list, type(None)))
 
 
 @dataclass(slots=True)
-class Failure:
-    """A try of a request that failed.
+class FirstTry:
+    """A try of a request whose operation is not done with it.
 
     Parameters:
-        error: what went wrong.
+        came: what went wrong, or the replies, some of which tell of errors.
         began: when it began, as ``time.monotonic()`` has it.
     """
 
-    error: Exception | None
+    came: Any
     began: float
 
-    def take(self) -> Exception:
-        """Return what went wrong, once: as it is raised, the frames that it comes
+    def take(self) -> Any:
+        """Return what came of it, once: as an error is raised, the frames that it comes
         through hold this, which must not hold it."""
-        error, self.error = self.error, None
-        assert error is not None
-        return without_frames(error)
+        came, self.came = self.came, None
+        return without_frames(came) if isinstance(came, Exception) else came
 
 
 class Driver(Protocol):
@@ -81,7 +89,7 @@ class ResumingDriver(Driver, Protocol):
     """A client of one server, which can also go on after a try that has failed."""
 
     def resume(
-        self, failure: Failure, operation: Callable[..., Operation[T]], *args: Any
+        self, first: FirstTry, operation: Callable[..., Operation[T]], *args: Any
     ) -> T:
         """Carry out an operation whose first request has been tried once."""
         ...
@@ -133,9 +141,21 @@ class GeneralPath:
         """
         return self._run(self._operations.incr, key, delta)
 
+    def get_many(self, keys: Sequence[str], names: Sequence[Any]) -> dict[Any, Any]:
+        """Return the values of the keys that are there, by the keys' names."""
+        return self._run(self._operations.get_many, keys, names)
+
+    def set_many(
+        self, keys: Sequence[str], data: Mapping[Any, Any], timeout: int | None
+    ) -> list[Any]:
+        """Set several keys; return the names of those that Redis refused."""
+        return self._run(self._operations.set_many, keys, data, timeout)
+
 
 class StraightPath:
-    """Single-key operations; see :class:`~..commands.operations.Operations`.
+    """Operations on one key, or on several in one piece.
+
+    See :class:`~..commands.operations.Operations`.
 
     Parameters:
         client: carries out what falls back.
@@ -227,6 +247,27 @@ class StraightPath:
             raise no_such_key(key)
         return self._fall_back(said, self._operations.incr, key, delta)
 
+    def get_many(self, keys: Sequence[str], names: Sequence[Any]) -> dict[Any, Any]:
+        """Return the values of the keys that are there, by the keys' names."""
+        if not keys:
+            return {}
+        said = self._read(pack_get_many(keys), values_of(len(keys)))
+        if type(said) is list:
+            return self._operations.by_name(names, said)
+        return self._fall_back(said, self._operations.get_many, keys, names)
+
+    def set_many(
+        self, keys: Sequence[str], data: Mapping[Any, Any], timeout: int | None
+    ) -> list[Any]:
+        """Set several keys; return the names of those that Redis refused."""
+        if not keys:
+            return []
+        commands = pack_sets(keys, map(self._dumps, data.values()), timeout)
+        said = self._write(b"".join(commands), _read_sets, len(keys))
+        if said is True:
+            return []
+        return self._fall_back(said, self._operations.set_many, keys, data, timeout)
+
     def _fall_back(
         self, said: Any, operation: Callable[..., Operation[T]], *args: Any
     ) -> T:
@@ -236,28 +277,39 @@ class StraightPath:
         return self._client.resume(said, operation, *args)
 
 
-def _make_ask(endpoint: Endpoint) -> Callable[[bytes, Parse], Any]:
-    """Return what has a command answered, if that takes no more than an idle
-    connection: it returns what :meth:`ConnectionPool.exchange` does, a failure as a
-    :class:`Failure`."""
-    exchange, seam, outages = endpoint.pool.exchange, SEAM, endpoint.outages
+def _read_sets(replies: list[Any]) -> Any:
+    """Return ``True`` if all keys have been set; else the error reply that stands for
+    all, or all replies, read."""
+    if all_done(replies):
+        return True
+    request = Request(b"", len(replies), parse=done_or_integer)
+    return batch_error(replies) or request.read(replies)
 
-    def ask(packed: bytes, parse: Parse) -> Any:
+
+def _make_ask(endpoint: Endpoint) -> Ask:
+    """Return what has commands answered, if that takes no more than an idle
+    connection: it returns what :meth:`ConnectionPool.exchange` does, what is more than
+    an answer as a :class:`FirstTry`."""
+    exchange, clock = endpoint.pool.exchange, endpoint.pool.clock
+    seam, outages = SEAM, endpoint.outages
+
+    def ask(packed: bytes, parse: Parse, count: int = 0) -> Any:
         if (
             # Tools observe, or nobody has looked yet whether they do.
             seam.client.execute_command is not seam.own_command
+            or (count and seam.pipeline.execute is not seam.own_execute)
             # The server is down, and somebody else is asking already.
             or outages.any
             # It may hang up meanwhile, and say why before that.
-            or len(packed) > LONGEST
+            or len(packed) > (LONGEST_OF_MANY if count else LONGEST)
         ):
             return MISSED
-        began = monotonic()
-        said = exchange(packed, parse)
-        if type(said) in _SAID:
-            outages.answered_at(began)
+        began = clock()
+        said = exchange(packed, parse, began, count)
+        if type(said) in _SAID and not (count and said is not True):
+            outages.answered_at = began
             return said
-        return said if said is MISSED else Failure(said, began)
+        return said if said is MISSED else FirstTry(said, began)
 
     return ask
 

@@ -38,7 +38,7 @@ from .lending import LentRetry, PoolView, lending
 from .observation import SEAM, Seam
 from .redirects import batch_error, cluster_error, redirection
 from .retry import make_policy
-from .straight import Failure, GeneralPath, SingleKey, single_key_path
+from .straight import FirstTry, GeneralPath, SingleKey, single_key_path
 
 T = TypeVar("T")
 
@@ -230,23 +230,23 @@ class CacheClient(Client):
         return single_key_path(self) if ordinary else GeneralPath(self)
 
     def resume(
-        self, failure: Failure, operation: Callable[..., Operation[T]], *args: Any
+        self, first: FirstTry, operation: Callable[..., Operation[T]], *args: Any
     ) -> T:
-        """Carry out an operation whose first request has already failed once.
+        """Carry out an operation whose first request has been attempted once already.
 
         That attempt counts for the retry policy.
 
         Parameters:
-            failure: the failed attempt.
+            first: the attempt.
             operation, args: see :meth:`run`.
 
         Raises:
             What :meth:`run` raises.
         """
-        failures = [failure]
+        made = [first]
 
         def execute(request: Request) -> Any:
-            return self._execute(self.endpoint_for(request), request, failures)
+            return self._execute(self.endpoint_for(request), request, made)
 
         try:
             return drive(operation(*args), execute, self.translate)
@@ -301,23 +301,26 @@ class CacheClient(Client):
         return self._execute(endpoint, request, [])
 
     def _execute(
-        self, endpoint: Endpoint, request: Request, made: list[Failure]
+        self, endpoint: Endpoint, request: Request, made: list[FirstTry]
     ) -> Any:
         """Carry out a request.
 
         Parameters:
             endpoint: the server.
             request: the request.
-            made: a failed attempt that was made already, or nothing. It is removed, so
+            made: an attempt that was made already, or nothing. It is removed, so
                 that the operation's next request begins without it.
         """
         attempts = self.attempts(request)
 
         def attempt() -> Any:
             if made:
-                failure = made.pop()
-                attempts.begun(endpoint, failure.began)
-                raise error_to_raise(request, failure.take())
+                first = made.pop()
+                attempts.begun(endpoint, first.began)
+                came = first.take()
+                if isinstance(came, Exception):
+                    raise error_to_raise(request, came)
+                return came
             attempts.begin(endpoint)
             return carry_out(endpoint.pool, request)
 

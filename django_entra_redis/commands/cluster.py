@@ -35,12 +35,7 @@ class ClusterOperations(Operations):
             return {}
         commands = [pack_get(key) for key in keys]
         found = yield self.each(commands, keys, write=False, parse=value_of)
-        loads = self.loads
-        return {
-            name: loads(data)
-            for name, data in zip(names, sound(found), strict=True)
-            if data is not None
-        }
+        return self.by_name(names, sound(found))
 
     def flush(self) -> Operation[bool]:
         """Empty every primary."""

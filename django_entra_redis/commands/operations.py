@@ -20,8 +20,8 @@ from redis.exceptions import (
     ResponseError,
 )
 
-from ..serializers import Serializer
-from .packing import length, pack_all, pack_delete, pack_get, pack_set
+from ..serializers import PickleSerializer, Serializer
+from .packing import length, pack_all, pack_delete, pack_get, pack_set, pack_sets
 from .patterns import KeyPattern
 from .replies import (
     Parse,
@@ -136,6 +136,8 @@ class Operations:
 
     def __init__(self, serializer: Serializer, server: ServerFacts) -> None:
         self.dumps, self.loads = serializer.dumps, serializer.loads
+        # As int() does, to which all else than digits is an error.
+        self._reads_digits = type(serializer) is PickleSerializer
         self.server = server
 
     def add(self, key: str, value: Any, timeout: int | None) -> Operation[bool]:
@@ -188,6 +190,20 @@ class Operations:
             commands = [pack_get(key) for key in keys]
             each = self.each(commands, keys, write=False, parse=value_of)
             found = sound((yield each))
+        return self.by_name(names, found)
+
+    def by_name(
+        self, names: Iterable[Any], found: Sequence[bytes | None]
+    ) -> dict[Any, Any]:
+        """Return the values that are there, by the keys' names.
+
+        Parameters:
+            found: what Redis has of each, in the order of the names.
+        """
+        if self._reads_digits and found[0] is not None and found[0].isdigit():
+            # Counters, as often as not: all at once, where all of them are.
+            with suppress(TypeError, ValueError):
+                return dict(zip(names, map(int, found), strict=True))  # type: ignore[arg-type]
         loads = self.loads
         return {
             name: loads(data)
@@ -251,11 +267,7 @@ class Operations:
         """
         if not keys:
             return []
-        dumps = self.dumps
-        commands = [
-            pack_set(key, dumps(value), timeout)
-            for key, value in zip(keys, data.values(), strict=True)
-        ]
+        commands = pack_sets(keys, map(self.dumps, data.values()), timeout)
         replies = yield self.each(commands, keys, parse=done_or_integer)
         failed = {
             name: reply

@@ -5,6 +5,7 @@ pieces. For a hundred keys that costs as much as all the rest, and a tenth for o
 """
 
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Any
 
 
@@ -59,6 +60,40 @@ def pack_set(
     )
     head = f"*{count}\r\n$3\r\nSET\r\n${length(key)}\r\n{key}\r\n${len(data)}\r\n"
     return b"%b%b%b" % (head.encode(), data, end)
+
+
+def pack_sets(
+    keys: Iterable[str], values: Iterable[Any], timeout: int | None
+) -> list[bytes]:
+    """Return SET of each key; see :func:`pack_set`."""
+    if timeout == 0:
+        return [pack_delete(key) for key, _ in zip(keys, values, strict=True)]
+    count, end = _END_OF_SET.get((timeout, None)) or _end_of_set(timeout, None)
+    # With places for a key, a value, and how long each is.
+    form = b"*%d\r\n$3\r\nSET\r\n$%%d\r\n%%b\r\n$%%d\r\n%%b%b" % (count, end)
+    commands = []
+    for key, value in zip(keys, values, strict=True):
+        name = key.encode()
+        data = value if type(value) is bytes else encode(value)
+        commands.append(form % (len(name), name, len(data), data))
+    return commands
+
+
+def pack_get_many(keys: Sequence[str]) -> bytes:
+    """Return MGET of several keys."""
+    sizes: Iterable[int] = map(len, keys)
+    if not "".join(keys).isascii():
+        sizes = map(length, keys)
+    try:
+        heads = [_HEADS[size] for size in sizes]
+    except IndexError:
+        return pack_all([("MGET", *keys)])
+    words = "\r\n".join(chain.from_iterable(zip(heads, keys, strict=True)))
+    return f"*{len(keys) + 1}\r\n$4\r\nMGET\r\n{words}\r\n".encode()
+
+
+#: How a word begins, by its bytes: to write a number takes longer than to look it up.
+_HEADS = [f"${size}" for size in range(512)]
 
 
 def length(text: str) -> int:

@@ -54,6 +54,12 @@ def sum_or_nothing(reply: Any) -> int | None:
     raise _wrong(reply, "a number")
 
 
+def all_done(replies: list[Any]) -> bool:
+    """Return whether each of several keys has been set, or deleted."""
+    # Those of keys that are set are all the same, which is soon compared.
+    return replies.count(b"OK") == len(replies) or {int}.issuperset(map(type, replies))
+
+
 def values_of(count: int) -> Parse:
     """Return what parses an array of so many values."""
 

@@ -137,7 +137,8 @@ def verify(reply: Any) -> None:
     while pending:
         item = pending.pop()
         if type(item) is list:
-            pending += [inner for inner in item if type(inner) not in PLAIN]
+            if not PLAIN.issuperset(map(type, item)):
+                pending += [inner for inner in item if type(inner) not in PLAIN]
         elif isinstance(item, InvalidResponse):
             # Another one: this one would be kept by a frame of its own traceback.
             raise InvalidResponse(*item.args)

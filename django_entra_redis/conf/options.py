@@ -132,6 +132,10 @@ _VALUES: Rules = {
         "a domain, such as 'nodes.contoso.com', or None",
     ),
     "pool_timeout": (_is_number, "a number of seconds, such as 5"),
+    "idle_timeout": (
+        lambda value: value is None or (_is_number(value) and value > 0),
+        "a number of seconds, such as 60, or None for never",
+    ),
     "client_side_cache": (
         lambda value: _is_table(value, _CLIENT_SIDE),
         "True, or a dict such as {'max_bytes': 33554432, 'max_value_bytes': 262144, "
@@ -191,6 +195,8 @@ class CacheOptions:
         servers: one URL or several; the first is written to.
         identity: entry of ``ENTRA_REDIS``, or ``None`` for no Entra at all.
         pool_timeout: seconds to wait for a free connection.
+        idle_timeout: seconds after which an idle connection is closed; ``None`` for
+            never.
         node_domain: where a cluster announces its nodes by names: the domain below
             which a node's certificate is to be for its own name, not for that in
             ``LOCATION``.
@@ -206,6 +212,7 @@ class CacheOptions:
     ignore_exceptions: bool = False
     clear_by_scan: bool = False
     pool_timeout: float = 5.0
+    idle_timeout: float | None = 60.0
     node_domain: str | None = None
     compressor: Any = None
     compressor_fallbacks: Sequence[Any] = ()

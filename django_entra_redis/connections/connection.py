@@ -60,6 +60,8 @@ class PlainConnection(AbstractConnection):
     _sending = False
     _closing_error: ResponseError | None = None
     _exchanger: Exchanger | None = None
+    #: Since when the connection has been idle, by the pool's clock.
+    idle_since = 0.0
     # The name of the last command that redis-py sent on its own: while it connects, the
     # one that an error reply answers.
     _asked: object = None
@@ -109,20 +111,18 @@ class PlainConnection(AbstractConnection):
 
     @property
     def exchanger(self) -> Exchanger | None:
-        """The exchanger of single commands on the socket.
+        """The exchanger of commands on the socket.
 
         ``None``: :meth:`connect` has to be called first, or the socket is not suitable.
         """
-        return self._ready_exchanger() if self._connected else None
+        if not self._connected:
+            return None
+        return self._exchanger or self._make_exchanger()
 
-    def _ready_exchanger(self) -> Exchanger | None:
-        exchanger = self._exchanger
-        if exchanger is None:
-            # redis-py has no public attribute for the socket.
-            exchanger = self._exchanger = make_exchanger(
-                self._sock, self.socket_timeout
-            )
-        return exchanger
+    def _make_exchanger(self) -> Exchanger | None:
+        # redis-py has no public attribute for the socket.
+        self._exchanger = made = make_exchanger(self._sock, self.socket_timeout)
+        return made
 
     def disconnect(self, *args: Any, **kwargs: Any) -> None:
         """Disconnect from the server."""
@@ -267,7 +267,7 @@ class EntraConnection(PlainConnection):
         held = self._held
         if held is None or self._renewal.fresh() is not held:
             return None
-        return self._ready_exchanger()
+        return self._exchanger or self._make_exchanger()
 
     def connect_check_health(self, *args: Any, **kwargs: Any) -> None:
         """Connect: redis-py 6.2 and newer calls this method in some places directly."""

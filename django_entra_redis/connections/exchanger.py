@@ -1,4 +1,4 @@
-"""A connection's socket, for one command and its reply in as few calls as there can be.
+"""A connection's socket, for commands and their replies in as few calls as can be.
 
 redis-py's ``send_packed_command()`` and ``read_response()`` are right for everything,
 and cost several times what the kernel takes. Where a connection is an ordinary one, a
@@ -12,13 +12,15 @@ import io
 import os
 import select
 import ssl
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from redis.exceptions import ConnectionError, TimeoutError
 
 from ..commands.resp import INCOMPLETE, PLAIN, UNREADABLE, make_reader, verify
 from ..exceptions import InvalidReplyError
-from .deadlines import Deadline
+from .deadlines import REPLY, Deadline
 from .refusals import read_error
 
 #: Bytes to read at a time. Of twice as many, malloc gets new memory each time.
@@ -26,6 +28,8 @@ CHUNK = 64 * 1024
 #: Bytes of a value from which on it is read into a buffer of its size, and up to which:
 #: whoever has hijacked a server may announce any size.
 LARGE, LARGEST = 32 * 1024, 16 * 1024 * 1024
+#: What :meth:`Exchanger.exchange` returns where it has sent nothing.
+UNSENT: Any = object()
 #: Modules of the sockets that the system's own calls do for; a greenlet's would have
 #: all other greenlets wait.
 _MODULES = ("socket", "ssl")
@@ -41,75 +45,102 @@ def make_exchanger(sock: Any, timeout: float | None) -> "Exchanger | None":
     """
     if not hasattr(select, "poll") or type(sock).__module__ not in _MODULES:
         return None
-    return Exchanger(sock, timeout)
+    return Exchanger(sock, timeout, tls=isinstance(sock, ssl.SSLSocket))
 
 
 class Exchanger:
-    """The socket of a connection; see :func:`make_exchanger`."""
+    """The socket of a connection; see :func:`make_exchanger`.
 
-    def __init__(self, sock: Any, timeout: float | None) -> None:
+    Parameters:
+        tls: whether it encrypts.
+    """
+
+    def __init__(self, sock: Any, timeout: float | None, *, tls: bool) -> None:
         self._socket = sock
-        self._file = sock.fileno()
-        self._tls = isinstance(sock, ssl.SSLSocket)
         self._timeout = None if timeout is None else timeout * 1000
         poll = select.poll()
-        poll.register(self._file, select.POLLIN)
+        poll.register(sock.fileno(), select.POLLIN)
         self._poll = poll.poll
         self._reader = make_reader(read_error)
+        self._has_data = self._reader.has_data
+        # Bytes that are there though the system knows of none.
+        self._pending: Callable[[], int] | None = None
+        self._write: Callable[[bytes], int]
+        self._read_some: Callable[[], bytes]
+        if tls:
+            self._pending = sock.pending
+            self._write = sock.write
+            self._read_some = partial(sock.read, CHUNK)
+        else:
+            # The socket has a timeout, so that the system never blocks on it, and
+            # nothing is under way, so that there is room. Python's own methods would
+            # ask first.
+            self._write = partial(os.write, sock.fileno())
+            self._read_some = partial(os.read, sock.fileno(), CHUNK)
 
-    def is_quiet(self) -> bool:
-        """Whether there is nothing to read, not even the end of the connection.
+    def exchange(self, packed: bytes, count: int = 0) -> Any:
+        """Send commands; return the reply, of an error reply the exception.
 
-        What is there already is no answer to what has not been sent yet.
-        """
-        if self._poll(0) or self._reader.has_data():
-            return False
-        return not (self._tls and self._socket.pending())
+        Parameters:
+            packed: the commands.
+            count: 0 for one command, else how many there are: a list is returned then.
 
-    def exchange(self, packed: bytes) -> Any:
-        """Send a command; return its reply, of an error reply the exception.
+        Returns:
+            :data:`UNSENT` if there is something to read before, be it the end of the
+            connection: that is no answer to what has not been sent yet. The connection
+            is to be closed then.
 
         Raises:
             ConnectionError, TimeoutError, InvalidReplyError: the reply has not come, or
                 is none. The connection is to be closed, as after any other exception.
         """
-        self._send(packed)
+        pending = self._pending
+        if self._poll(0) or self._has_data() or (pending is not None and pending()):
+            return UNSENT
         try:
-            reply = self._receive()
-            if type(reply) not in PLAIN:
-                verify(reply)
-            return reply
-        except ConnectionError:
-            raise
-        except UNREADABLE as error:
-            said = str(error) or type(error).__name__
-            failure: Exception = InvalidReplyError(
-                f"What has come is no reply ({said})."
-            )
-        except builtins.TimeoutError:
-            failure = TimeoutError("Timeout reading from socket")
-        except OSError as error:
-            failure = ConnectionError(f"Error while reading from socket: {error.args}")
-        raise failure
-
-    def _send(self, packed: bytes) -> None:
-        try:
-            if self._tls:
-                sent = self._socket.write(packed)
-            else:
-                # The socket has a timeout, so that the system never blocks on it, and
-                # nothing is under way, so that there is room. Python's own methods
-                # would ask first.
-                sent = os.write(self._file, packed)
+            sent = self._write(packed)
             if sent < len(packed):
                 self._socket.sendall(memoryview(packed)[sent:])
-            return
         except OSError as error:
-            failure = error
-        if isinstance(failure, builtins.TimeoutError):
-            raise TimeoutError("Timeout writing to socket")
-        number, text = failure.args if len(failure.args) == 2 else ("UNKNOWN", failure)
-        raise ConnectionError(f"Error {number} while writing to socket. {text}.")
+            failure: Exception = _failed_writing(error)
+        else:
+            try:
+                if count:
+                    return self._receive_many(count)
+                reply = self._receive()
+                if type(reply) not in PLAIN:
+                    verify(reply)
+                return reply
+            except ConnectionError:
+                raise
+            except UNREADABLE as error:
+                said = str(error) or type(error).__name__
+                failure = InvalidReplyError(f"What has come is no reply ({said}).")
+            except builtins.TimeoutError:
+                failure = TimeoutError("Timeout reading from socket")
+            except OSError as error:
+                text = f"Error while reading from socket: {error.args}"
+                failure = ConnectionError(text)
+        raise failure
+
+    def _receive_many(self, count: int) -> list[Any]:
+        reader = self._reader
+        replies: list[Any] = []
+        patience: _Patience | None = None
+        data = self._read(self._timeout)
+        while True:
+            reader.feed(data)
+            while (reply := reader.gets()) is not INCOMPLETE:
+                if type(reply) not in PLAIN:
+                    verify(reply)
+                replies.append(reply)
+                if len(replies) == count:
+                    return replies
+            received = len(data)
+            if patience is None:
+                patience = _Patience(self._timeout)
+                received += count * REPLY
+            data = self._read(patience.left(received))
 
     def _receive(self) -> Any:
         reader = self._reader
@@ -128,13 +159,10 @@ class Exchanger:
 
     def _read(self, timeout: float | None) -> bytes:
         """Return what has come, once something has within so many milliseconds."""
-        while (self._tls and self._socket.pending()) or self._poll(timeout):
+        pending = self._pending
+        while (pending is not None and pending()) or self._poll(timeout):
             try:
-                data: bytes = (
-                    self._socket.read(CHUNK)
-                    if self._tls
-                    else os.read(self._file, CHUNK)
-                )
+                data: bytes = self._read_some()
             except BlockingIOError:
                 continue
             if not data:
@@ -172,12 +200,13 @@ class Exchanger:
 
     def _read_into(self, view: memoryview, timeout: float | None) -> int:
         """Do as :meth:`_read` does, into a buffer; return how much."""
-        while (self._tls and self._socket.pending()) or self._poll(timeout):
+        pending = self._pending
+        while (pending is not None and pending()) or self._poll(timeout):
             try:
                 read: int = (
-                    self._socket.recv_into(view)
-                    if self._tls
-                    else os.readv(self._file, [view])
+                    os.readv(self._socket.fileno(), [view])
+                    if pending is None
+                    else self._socket.recv_into(view)
                 )
             except BlockingIOError:
                 continue
@@ -185,6 +214,14 @@ class Exchanger:
                 raise ConnectionError("Connection closed by server.")
             return read
         raise builtins.TimeoutError
+
+
+def _failed_writing(error: OSError) -> Exception:
+    """Return what redis-py raises where a socket does not take a command in."""
+    if isinstance(error, builtins.TimeoutError):
+        return TimeoutError("Timeout writing to socket")
+    number, text = error.args if len(error.args) == 2 else ("UNKNOWN", error)
+    return ConnectionError(f"Error {number} while writing to socket. {text}.")
 
 
 class _Patience:

@@ -139,8 +139,9 @@ class Outages:
     def __init__(self, name: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._name = name
         self.clock = clock
-        # When the server's last reply came.
-        self._answered_at = clock()
+        #: When the server's last reply came, or a moment before that. While there is no
+        #: outage, it may be set.
+        self.answered_at = clock()
         # Guards the two dictionaries and their values. ``any`` is read without it.
         self._lock = ForkSafeLock()
         self._outages: dict[Kind, _Outage] = {}
@@ -194,7 +195,7 @@ class Outages:
             write: whether it has carried out a write.
             command: the name of the command that it has carried out.
         """
-        self._answered_at = now = self.clock()
+        self.answered_at = now = self.clock()
         if not self.any:
             return
         with self._lock.current:
@@ -207,10 +208,6 @@ class Outages:
                 if outage.relapsed and now - outage.failed_at < RELAPSE:
                     continue  # It may come again.
                 self._end(kind, outage, now)
-
-    def answered_at(self, at: float) -> None:
-        """Note that the server replied at this time, or just after, in no outage."""
-        self._answered_at = at
 
     def failed(
         self,
@@ -237,7 +234,7 @@ class Outages:
         """
         now = self.clock()
         took = now - began
-        verdict = judge(error, tries=tries, took=took, silent=now - self._answered_at)
+        verdict = judge(error, tries=tries, took=took, silent=now - self.answered_at)
         if verdict is Verdict.UP and not covered:
             return False
         kind = Kind.SERVER

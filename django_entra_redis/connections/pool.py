@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import math
 import os
 import threading
 import time
@@ -28,6 +29,7 @@ from ..credentials.provider import EntraCredentialProvider
 from ..exceptions import ConnectionPoolTimeout
 from .arguments import connection_kind, unknown_options
 from .connection import connection_class
+from .exchanger import UNSENT
 from .tls import SharedTls, SharedTlsConnection
 
 #: Connections that one pool opens at most, unless OPTIONS say otherwise.
@@ -74,13 +76,24 @@ class ConnectionPool(redis.ConnectionPool):
 
     Parameters:
         pool_timeout: seconds to wait for a free connection at ``max_connections``.
+        idle_timeout: seconds after which an idle connection is closed, by whoever uses
+            the pool next; ``None`` for never.
     """
 
+    #: The time in seconds.
+    clock: Callable[[], float] = staticmethod(time.monotonic)
     # The retry policy of connections while redis-py's own clients have them.
     _lent_retry: Any = None
 
-    def __init__(self, *args: Any, pool_timeout: float = 5.0, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        pool_timeout: float = 5.0,
+        idle_timeout: float | None = 60.0,
+        **kwargs: Any,
+    ) -> None:
         self.pool_timeout = pool_timeout
+        self.idle_timeout = math.inf if idle_timeout is None else idle_timeout
         kwargs["max_connections"] = kwargs.get("max_connections") or MAX_CONNECTIONS
         super().__init__(*args, **kwargs)
         # A user's own credential provider has no renewal.
@@ -109,6 +122,8 @@ class ConnectionPool(redis.ConnectionPool):
         self._made: WeakSet[Any] = WeakSet()
         # Connections that are in use at a disconnect() are closed when they come back.
         self._generation = 0
+        # When the first of the idle ones may have been idle for too long.
+        self._look_at = self.clock() + self.idle_timeout
         self.pid = os.getpid()
 
     def after_fork_in_child(self) -> None:
@@ -127,6 +142,9 @@ class ConnectionPool(redis.ConnectionPool):
             ConnectionError, TimeoutError: the server can't be reached.
             TokenError, TokenRefusedError: the connection can't be authenticated.
         """
+        now = self.clock()
+        if now >= self._look_at:
+            self._close_idle(now)
         try:
             connection = self._idle.pop()
         except IndexError:
@@ -159,18 +177,23 @@ class ConnectionPool(redis.ConnectionPool):
             and not any(kwargs.get(option) for option in _EXTRAS)
         )
 
-    def exchange(self, packed: bytes, parse: Parse) -> Any:
-        """Send a command on an idle connection, if one needs no connect and no AUTH.
+    def exchange(self, packed: bytes, parse: Parse, now: float, count: int = 0) -> Any:
+        """Send commands on an idle connection, if one needs no connect and no AUTH.
 
         Parameters:
-            packed: the command.
-            parse: parses its reply.
+            packed: the commands.
+            parse: parses the reply, or returns the error reply that speaks for all.
+            now: the time, by the pool's clock.
+            count: 0 for one command, else how many there are, whose replies are parsed
+                as a list.
 
         Returns:
             The parsed reply; an error reply, or the error of the connection, as an
             exception; :data:`MISSED` if there is no such connection, in which case
             nothing has been sent.
         """
+        if now >= self._look_at:
+            self._close_idle(now)
         try:
             connection = self._idle.pop()
         except IndexError:
@@ -182,30 +205,32 @@ class ConnectionPool(redis.ConnectionPool):
             if exchanger is None:
                 clean = True
                 return MISSED
-            if not exchanger.is_quiet():
-                return MISSED
             try:
-                reply = exchanger.exchange(packed)
+                reply = exchanger.exchange(packed, count)
+                if reply is UNSENT:
+                    return MISSED
                 if not isinstance(reply, Exception):
                     reply = parse(reply)
-                    clean = True
-                    return reply
             except RedisError as error:
                 return error
-            # The error reply has been read in full. The connection is closed all the
-            # same after READONLY, since DNS may name another server after a failover,
-            # and after errors like LOADING, which redis-py treats as disconnects.
-            clean = isinstance(reply, ResponseError) and not isinstance(
-                reply, ReadOnlyError
+            # The reply has been read in full. The connection is closed all the same
+            # after READONLY, since DNS may name another server after a failover, and
+            # after errors like LOADING, which redis-py treats as disconnects.
+            clean = not isinstance(reply, Exception) or (
+                isinstance(reply, ResponseError)
+                and not isinstance(reply, ReadOnlyError)
             )
             return reply
         finally:
             if not clean:
                 connection.disconnect()
-            self.release(connection)
+            self._take_back(connection, now)
 
     def release(self, connection: Any) -> None:
         """Take back a connection; do nothing if it has come back already."""
+        self._take_back(connection, self.clock())
+
+    def _take_back(self, connection: Any, now: float) -> None:
         if not connection.pool_lent:
             return
         connection.pool_lent = False
@@ -217,9 +242,37 @@ class ConnectionPool(redis.ConnectionPool):
         if connection.pool_generation != self._generation:
             connection.pool_generation = self._generation
             connection.disconnect()
+        connection.idle_since = now
         self._idle.append(connection)
         if self._queue:
             self._serve_queue()
+
+    def _close_idle(self, now: float) -> None:
+        """Close the connections that have been idle for too long.
+
+        The one that was used last is handed out first, so that those which a burst has
+        opened gather at the other end.
+        """
+        oldest = now - self.idle_timeout
+        while True:
+            try:
+                since = self._idle[0].idle_since
+                if since > oldest:
+                    break
+                connection = self._idle.pop(0)
+            except IndexError:
+                since = now
+                break
+            # Another thread may have changed what is there in between.
+            if connection.idle_since > oldest:
+                connection.pool_lent = True
+                self._take_back(connection, connection.idle_since)
+                continue
+            connection.disconnect()
+            with self._gate:
+                self._made.discard(connection)
+            _wake_all(self._queue)
+        self._look_at = since + self.idle_timeout
 
     def disconnect(self, inuse_connections: bool = True) -> None:
         """Close idle connections now, and those in use when they come back."""
@@ -398,6 +451,7 @@ def pool_settings(
     pool_class = _class("pool_class", options.pool_class or default)
     if issubclass(pool_class, ConnectionPool):
         kwargs["pool_timeout"] = options.pool_timeout
+        kwargs["idle_timeout"] = options.idle_timeout
         return pool_class, kwargs
     if issubclass(pool_class, redis.BlockingConnectionPool):
         kwargs.setdefault("timeout", options.pool_timeout)

@@ -33,6 +33,7 @@ def get_or_make(
         options.identity,
         options.allow_plaintext_token,
         options.pool_timeout,
+        options.idle_timeout,
         options.node_domain,
         _key(options.pool_class),
         _key(options.parser_class),

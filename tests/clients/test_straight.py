@@ -48,6 +48,11 @@ def conditional(word: str, timeout: Any, cache: Any) -> Any:
     return cache.set("key", 9, timeout, **{word: True})
 
 
+def several(timeout: Any, cache: Any) -> Any:
+    """Set several keys, and get them."""
+    return cache.set_many(MANY, timeout), cache.get_many(MANY)
+
+
 def every(cache: Any) -> Any:
     """Do all that one can with a key that is not ASCII."""
     key = "schlüssel"
@@ -61,6 +66,18 @@ def every(cache: Any) -> Any:
     )
 
 
+class Unpicklable:
+    """Can't be pickled."""
+
+    def __reduce__(self) -> Any:
+        raise TypeError("not this one")
+
+
+NAMES = ["key", "schlüssel", "none", "a", "b"]
+MANY: dict[str, Any] = {
+    **dict(zip(NAMES, [7, {"b": 2}, None, "text", b"bytes"], strict=True)),
+    "key2": 2**70,
+}
 #: Operations on one key, each of which is done in each state of that key.
 OPERATIONS: dict[str, Do] = {
     "get": lambda cache: cache.get("key"),
@@ -82,6 +99,26 @@ OPERATIONS: dict[str, Do] = {
     },
     "another version": lambda cache: cache.get("key", version=2),
     "a key that is not ASCII": every,
+    "get_many": lambda cache: cache.get_many(NAMES),
+    "get_many of numbers": lambda cache: (
+        cache.set_many(dict.fromkeys(NAMES, 5)),
+        cache.get_many([*NAMES, "key2"]),
+        cache.get_many(NAMES),
+        cache.incr("key", -7),
+        cache.get_many(NAMES),
+        cache.get_many(NAMES[::-1]),
+    ),
+    "get_many of long names": lambda cache: cache.get_many(["key", "k" * 240]),
+    "get_many of one": lambda cache: cache.get_many(["key"]),
+    "get_many of none": lambda cache: cache.get_many([]),
+    **{
+        f"set_many {timeout}": partial(several, timeout)
+        for timeout in (None, 0, 5, 300.9)
+    },
+    "set_many of none": lambda cache: cache.set_many({}),
+    "set_many of what can't be pickled": lambda cache: cache.set_many(
+        {"key": 1, "other": Unpicklable()}
+    ),
     "what can't be pickled": lambda cache: cache.set("key", threading.Lock()),
 }
 
@@ -124,11 +161,11 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     sent: list[bytes] = []
     exchange = exchanger.Exchanger.exchange
 
-    def count(self: exchanger.Exchanger, packed: bytes) -> Any:
+    def note(self: exchanger.Exchanger, packed: bytes, count: int = 0) -> Any:
         sent.append(packed)
-        return exchange(self, packed)
+        return exchange(self, packed, count)
 
-    monkeypatch.setattr(exchanger.Exchanger, "exchange", count)
+    monkeypatch.setattr(exchanger.Exchanger, "exchange", note)
     return sent
 
 
@@ -180,11 +217,16 @@ def test_it_is_taken(database: Database, monkeypatch: pytest.MonkeyPatch) -> Non
     cache.has_key("key")
     cache.set("key", 1, xx=True)
     cache.delete("key")
+    assert cache.set_many({"key": 1, "other": 2}) == []
+    assert cache.get_many(["key", "other", "none"]) == {"key": 1, "other": 2}
     names = [packed.split(b"\r\n")[2] for packed in sent]
     assert names == [
         *(b"SET", b"GET", b"SET", b"EXISTS", b"EVALSHA"),
-        *(b"EXPIRE", b"EXISTS", b"SET", b"DEL"),
+        *(b"EXPIRE", b"EXISTS", b"SET", b"DEL", b"SET", b"MGET"),
     ]
+    cache.set_many({"key": "x" * 600_000, "other": 1})
+    assert len(cache.get("key")) == 600_000
+    assert len(sent) == len(names) + 1
 
 
 @pytest.mark.parametrize("size", [10, 32 * 1024, 100_000, 1_000_000, 20_000_000])
@@ -481,6 +523,80 @@ def test_a_new_server_learns_the_script(database: Database) -> None:
         assert cache.incr("key", 0) == number
 
 
+# -- several commands in one piece
+
+
+OK = b"+OK\r\n"
+REPLIES: dict[str, bytes] = {
+    "well": OK * 3,
+    "deleted": b":1\r\n:0\r\n" + OK,
+    "refused": OK + b"-ERR no\r\n" + OK,
+    "full": OK + b"-OOM command not allowed when used memory > 'maxmemory'.\r\n" + OK,
+    "a replica": b"-READONLY You can't write.\r\n" * 3,
+    "a node": OK + b"-MOVED 5 127.0.0.1:7000\r\n" + OK,
+    "loading": b"-LOADING Redis is loading\r\n" * 3,
+    "not answers": OK + b"$1\r\nx\r\n" + OK,
+    "no replies": OK + b"!\r\n",
+    "of RESP 3": OK + b"~1\r\n:1\r\n" + OK,
+    "cut": OK + b"+O",
+}
+
+
+@pytest.mark.parametrize("name", REPLIES)
+def test_replies_to_several(peer: Callable[..., Peer], name: str) -> None:
+    """Both paths answer the same, whatever some of the replies are, and have connected
+    as often."""
+    found = []
+    data = {"a": 1, "b": {"c": 2}, "d": "e"}
+    for make in (lambda cache: cache, general):
+        server = peer(NONE, REPLIES[name], *[OK * 3] * 4)
+        cache = make(server.make(socket_timeout=0.2))
+        assert cache.get("connected") is None
+        said = outcome(lambda cache: cache.set_many(data), cache)
+        again = outcome(lambda cache: cache.set_many(data), cache)
+        found.append((said, again, server.connections))
+    assert found[0] == found[1]
+
+
+def test_large_ones(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes and goes in several pieces is whole, with TLS and an identity too."""
+    with let_in(emulator, monkeypatch):
+        sent = counted(monkeypatch)
+        cache = make_cache(emulator.redis_url, ssl_ca_certs=str(emulator.ca_file))
+        data = {f"key{number}": "x" * number * 20 for number in range(200)}
+        for _ in range(2):
+            assert cache.set_many(data) == []
+            assert cache.get_many(data) == data
+        assert len(sent) == 3
+
+
+def test_several_replies_in_pieces() -> None:
+    """They are waited for, and have one deadline."""
+    one, other = socket.socketpair()
+    with one, other:
+        one.settimeout(0.2)
+        tried = exchanger.make_exchanger(one, 0.2)
+        assert tried is not None
+        read, pieces = tried._read_some, [OK + b"+", b"OK\r\n" + OK]
+
+        def read_and_send() -> bytes:
+            data: bytes = read()
+            if pieces:
+                other.sendall(pieces.pop(0))
+            return data
+
+        def write(packed: bytes) -> int:
+            other.sendall(pieces.pop(0))
+            return len(packed)
+
+        tried._read_some = read_and_send
+        tried._write = write
+        assert tried.exchange(b"x", 3) == [b"OK"] * 3
+        pieces = [OK]
+        with pytest.raises(redis.TimeoutError):
+            tried.exchange(b"x", 2)
+
+
 # -- the socket
 
 
@@ -517,13 +633,13 @@ def test_a_poll_that_errs() -> None:
 
         def early(timeout: float | None = None, /) -> list[tuple[int, int]]:
             times.append(timeout)
-            if len(times) == 2:
+            if len(times) == 3:
                 other.sendall(NONE)
-            return [(0, 1)] if len(times) == 1 else poll(timeout)
+            return [(0, 1)] if len(times) == 2 else poll(timeout)
 
         tried._poll = early
         assert tried.exchange(b"x") is None
-        assert len(times) == 2
+        assert len(times) == 3
 
 
 def test_a_socket_that_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -535,9 +651,17 @@ def test_a_socket_that_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
         assert tried is not None
         other.sendall(NONE)
         other.close()
+        assert tried.exchange(b"x") is exchanger.UNSENT
+        # From here on, it closes between the look and the command.
+        poll = tried._poll
+
+        def late(timeout: float | None = None, /) -> list[tuple[int, int]]:
+            return poll(timeout) if timeout else []
+
+        tried._poll = late
         with pytest.raises(redis.ConnectionError, match="writing"):
             tried.exchange(b"x")
-        monkeypatch.setattr(exchanger.Exchanger, "_send", lambda self, packed: None)
+        tried._write = len
         assert tried.exchange(b"x") is None
         with pytest.raises(redis.ConnectionError, match="closed by server"):
             tried.exchange(b"x")
@@ -585,9 +709,12 @@ class Encrypted:
     def __init__(self, sock: socket.socket, *pieces: bytes) -> None:
         self.fileno = sock.fileno
         self.pieces = list(pieces)
+        # Whether it is asked for the first time, before anything is sent.
+        self.quiet = False
 
     def write(self, data: bytes) -> int:
         """Take in a part of it, as a TLS socket may."""
+        self.quiet = False
         return len(data) // 2
 
     def sendall(self, data: bytes) -> None:
@@ -597,7 +724,7 @@ class Encrypted:
 
     def pending(self) -> int:
         """Return how much has been decrypted already."""
-        return len(self.pieces)
+        return 0 if self.quiet else len(self.pieces)
 
     def read(self, size: int) -> bytes:
         """Return some of it; nothing at first, as where a record is not whole yet."""
@@ -628,12 +755,12 @@ def test_pieces_of_tls(pieces: list[bytes], error: type[Exception] | None) -> No
     """What has been decrypted needs no waiting; an end and silence are told."""
     one, other = socket.socketpair()
     with one, other:
-        tried = exchanger.Exchanger(Encrypted(one, *pieces), 0.05)
-        tried._tls = True
-        assert not tried.is_quiet()
+        encrypted = Encrypted(one, *pieces)
+        tried = exchanger.Exchanger(encrypted, 0.05, tls=True)
+        assert tried.exchange(b"early") is exchanger.UNSENT
+        encrypted.quiet = True
         if error is None:
             assert tried.exchange(b"x") in (5, b"123" + b"4" * 39_997)
-            assert tried.is_quiet()
         else:
             with pytest.raises(error):
                 tried.exchange(b"x")
@@ -643,8 +770,7 @@ def test_a_command_that_is_not_taken_in() -> None:
     """That is a timeout, as redis-py has it."""
     one, other = socket.socketpair()
     with one, other:
-        tried = exchanger.Exchanger(Encrypted(one), 0.05)
-        tried._tls = True
+        tried = exchanger.Exchanger(Encrypted(one), 0.05, tls=True)
         with pytest.raises(redis.TimeoutError, match="writing"):
             tried.exchange(b"x" * 100)
 
@@ -672,6 +798,7 @@ def test_a_reply_that_drips(large: bool, timeout: float | None) -> None:
         stop = threading.Event()
 
         def drip() -> None:
+            other.recv(10)
             other.sendall(b"$40000\r\n" + b"x" * 5 if large else b"$40000\r\n")
             for _ in range(20):
                 if stop.wait(0.05):

@@ -59,6 +59,7 @@ def test_a_location_is_all_there_must_be() -> None:
     assert options == CacheOptions(servers=(TLS,))
     assert options.identity == "default"
     assert options.pool_timeout == 5
+    assert options.idle_timeout == 60
     flags = (
         options.allow_plaintext_token,
         options.ignore_exceptions,
@@ -75,6 +76,7 @@ def test_own_options_and_those_of_redis_py() -> None:
         "ignore_exceptions": True,
         "clear_by_scan": True,
         "pool_timeout": 0,
+        "idle_timeout": None,
         "compressor": "a.C",
         "compressor_fallbacks": ["a.F"],
         "max_value_bytes": 1,
@@ -386,6 +388,11 @@ def test_credentials_of_absent_variables(nothing: Any) -> None:
         ("pool_timeout", None),
         ("pool_timeout", math.nan),
         ("pool_timeout", math.inf),
+        ("idle_timeout", 0),
+        ("idle_timeout", -1),
+        ("idle_timeout", "60"),
+        ("idle_timeout", True),
+        ("idle_timeout", math.inf),
         ("connection_class", "redis.SSLConnection"),
         ("encoding", "latin-1"),
         ("encoding", "utf-8-sig"),

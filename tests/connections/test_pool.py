@@ -74,6 +74,112 @@ def test_released_twice(make_pool: Callable[..., Any]) -> None:
     assert pool.get_connection() is not pool.get_connection()
 
 
+class Clock:
+    """A pool's clock, which goes when it is told to."""
+
+    def __init__(self, pool: Any) -> None:
+        self.now = time.monotonic()
+        pool.clock = self
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def connected(database: Database) -> int:
+    """Return how many connections the server has besides the one that asks."""
+    return int(database.admin.info("clients")["connected_clients"])
+
+
+def burst(pool: Any, count: int) -> list[Any]:
+    """Return the connections of so many threads that work at once."""
+    made = [pool.get_connection() for _ in range(count)]
+    for connection in made:
+        pool.release(connection)
+    return made
+
+
+@pytest.mark.parametrize("straight", [True, False])
+def test_idle_connections_are_closed(database: Database, straight: bool) -> None:
+    """What a burst has opened is closed once it has been idle for idle_timeout, by the
+    next operation of whatever path; the connections in use stay."""
+    cache = database.cache(idle_timeout=10)
+    pool = cache.get_pool()
+    before = connected(database)
+    clock = Clock(pool)
+    made = burst(pool, 6)
+    cache = database.cache(idle_timeout=10, ignore_exceptions=not straight)
+    assert cache.get_pool() is pool
+    lent = pool.get_connection()
+    assert lent is made[-1]
+    for seconds in (4, 4):
+        clock.now += seconds
+        cache.get("key")
+    assert pool.counts() == (5, 1)
+    clock.now += 2
+    cache.get("key")
+    assert pool.counts() == (1, 1)
+    wait_until(lambda: connected(database) == before + 2)
+    assert pool.get_connection() is made[-2]
+    pool.release(made[-2])
+    # It has been in use: it is idle from now on.
+    clock.now += 9
+    pool.release(lent)
+    pool.release(pool.get_connection())
+    assert pool.counts() == (2, 0)
+    # Those that have been closed make room for others.
+    clock.now += 10
+    cache.set("key", 1)
+    assert pool.counts() == (1, 0)
+    assert pool.get_connection() not in made
+    registry.reset()
+
+
+def test_idle_for_ever(make_pool: Callable[..., Any]) -> None:
+    """Without idle_timeout none is closed; with the default it is a minute."""
+    assert make_pool().idle_timeout == 60
+    pool = make_pool(idle_timeout=None)
+    clock = Clock(pool)
+    burst(pool, 3)
+    clock.now += 10**6
+    pool.release(pool.get_connection())
+    assert pool.counts() == (3, 0)
+
+
+def test_idle_connections_that_others_take(make_pool: Callable[..., Any]) -> None:
+    """Threads that look at once close no connection that is in use, and lose none."""
+    pool = make_pool(idle_timeout=10)
+    clock = Clock(pool)
+    first, second = burst(pool, 2)
+
+    class Idle(list[Any]):
+        """Idle connections, the oldest of which is taken between look and hand."""
+
+        def pop(self, index: Any = -1) -> Any:
+            if index == 0 and len(self) == 2:
+                del self[0]
+            return super().pop(index)
+
+    clock.now += 10
+    pool._idle[:] = [first, second]
+    pool._idle = Idle(pool._idle)
+    second.idle_since = clock.now - 1
+    pool._close_idle(clock.now)
+    assert list(pool._idle) == [second]
+    assert second.idle_since == clock.now - 1
+
+    class Gone(list[Any]):
+        """Those, all of which are taken."""
+
+        def pop(self, index: Any = -1) -> Any:
+            self.clear()
+            return super().pop(index)
+
+    pool._idle = Gone([second])
+    clock.now += 10
+    pool._close_idle(clock.now)
+    assert pool._look_at == clock.now + 10
+
+
 def test_counts_for_metrics(make_pool: Callable[..., Any]) -> None:
     """What redis-py 8 counts connections by for its metrics is right."""
     pool = make_pool()

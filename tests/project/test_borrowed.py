@@ -452,6 +452,9 @@ KNOWN = {
     # Marks of the pool's, on connections of classes that this package makes.
     ("connection.pool_lent", "connections.pool"),
     ("connection.pool_generation", "connections.pool"),
+    ("connection.idle_since", "connections.pool"),
+    # The one attribute of an outage's record that callers in a hurry set.
+    ("outages.answered_at", "clients.straight"),
     # As long as it is instrumented.
     ("ConnectionPool.check_out", "opentelemetry"),
 }
