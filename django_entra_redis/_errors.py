@@ -1,7 +1,7 @@
-"""Problems with the settings, and the errors that tell of them.
+"""Problems with the settings, and the errors that report them.
 
-Apart from the other exceptions, since those need redis-py, which costs more start-up
-time than ``manage.py check`` should.
+They are not in :mod:`.exceptions`, which imports redis-py: that costs more start-up
+time than ``manage.py check`` should take.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,17 +11,18 @@ from typing import NoReturn, TypeVar
 from django.core.exceptions import ImproperlyConfigured
 
 T = TypeVar("T")
+Error = TypeVar("Error", bound=BaseException)
 
 
 class EntraRedisError(Exception):
-    """Base of everything that this package raises on its own account."""
+    """Base of all exceptions of this package."""
 
 
 class MissingExtraError(EntraRedisError, ImportError):
-    """A package that is optional is not installed.
+    """An optional package is not installed.
 
     Parameters:
-        extra: the extra that brings it.
+        extra: the extra of this package that installs it.
     """
 
     def __init__(self, extra: str) -> None:
@@ -37,18 +38,18 @@ class MissingExtraError(EntraRedisError, ImportError):
 
 
 class UnreadableValueError(EntraRedisError, ValueError):
-    """A value in the cache is in no format that the cache's serializer reads."""
+    """A value in the cache has a format that the cache's serializer can't read."""
 
 
 class ConfigurationError(EntraRedisError, ImproperlyConfigured):
     """``ENTRA_REDIS`` or a cache's settings can't be used as they are.
 
     Parameters:
-        problems: all that is wrong with them.
+        problems: all problems with them.
     """
 
     def __init__(self, problems: Sequence["Problem"]) -> None:
-        # As the only argument, so that it survives pickling (multiprocessing, Celery).
+        # The only argument, so that the error can be pickled (multiprocessing, Celery).
         super().__init__(tuple(problems))
         self.problems = tuple(problems)
 
@@ -57,20 +58,20 @@ class ConfigurationError(EntraRedisError, ImproperlyConfigured):
 
 
 def refuse_pickling(self: object, protocol: object) -> NoReturn:
-    """Stand in for ``__reduce_ex__`` of what holds a secret.
+    """Replace ``__reduce_ex__`` of an object that holds a secret.
 
     Raises:
-        TypeError: always; it would be written to wherever the pickle goes.
+        TypeError: always, since the secret would be written into the pickle.
     """
     raise TypeError(f"{type(self).__name__} holds a secret: it can't be pickled.")
 
 
 def hidden(action: Callable[[], T]) -> T:
-    """Return what an action returns; raise what it raises, without its frames.
+    """Call a function; raise its error without the frames, which may hold a secret.
 
     Parameters:
-        action: whatever has a secret among its local variables, or below; its own
-            ``repr`` is to be without it, since this frame stays.
+        action: the function. Its own ``repr`` must not show the secret, since this
+            frame is not removed.
     """
     try:
         return action()
@@ -79,10 +80,11 @@ def hidden(action: Callable[[], T]) -> T:
     raise failure
 
 
-def without_frames(error: BaseException) -> BaseException:
-    """Return an error without those frames, its cause's and its context's included.
+def without_frames(error: Error) -> Error:
+    """Remove traceback, cause and context from an error; return it.
 
-    Its text names the original error.
+    Their frames may hold a secret; and where an error is kept as a value, they would
+    keep whatever keeps it.
     """
     error.__cause__ = error.__context__ = None
     return error.with_traceback(None)
@@ -90,11 +92,11 @@ def without_frames(error: BaseException) -> BaseException:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something wrong with the settings.
+    """A problem with the settings.
 
     Parameters:
         id: number of the system check, such as ``E001``.
-        where: the setting, as one would write it.
+        where: the setting, as it is written in the settings file.
         message: what is wrong.
         hint: what it should be.
     """
@@ -111,12 +113,12 @@ class Problem:
 def option_error(
     key: str, message: str, hint: str, where: str = "CACHES[...]"
 ) -> ConfigurationError:
-    """Return the error of an option of a cache.
+    """Return the error to raise for an option of a cache.
 
     Parameters:
-        key: its name in ``OPTIONS``.
-        message, hint: as a :class:`Problem` has them.
-        where: what to call the cache.
+        key: the option's name in ``OPTIONS``.
+        message, hint: see :class:`Problem`.
+        where: what to call the cache in the message.
     """
     at = f"{where}['OPTIONS'][{key!r}]"
     return ConfigurationError([Problem("E023", at, message, hint)])

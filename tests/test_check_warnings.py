@@ -15,7 +15,7 @@ from redis.connection import SSLConnection
 
 from django_entra_redis.checks import check_secrets
 from django_entra_redis.conf import app_installed as installed
-from django_entra_redis.conf.app_installed import check_installed, tell_if_missing
+from django_entra_redis.conf.app_installed import check_installed, warn_if_missing
 from tests.support.sites import BACKEND
 
 HOST = "contoso.westeurope.redis.azure.net"
@@ -347,7 +347,7 @@ def test_app_is_installed(caplog: pytest.LogCaptureFixture) -> None:
     """There is nothing to say."""
     with override_settings(CACHES={"default": {"BACKEND": BACKEND, "LOCATION": TLS}}):
         assert check_installed() == []
-        tell_if_missing()
+        warn_if_missing()
     assert caplog.records == []
 
 
@@ -356,7 +356,7 @@ def test_app_and_caches_that_are_missing(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A cache that can't be built is Django's to tell of; the others count."""
-    monkeypatch.setattr(installed, "_told", threading.Event())
+    monkeypatch.setattr(installed, "_warned", threading.Event())
     broken = {"BACKEND": "no.such.Backend"}
     good = {"BACKEND": BACKEND, "LOCATION": TLS}
     with override_settings(CACHES={"default": broken}):
@@ -365,8 +365,8 @@ def test_app_and_caches_that_are_missing(
         assert [message.id for message in check_installed()] == [
             "django_entra_redis.W006"
         ]
-        tell_if_missing()
-        tell_if_missing()
+        warn_if_missing()
+        warn_if_missing()
     assert len(caplog.records) == 1
 
 

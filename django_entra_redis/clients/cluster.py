@@ -24,8 +24,9 @@ from redis.exceptions import (
     TryAgainError,
 )
 
+from .._errors import without_frames
 from ..commands.cluster import ClusterOperations
-from ..commands.drivers import adrive, drive, without_frames
+from ..commands.drivers import adrive, drive
 from ..commands.operations import Operation
 from ..commands.packing import pack_all
 from ..commands.request import Batch, Broadcast, Request, Visit

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from ..commands.drivers import without_frames
+from .._errors import without_frames
 from ..commands.operations import Operation, Operations, no_such_key, pack_incr
 from ..commands.packing import (
     pack_delete,

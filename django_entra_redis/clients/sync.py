@@ -23,7 +23,8 @@ from redis.exceptions import (
     TimeoutError,
 )
 
-from ..commands.drivers import clear_frames, drive, without_frames
+from .._errors import without_frames
+from ..commands.drivers import clear_frames, drive
 from ..commands.operations import Operation, Operations
 from ..commands.request import Request
 from ..commands.resp import UNREADABLE

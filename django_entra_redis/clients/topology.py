@@ -21,8 +21,8 @@ from redis.exceptions import (
     ResponseError,
 )
 
+from .._errors import without_frames
 from .._fork import Order, register
-from ..commands.drivers import without_frames
 from ..commands.request import Request
 from ..commands.resp import SLOTS
 from ..commands.slots import NO_HOST, Address, SlotRange, read_slots

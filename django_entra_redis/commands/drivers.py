@@ -1,6 +1,7 @@
-"""Drivers of the generators that yield requests: operations, and routes.
+"""Drivers of the generators that yield requests, such as operations and routes.
 
-Each yields what it wants, and is sent the result or thrown the error.
+A driver carries out what a generator yields, and sends it the result or throws it the
+error: one driver for threads, one for event loops.
 """
 
 import traceback
@@ -12,7 +13,6 @@ from redis.exceptions import RedisError
 Want = TypeVar("Want")
 Got = TypeVar("Got")
 T = TypeVar("T")
-Failure = TypeVar("Failure", bound=BaseException)
 
 
 def _same(error: RedisError) -> RedisError:
@@ -20,22 +20,13 @@ def _same(error: RedisError) -> RedisError:
 
 
 def clear_frames(error: BaseException) -> None:
-    """Clear the local variables of the frames that an error has come through.
+    """Clear the local variables of the frames in an error's traceback.
 
-    An error that is one of them, or in one of them, would keep itself, and with the
-    frames whatever else they hold, such as a connection, until the next full garbage
-    collection. Frames that still run, as the callers' do, are left alone.
+    A variable that refers to the error makes a reference cycle, which would keep all
+    objects in these frames, such as connections, until the next full garbage
+    collection. The callers' frames, which still run, are not cleared.
     """
     traceback.clear_frames(error.__traceback__)
-
-
-def without_frames(error: Failure) -> Failure:
-    """Return an error that is kept as a value, without what led to it.
-
-    The frames of its traceback, and of its context's, would keep whatever keeps it.
-    """
-    error.__cause__ = error.__context__ = None
-    return error.with_traceback(None)
 
 
 def drive(
@@ -43,12 +34,12 @@ def drive(
     carry_out: Callable[[Want], Got],
     translate: Callable[[RedisError], RedisError] = _same,
 ) -> T:
-    """Drive a generator to its end; return what it returns.
+    """Drive a generator to its end; return its return value.
 
     Parameters:
-        generator: says what is to be done.
-        carry_out: does it.
-        translate: returns what to throw for an error of Redis'.
+        generator: yields requests, or other things to do.
+        carry_out: carries out what the generator has yielded.
+        translate: translates an error before it is thrown into the generator.
     """
     try:
         want = next(generator)
@@ -69,7 +60,7 @@ async def adrive(
     carry_out: Callable[[Want], Awaitable[Got]],
     translate: Callable[[RedisError], RedisError] = _same,
 ) -> T:
-    """Do as :func:`drive` does, where it takes an event loop to do it."""
+    """Do as :func:`drive` does, with a function that is awaited."""
     try:
         want = next(generator)
         while True:

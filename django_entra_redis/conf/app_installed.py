@@ -21,7 +21,7 @@ _HINT = (
     "neither the other system checks nor entra_redis_check run."
 )
 
-_told = threading.Event()
+_warned = threading.Event()
 
 
 @register(Tags.caches)
@@ -32,10 +32,10 @@ def check_installed(**kwargs: Any) -> list[CheckMessage]:
     return [Warning(_WHAT, hint=_HINT, id="django_entra_redis.W006")]
 
 
-def tell_if_missing() -> None:
+def warn_if_missing() -> None:
     """Log the same, once in a process."""
-    if not _told.is_set() and _missing():
-        _told.set()
+    if not _warned.is_set() and _missing():
+        _warned.set()
         logger.warning("%s %s", _WHAT, _HINT)
 
 

@@ -1,16 +1,16 @@
-"""Callbacks of the redis-py clients that users make: each new token is handed to them.
+"""Callbacks of users' own redis-py clients, which are called with each new token.
 
-redis-py registers a callback for each client that it hands a provider to. They are
-bound methods, and are held weakly, so that a client that goes away is forgotten.
+redis-py registers a callback for each client that is made with a provider. These are
+bound methods, held by weak references: a client that goes away is forgotten.
 
-Two kinds of them read or leave replies that belong to others, and are replaced: those
-for subscribed connections (RESP 3, the default of redis-py 8), which read AUTH's reply
-while the subscriber reads its messages; and those for asyncio pools, which give
-connections back before AUTH has been answered. A test shows each.
+Two kinds of these callbacks take replies that belong to others, and are replaced: those
+for subscribed connections (RESP 3, the default of redis-py 8), which read the reply to
+AUTH while the subscriber reads its messages; and those for asyncio pools, which return
+a connection to the pool before the reply to AUTH has come. A test shows each.
 
-Many clients register nothing: redis-py does not where the provider is given to a pool
-(Celery's results, Channels), or where clients are made for a moment each (kombu).
-Hence the connections themselves are remembered, weakly, when they authenticate.
+Many clients register no callback: those whose provider was given to a pool (Celery's
+results, Channels), and short-lived ones (kombu). Therefore the connections themselves
+are remembered, by weak references, when they authenticate.
 """
 
 import asyncio
@@ -40,15 +40,15 @@ logger = logging.getLogger(__name__)
 Callback = Callable[[Any], Any]
 
 #: How often a callback is called that fails on a dead connection, and for how many
-#: seconds. redis-py's goes through a pool's idle connections and gives up at the first
-#: that the server has closed, with the others still to do; the next call reconnects it.
+#: seconds. redis-py's callback authenticates a pool's idle connections one by one, and
+#: stops at the first that the server has closed; the next call reconnects that one.
 TRIES = 100
 RETRY_FOR = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class _Weak:
-    """Calls ``function(target, value)`` for as long as the target lives."""
+    """A callback ``function(target, value)`` for as long as the target lives."""
 
     function: Callable[[Any, Any], Any]
     target: ref[Any]
@@ -60,7 +60,7 @@ class _Weak:
 
 @dataclass(frozen=True, slots=True)
 class _Subscription:
-    """A callback, and the event loop it belongs to if it is a coroutine function."""
+    """A callback, and its event loop if it is a coroutine function."""
 
     callback: Callable[[], Callback | None]
     loop: asyncio.AbstractEventLoop | None
@@ -75,8 +75,8 @@ class Subscriptions:
     """Callbacks for one kind of event of one identity."""
 
     def __init__(self) -> None:
-        # Guards each replacement of the tuple, which readers need no lock for, and the
-        # dictionary. Reentrant for the sake of signal handlers that use Redis.
+        # Guards the dictionary, and each replacement of the tuple, which is read
+        # without it. Reentrant, since a signal handler may use Redis.
         self._lock = threading.RLock()
         self._subscriptions: tuple[_Subscription, ...] = ()
         self._connections: WeakKeyDictionary[Any, Token] = WeakKeyDictionary()
@@ -85,10 +85,10 @@ class Subscriptions:
         return sum(subscription.alive for subscription in self._subscriptions)
 
     def add(self, callback: Callback) -> None:
-        """Call ``callback`` from now on: a bound method only as long as it lives.
+        """Add a callback; a bound method is called only as long as its object lives.
 
-        A coroutine function runs on the event loop that it was added in; added
-        outside of one it never runs.
+        A coroutine function runs in the event loop in which it was added. One that was
+        added outside a loop never runs.
         """
         loop = None
         if inspect.iscoroutinefunction(callback):
@@ -109,13 +109,13 @@ class Subscriptions:
             self._subscriptions = tuple(alive)
 
     def remember(self, caller: FrameType, token: Token) -> None:
-        """Remember the connection whose method asks for credentials, if one does.
+        """Remember the connection that a token is for, if the caller is a connection.
 
-        redis-py does not say for which connection it asks.
+        redis-py does not pass the connection along, so that it is found in the frame.
 
         Parameters:
-            caller: the frame of what asks.
-            token: what it gets.
+            caller: the frame that asks for credentials.
+            token: the token that it gets.
         """
         connection = caller.f_locals.get("self")
         if hasattr(connection, "set_re_auth_token"):
@@ -124,43 +124,43 @@ class Subscriptions:
                 self._connections[connection] = token
 
     def after_fork(self) -> None:
-        """Go on in a child process, to which no event loop of the parent belongs."""
+        """Forget the parent's event loops and connections in a child process."""
         self._lock = threading.RLock()
         self._subscriptions = tuple(s for s in self._subscriptions if s.loop is None)
         self._connections = WeakKeyDictionary()
         for subscription in self._subscriptions:
             pool = getattr(subscription.callback(), "__self__", None)
             if isinstance(pool, ConnectionPool):
-                # The thread that called it at the moment of the fork holds its lock
-                # for ever, and redis-py 8 takes it to begin anew.
+                # A thread of the parent may have held the pool's lock at the fork, and
+                # redis-py 8 acquires it before it resets the pool.
                 pool._lock = threading.RLock()
 
     def notify(self, value: Any) -> None:
-        """Call every callback; what one raises keeps nobody else from hearing."""
+        """Call every callback; the error of one does not keep the others from it."""
         with self._lock:
             connections = list(self._connections.items())
         for connection, token in connections:
             if token is not getattr(value, "token", None):
                 _prepare(connection, value)
-        # Event loops first: for them this thread does not have to wait.
+        # Event loops first: this thread does not wait for them.
         for subscription in sorted(self._subscriptions, key=lambda s: s.loop is None):
             callback = subscription.callback()
             if callback is None or _is_inherited(callback):
                 continue
             if subscription.loop is None:
-                for failures in _tries():
+                for failures in _attempts():
                     try:
                         callback(value)
                     except Exception as error:
                         failures.append(error)
             else:
-                # The coroutine is made in there: one that a loop never comes to would
-                # be warned of. A loop that has been closed meanwhile needs none.
+                # The coroutine is made in the loop: Python would warn of one that a
+                # stopped loop never awaits. A loop may have been closed meanwhile.
                 with contextlib.suppress(RuntimeError):
                     subscription.loop.call_soon_threadsafe(_begin, callback, value)
 
 
-#: The callbacks under way in event loops, which themselves hold their tasks weakly.
+#: The callbacks that run in event loops: asyncio itself holds tasks by weak references.
 _tasks: set[asyncio.Task[None]] = set()
 
 
@@ -171,7 +171,7 @@ def _begin(callback: Callback, value: Any) -> None:
 
 
 async def _quietly(callback: Callback, value: Any) -> None:
-    for failures in _tries():
+    for failures in _attempts():
         try:
             await callback(value)
         except Exception as error:
@@ -181,7 +181,7 @@ async def _quietly(callback: Callback, value: Any) -> None:
 def _replacements(
     callback: Callback, loop: asyncio.AbstractEventLoop | None
 ) -> list[Callable[[], Callback | None]] | None:
-    """Return what to call in place of a callback; ``None`` if it is right as it is."""
+    """Return the callbacks in place of one; ``None`` if it needs no replacement."""
     listener, event = _owner(callback)
     subscribed = isinstance(listener, RegisterReAuthForPubSub)
     if not (subscribed or isinstance(listener, RegisterReAuthForPooledConnections)):
@@ -190,8 +190,8 @@ def _replacements(
         return []
     pools = [event.connection_pool] if subscribed else event.connection_pools
     if loop is None:
-        # The pools in place of clients that come and go. A subscribed connection's
-        # socket is its reader's: it reconnects at expiry, as it does in RESP 2.
+        # The pools outlive the clients. A subscribed connection is used by its reader
+        # alone: it reconnects at expiry, as in RESP 2.
         return [WeakMethod(pool.re_auth_callback) for pool in pools]
     weak = [_Weak(_refresh, ref(pool)) for pool in pools]
     if subscribed:
@@ -200,21 +200,21 @@ def _replacements(
 
 
 def _prepare(connection: Any, token: Any) -> None:
-    """Have a connection authenticate anew when its user gives it back to the pool."""
+    """Have a connection authenticate again when it is returned to its pool."""
     if connection._connect_callbacks:
-        # Subscribed. It would connect in vain when it is given back closed.
+        # It is subscribed: redis-py would connect it just to return it closed.
         return
     if not inspect.iscoroutinefunction(connection.re_auth):
         connection.set_re_auth_token(token)
     elif hasattr(connection, "mark_for_reconnect"):  # redis-py 7
-        # No AUTH, for the same reason as below.
+        # Not set_re_auth_token(), for the reason in _refresh().
         connection.mark_for_reconnect()
 
 
 async def _refresh(pool: Any, token: Any) -> None:
     """Authenticate an asyncio pool's idle connections; the others reconnect."""
     try:
-        # Its lock does not keep others from checking connections out.
+        # A blocking pool's lock does not keep others from checking out connections.
         if not isinstance(pool, BlockingConnectionPool):
             await pool.re_auth_callback(token)
             for connection in pool._available_connections:
@@ -222,17 +222,17 @@ async def _refresh(pool: Any, token: Any) -> None:
                     connection.reset_should_reconnect()
     finally:
         for connection in pool._in_use_connections:
-            # redis-py would send AUTH once they are back in the pool, where the next
-            # task takes its reply for its own.
+            # redis-py would send AUTH after they are back in the pool, where the next
+            # task would take its reply for the reply to its own command.
             connection.set_re_auth_token(None)  # pyright: ignore[reportArgumentType]
 
 
 async def _authenticate(connection: Any, token: Any) -> None:
-    """Send AUTH, and leave the reply to the subscriber, who takes it for a PONG.
+    """Send AUTH; leave the reply to the subscriber, which takes it for a PONG.
 
-    One that decodes its messages would not. It reconnects at expiry.
+    A subscriber that decodes its messages would not: it reconnects at expiry.
     """
-    # Without callbacks it is subscribed no longer, and may be anybody's by now.
+    # Without callbacks it is not subscribed any more, and another task may have it.
     subscribed = connection.is_connected and connection._connect_callbacks
     if subscribed and not connection.encoder.decode_responses:
         await connection.send_command(
@@ -240,8 +240,8 @@ async def _authenticate(connection: Any, token: Any) -> None:
         )
 
 
-def _tries() -> Iterator[list[Exception]]:
-    """Yield a list for what a try raises, as often as it is worth another try."""
+def _attempts() -> Iterator[list[Exception]]:
+    """Yield a list for the error of each attempt, as long as another one may help."""
     deadline = time.monotonic() + RETRY_FOR
     for _ in range(TRIES):
         failures: list[Exception] = []
@@ -249,7 +249,7 @@ def _tries() -> Iterator[list[Exception]]:
         if not failures:
             return
         error = failures[0]
-        # A dead connection in somebody's pool is normal.
+        # At DEBUG: dead connections in a user's pool are normal.
         logger.debug("A callback for a new token failed: %s", type(error).__name__)
         dead = isinstance(error, ConnectionError | TimeoutError)
         refused = isinstance(error, AuthenticationError)
@@ -258,16 +258,16 @@ def _tries() -> Iterator[list[Exception]]:
 
 
 def _owner(callback: Callback) -> tuple[Any, Any]:
-    """Return the object that a method is bound to, and the event it was made for."""
+    """Return the object that a method is bound to, and that object's ``_event``."""
     owner = getattr(callback, "__self__", None)
     return owner, getattr(owner, "_event", None)
 
 
 def _is_inherited(callback: Callback) -> bool:
-    """Whether a client's connections are those of the process that forked this one.
+    """Whether a client's connections were made by a parent process.
 
-    redis-py forgets such connections when a pool is used; its callback would send
-    AUTH on them, into the parent's conversation.
+    redis-py forgets such connections when a pool is used. Before that, its callback
+    would send AUTH on the parent's sockets.
     """
     owner, event = _owner(callback)
     parts = [

@@ -1,10 +1,9 @@
 """Masking of the token in the tracebacks of users' own redis-py clients.
 
 Debug pages and error reporters show the local variables of each frame. The password
-that redis-py is handed masks itself (:class:`~..identity.token.MaskedStr`), but the
-bytes of the AUTH or HELLO that redis-py packs it into do not: they are local variables
-of redis-py's frames, and of Python's own TLS and event loop below, where the connection
-breaks as they are sent.
+that redis-py gets has a ``repr`` that masks it (:class:`~..identity.token.MaskedStr`).
+The packed bytes of AUTH or HELLO have not: when the connection breaks as they are sent,
+they are local variables of frames of redis-py, of Python's ssl and of the event loop.
 """
 
 import functools
@@ -19,14 +18,14 @@ _AUTHENTICATING = frozenset({"AUTH", "HELLO"})
 
 
 def mask_authentication(connection: Any) -> None:
-    """Have a connection's AUTH and HELLO fail without the frames that hold the token.
+    """Remove the frames that hold the token from errors of a connection's AUTH.
 
     Parameters:
-        connection: redis-py's, synchronous or asyncio; from now on for as long as it
-            lives.
+        connection: a connection of redis-py, synchronous or asyncio, whose
+            ``send_command()`` is replaced.
     """
     asynchronous = inspect.iscoroutinefunction(type(connection).send_command)
-    # Weakly: a connection that is dropped closes its socket at once.
+    # A weak reference, so that a dropped connection closes its socket at once.
     send = functools.partial(_asend if asynchronous else _send, ref(connection))
     connection.send_command = send
 

@@ -1,4 +1,4 @@
-"""The credential provider for redis-py, and what it stands on in a process.
+"""The credential provider for redis-py, and the renewals of a process.
 
 However many providers are made, an identity has one token and one renewal thread in
 a process.
@@ -17,7 +17,7 @@ from redis.auth.token import TokenInterface
 from redis.credentials import StreamingCredentialProvider
 
 from .._fork import ForkSafeLock, Order, import_module, in_child
-from ..conf.app_installed import tell_if_missing
+from ..conf.app_installed import warn_if_missing
 from ..conf.identities import Identity, load_identity
 from ..identity.token import Fetch, Token
 from ..signals import token_renewal_failed, token_renewed
@@ -25,8 +25,7 @@ from ..status import Status
 from .client_callbacks import Subscriptions
 from .renewal import Renewal
 
-# Guards the first dictionary below. Reentrant for the sake of signal handlers that use
-# the cache.
+# Guards the first dictionary below.
 _lock = ForkSafeLock()
 _renewals: dict[str, Renewal] = {}
 _subscriptions: dict[str, tuple[Subscriptions, Subscriptions]] = {}
@@ -37,9 +36,9 @@ _observer: TokenObserver | None = None
 
 
 class RedisToken(TokenInterface):
-    """A token as redis-py's callbacks for a new one want it.
+    """A token in the form in which redis-py's callbacks take it.
 
-    redis-py takes the claim ``oid`` for the Redis user name.
+    redis-py uses the claim ``oid`` as the Redis user name.
     """
 
     def __init__(self, renewal: Renewal, token: Token) -> None:
@@ -49,11 +48,11 @@ class RedisToken(TokenInterface):
 
     @property
     def _token(self) -> Token:
-        # redis-py may send it long after it was told of it.
+        # redis-py may send it long after its callback was called.
         return self._renewal.fresh() or self.token
 
     def is_expired(self) -> bool:
-        """Whether it has run out."""
+        """Whether it has expired."""
         return self._token.expired(self._clock)
 
     def ttl(self) -> float:
@@ -93,10 +92,10 @@ class EntraCredentialProvider(StreamingCredentialProvider):
 
     @property
     def renewal(self) -> Renewal:
-        """What keeps the token fresh; one for each identity in a process.
+        """The renewal of the identity's token, of which a process has one.
 
         Raises:
-            ConfigurationError: the identity isn't there, or can't be used as it is.
+            ConfigurationError: the identity's settings are missing or wrong.
         """
         try:
             return _renewals[self.identity]
@@ -104,10 +103,10 @@ class EntraCredentialProvider(StreamingCredentialProvider):
             return _get_renewal(self.identity)
 
     def get_credentials(self) -> tuple[str, str]:
-        """Return user name and token; wait for the request under way if need be.
+        """Return user name and token; wait for a token request if need be.
 
         Raises:
-            TokenError: there is no valid token, and why.
+            TokenError: there is no valid token; the text has the reason.
         """
         token = self.renewal.current()
         _get_subscriptions(self.identity)[0].remember(sys._getframe(1), token)
@@ -120,14 +119,14 @@ class EntraCredentialProvider(StreamingCredentialProvider):
         return token.username, token.value
 
     def on_next(self, callback: Callable[[Any], Any]) -> None:
-        """Call ``callback`` with each new token; a coroutine function on its loop.
+        """Call a callback with each new token; a coroutine function in its event loop.
 
         A bound method is called only as long as its object lives.
         """
         _get_subscriptions(self.identity)[0].add(callback)
 
     def on_error(self, callback: Callable[[Exception], Any]) -> None:
-        """Call ``callback`` with each failure to renew the token."""
+        """Call a callback with the error of each failed token request."""
         _get_subscriptions(self.identity)[1].add(callback)
 
     def is_streaming(self) -> bool:
@@ -135,7 +134,7 @@ class EntraCredentialProvider(StreamingCredentialProvider):
         return True
 
     def status(self) -> Status:
-        """Return a snapshot of what can be told of the identity."""
+        """Return a snapshot of the identity's status, without the token."""
         return self.renewal.status()
 
 
@@ -143,7 +142,7 @@ def get_credential_provider(identity: str = "default") -> EntraCredentialProvide
     """Return a provider for an identity.
 
     Raises:
-        ConfigurationError: the identity isn't there, or can't be used as it is.
+        ConfigurationError: the identity's settings are missing or wrong.
     """
     provider = EntraCredentialProvider(identity)
     _ = provider.renewal
@@ -154,7 +153,7 @@ def start_renewal(identity: str) -> None:
     """Start an identity's renewal thread; its first request begins at once.
 
     Raises:
-        ConfigurationError: the identity can't be used as it is.
+        ConfigurationError: the identity's settings are missing or wrong.
     """
     EntraCredentialProvider(identity).renewal.start()
 
@@ -168,16 +167,16 @@ def started_identities() -> set[str]:
 
 def _get_renewal(alias: str) -> Renewal:
     with _lock.current:
-        # Another thread may have been here meanwhile.
+        # Another thread may have made it meanwhile.
         renewal = _renewals.get(alias) or _make_renewal(load_identity(alias))
         _renewals[alias] = renewal
-    tell_if_missing()
+    warn_if_missing()
     return renewal
 
 
 def _make_renewal(identity: Identity) -> Renewal:
     def make_fetch() -> Fetch:
-        # At the first request, in its thread: msal costs start-up time.
+        # Imported at the first request, in its thread: msal costs start-up time.
         identities = import_module("..identity.kinds", __package__)
         return functools.partial(_fetch, identity, identities.make_fetch(identity))
 
@@ -201,17 +200,18 @@ def _make_renewal(identity: Identity) -> Renewal:
 
 
 def _send(signal: Signal, alias: str, **kwargs: Any) -> None:
-    """Send a signal; whoever is told after it is told whatever becomes of it."""
-    # Of a receiver that fails Django logs, and a site's handler may raise in turn.
+    """Send a signal; ignore all errors, so that callbacks are called after it."""
+    # Django logs the error of a receiver, and a log handler of the site may raise.
     with contextlib.suppress(Exception):
         signal.send_robust(sender=alias, identity=alias, **kwargs)
 
 
 def observe_token_requests(observer: TokenObserver | None) -> None:
-    """Have a context manager around each request for a token from now on.
+    """Enter an observer's context manager around each token request from now on.
 
     Parameters:
-        observer: returns it, from the identity's alias and kind; ``None`` ends that.
+        observer: makes the context manager from the identity's alias and kind;
+            ``None`` ends the observation.
     """
     global _observer
     _observer = observer
@@ -226,8 +226,8 @@ def _fetch(identity: Identity, fetch: Fetch) -> Token:
 
 
 def _get_subscriptions(alias: str) -> tuple[Subscriptions, Subscriptions]:
-    """Return those who want an identity's new tokens, and those who want its errors."""
-    # Atomic by itself; a lock might be held by a thread that a fork left behind.
+    """Return the callbacks for an identity's new tokens, and those for its errors."""
+    # setdefault() is atomic and takes no lock, which a fork could leave locked.
     return _subscriptions.setdefault(alias, (Subscriptions(), Subscriptions()))
 
 
@@ -250,7 +250,7 @@ setting_changed.connect(_on_setting_changed)
 
 def _after_fork_in_child() -> None:
     for signal in (token_renewed, token_renewal_failed):
-        # A thread of the parent's may have been sending it.
+        # A thread of the parent may have held the lock, while it sent the signal.
         signal.lock = threading.Lock()
     for subscriptions in _subscriptions.values():
         for kind in subscriptions:

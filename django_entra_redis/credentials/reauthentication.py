@@ -1,35 +1,36 @@
-"""The re-authentication rule: a pure function that tells when to send AUTH again."""
+"""The re-authentication rule: a pure function that decides when to send AUTH again."""
 
 import enum
 
 from ..identity.token import Clock, Token
 
-#: Share of the time between a renewal and the old token's expiry over which the
-#: connections of a process spread their AUTHs. Azure asks for both: spread them, and
-#: send them at least 3 minutes before expiry.
+#: Share of the time from a renewal to the old token's expiry over which the connections
+#: of a process spread their AUTHs. Azure recommends to spread them, and to send them at
+#: least 3 minutes before expiry.
 SPREAD = 0.5
 
 
 class Action(enum.Enum):
-    """What a connection does before the next command."""
+    """The action of a connection before the next command."""
 
-    #: Nothing: its token is good, and its moment has not come.
+    #: Do nothing: its token is valid, and its time to send AUTH has not come.
     KEEP = enum.auto()
-    #: Take note that its token is good for longer now: the server has it already.
+    #: Note the token's new expiry: it is the same token, which is valid for longer now.
     ADOPT = enum.auto()
+    #: Send AUTH with the newer token.
     AUTHENTICATE = enum.auto()
-    #: Connect anew: the server is about to close the connection, or has.
+    #: Reconnect: the server closes the connection, since its token has expired.
     RECONNECT = enum.auto()
 
 
 def next_action(held: Token, current: Token, offset: float, clock: Clock) -> Action:
-    """Return what a connection does.
+    """Return the action of a connection.
 
     Parameters:
-        held: the token that it has authenticated with.
-        current: the one that is there now.
-        offset: 0 to 1, different for each connection.
-        clock: what to tell the time by.
+        held: the token that it last authenticated with.
+        current: the identity's current token.
+        offset: from 0 to 1, different for each connection.
+        clock: the clocks.
     """
     if held.value == current.value:
         return Action.ADOPT

@@ -1,9 +1,9 @@
 """The renewal: it keeps one identity's token fresh.
 
-A :class:`Renewal` owns a daemon thread that sleeps until the token is due, and makes
-each request in a short-lived thread of its own: whatever an endpoint or a foreign
-credential does, the schedule goes on and no caller waits longer than the timeout.
-Neither Django nor Redis is known here; the fetch, the clock and the jitter are
+A :class:`Renewal` owns a daemon thread that sleeps until a renewal is due. Each token
+request runs in a short-lived thread of its own: even if an endpoint or a user's
+credential hangs, the schedule goes on, and no caller waits longer than the timeout.
+This module knows neither Django nor Redis; the fetch, the clock and the jitter are
 injected.
 """
 
@@ -34,57 +34,58 @@ logger = logging.getLogger(__name__)
 
 #: Seconds from a token's arrival to the next request at least, however short its life.
 SHORTEST_PAUSE = 1.0
-#: Seconds between two looks at the wall clock, which a suspended machine steps.
-LOOK = 30.0
-#: Requests that hang at one time from which on further ones are begun seldom, and the
-#: seconds between those: each may be a thread that never comes back.
+#: Seconds between two checks of the wall clock, which jumps when a suspended machine
+#: resumes.
+CLOCK_CHECK = 30.0
+#: Requests that hang at the same time, from which on the pauses between requests are
+#: ``HANGING_PAUSE`` seconds: each of them may occupy a thread for ever.
 MAX_HANGING = 3
 HANGING_PAUSE = 300.0
-#: Seconds that a request may be old for a fork to wait for it.
+#: Seconds that a fork waits for a request, counted from the request's beginning.
 FORK_PATIENCE = 1.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Attempt:
-    """One token request under way; ``done`` says that its outcome is in the state."""
+    """One token request under way; ``done`` is set once its result is in the state."""
 
     deadline: float
     done: Future[None] = field(default_factory=Future)
 
     def wake(self) -> None:
-        """Have those who wait for it look at the state."""
+        """Wake the callers that wait for this request; they read the state then."""
         if not self.done.done():
             self.done.set_result(None)
 
 
 def _log(level: int, message: str, *args: object) -> None:
-    """Log, whatever a site's handlers raise: the next request is due all the same."""
+    """Log; ignore errors of the site's log handlers, so that the renewal goes on."""
     with contextlib.suppress(Exception):
         logger.log(level, message, *args)
 
 
 def _ignore(status: Status, token: Token) -> None:
-    """Stand in for a callback that nobody gave."""
+    """Do nothing: the default of ``on_renewed``."""
 
 
 def _ignore_error(status: Status, error: Exception) -> None:
-    """Stand in for a callback that nobody gave."""
+    """Do nothing: the default of ``on_failed``."""
 
 
 class Renewal:
-    """Gets a token, renews it for as long as the process lives, and hands it out.
+    """Gets a token, renews it as long as the process lives, and hands it to callers.
 
     Parameters:
-        identity: name of the identity, for the log and the status.
-        kind: what sort of identity it is, for the status.
+        identity: the identity's name in ``ENTRA_REDIS``, for the log and the status.
+        kind: the identity's kind, for the status.
         make_fetch: called once in each process; returns the function that requests a
             token, which raises :class:`TokenRequestError` when it gets none.
-        policy: when to renew.
-        clock: what to tell the time by.
+        policy: when to renew, and the timeout of a request.
+        clock: the clocks.
         jitter: returns a number from 0 to 1.
         on_renewed: called with the status and each new token, in the request's thread.
-        on_failed: called with the status and each error, likewise; of a request that
-            hangs, in a thread of its own.
+        on_failed: called with the status and each error, in the request's thread; for
+            a request that hangs, in another one.
     """
 
     def __init__(
@@ -117,24 +118,24 @@ class Renewal:
         register(self, Order.TOKENS)
 
     def _reset_process(self) -> None:
-        """Set what belongs to one process alone, at birth and after a fork."""
+        """Set the attributes that a child process must not inherit."""
         self._fetch: Fetch | None = None
         self._thread: threading.Thread | None = None
         self._attempt: _Attempt | None = None
         self._hanging = 0
         self._forced_at: float | None = None
         # Guards every attribute above, and each replacement of ``state``; the thread
-        # sleeps on it. Reentrant, since a signal handler may use the cache while the
-        # thread that it interrupts is in here.
+        # sleeps on it. Reentrant, since a signal handler may use the cache while its
+        # thread holds the lock.
         self._changed = threading.Condition(threading.RLock())
 
-    # -- what callers use ------------------------------------------------------------
+    # -- for callers -----------------------------------------------------------------
 
     def current(self) -> Token:
-        """Return a valid token; wait for the request under way if there is none.
+        """Return a valid token; if there is none, wait for a request.
 
         Raises:
-            TokenError: none could be had, and why.
+            TokenError: there is no valid token; the text has the reason.
         """
         token = self.fresh()
         if token is not None:
@@ -142,7 +143,7 @@ class Renewal:
         attempt = self._seek()
         if attempt is not None:
             wait([attempt.done], timeout=attempt.deadline - self._monotonic())
-        return self._settled()
+        return self._result()
 
     async def acurrent(self) -> Token:
         """Do as :meth:`current` does, without blocking the event loop."""
@@ -152,12 +153,12 @@ class Renewal:
         attempt = self._seek()
         if attempt is not None:
             await self._await(attempt)
-        return self._settled()
+        return self._result()
 
     def replace(self, refused: Token) -> Token | None:
-        """Return another token than one that Redis refused, or ``None``.
+        """Return another token than one that Redis refused; ``None``: there is none.
 
-        Requests a new one if need be, but not again and again.
+        It requests one if need be, at most once per :func:`forced_interval`.
         """
         attempt = self._seek_other(refused)
         if attempt is not None:
@@ -172,18 +173,18 @@ class Renewal:
         return self._other(refused)
 
     def status(self) -> Status:
-        """Return a snapshot of what can be told."""
+        """Return a snapshot of the status, without the token."""
         return self.state.status(self.identity, self.kind, self.clock)
 
     def start(self, delay: float = 0.0) -> None:
-        """Start the thread; its first request begins ``delay`` seconds from now."""
+        """Start the thread; the first request begins ``delay`` seconds from now."""
         with self._changed:
             if self.state.due_at is None:
                 self.state = self.state.due(self._monotonic() + delay)
             self._start_thread()
 
     def stop(self) -> None:
-        """End the thread. A later caller still gets a token, but none is renewed."""
+        """End the thread. Later callers still get a token, which is not renewed."""
         with self._changed:
             self._stopped = True
             self._thread = None
@@ -192,7 +193,7 @@ class Renewal:
     # -- seeking a token -------------------------------------------------------------
 
     def fresh(self) -> Token | None:
-        """Return the token if it may be taken without a further look."""
+        """Return the token if it is valid and its renewal is not late, else None."""
         state = self.state
         token = state.token
         if (
@@ -204,18 +205,18 @@ class Renewal:
         return None
 
     def _seek(self) -> _Attempt | None:
-        """Return the request to wait for; ``None`` when the state has the answer."""
-        # The thread does it, where there is one.
+        """Return the request to wait for; ``None``: the state has the answer."""
+        # Usually the thread does this, but it may not run (see LATENESS).
         self._abandon()
         with self._changed:
             self._wanted = True
             self._start_thread()
-            self._hasten()
+            self._shorten_pause()
             state, now = self.state, self._monotonic()
             valid = state.token is not None and not state.token.expired(self.clock)
             due = state.due_at is None or now >= state.due_at
-            # Between two tries the last error is the answer: whoever waited for the
-            # next one would queue behind an outage.
+            # Between two requests the last error is the answer: callers that waited for
+            # the next request would pile up in an outage.
             if self._attempt is None and (due or not (valid or state.last_error)):
                 self._begin()
             return None if valid else self._attempt
@@ -240,12 +241,12 @@ class Renewal:
 
     def _other(self, refused: Token) -> Token | None:
         token = self.state.token
-        # By value: one that is good for longer now is refused all the same.
+        # Compared by value: the same token with a later expiry would be refused, too.
         if token is None or token.value == refused.value or token.expired(self.clock):
             return None
         return token
 
-    def _settled(self) -> Token:
+    def _result(self) -> Token:
         token = self.state.token
         if token is not None and not token.expired(self.clock):
             return token
@@ -264,11 +265,11 @@ class Renewal:
     # -- requesting it ---------------------------------------------------------------
 
     def _begin(self) -> None:
-        """Begin a request in a thread of its own. The lock is held."""
+        """Begin a request in a thread of its own. The caller holds the lock."""
         now, state = self._monotonic(), self.state
         deadline = now + self.policy.timeout
         attempt = self._attempt = _Attempt(deadline)
-        # Then no waiter that is cancelled cancels it for the others.
+        # A running future can't be cancelled, not even by a waiter that is cancelled.
         attempt.done.set_running_or_notify_cancel()
         try:
             threading.Thread(
@@ -278,8 +279,8 @@ class Renewal:
                 daemon=True,
             ).start()
         except RuntimeError as error:
-            # No thread starts at the process's limit, nor at interpreter shutdown; a
-            # subinterpreter of its own GIL has no daemon threads at all.
+            # No thread starts at the process's limit or at interpreter shutdown, and a
+            # subinterpreter with its own GIL has no daemon threads at all.
             failure = TokenRequestError(
                 f"no thread could be started for the request: {error}."
             )
@@ -294,15 +295,15 @@ class Renewal:
         try:
             fetch = self._fetch or self._make_fetch()
             with self._changed:
-                # An abandoned one is still in use in here, and not to be shared.
+                # An abandoned request still uses its fetch, which must not be shared.
                 if attempt is self._attempt:
                     self._fetch = fetch
             outcome = fetch()
         except TokenRequestError as failure:
             outcome = failure.with_traceback(None)
         except BaseException as failure:
-            # Somebody's credential may raise even SystemExit, and whoever waits is to
-            # hear of it. The text may hold anything; the type tells where to look.
+            # A user's credential may raise even SystemExit, and the callers must get an
+            # error. Only the type is named, since the text may hold a secret.
             outcome = TokenRequestError(
                 f"the request failed with {type(failure).__name__}."
             )
@@ -317,8 +318,8 @@ class Renewal:
             old = state.token
             same = token.repeats(old)
             if old is not None and same and not old.expired(self.clock):
-                # IMDS hands out one token until it is nearly over. Its holders need
-                # not authenticate anew, and asking again must not become a spin.
+                # IMDS repeats a token until it has nearly expired. Connections need not
+                # authenticate again, and requests must not follow one another at once.
                 token = old
                 left = old.expires_at - now
                 due_at = now + repeat_delay(left, old.life, self.policy, self._jitter())
@@ -331,8 +332,8 @@ class Renewal:
             self.state = state.succeeded(token, self._wall()).due(due_at)
             self._end(attempt)
             if self._attempt is not None:
-                # The late answer to an abandoned request serves those who wait for
-                # the next one.
+                # A late answer to an abandoned request also serves callers that wait
+                # for the request after it.
                 self._attempt.wake()
             status = self.status()
         if self._stopped:
@@ -362,13 +363,13 @@ class Renewal:
             state = self.state.failed(error, now)
             delay = self._retry_delay(state, error)
             if hangs:
-                self._fetch = None  # it is still in use over there
+                self._fetch = None  # the hanging request still uses it
                 self._hanging += 1
                 if self._hanging >= MAX_HANGING:
                     delay = HANGING_PAUSE
             self.state = state.due(now + delay)
             self._end(attempt)
-            # A build step without a network is no outage: nobody has asked.
+            # Without a caller it is no outage: a build step may have no network.
             warn = not self._warned and (self._wanted or state.token is not None)
             self._warned = self._warned or warn
             status = self.status()
@@ -376,15 +377,15 @@ class Renewal:
             return
         _log(
             logging.WARNING if warn else logging.DEBUG,
-            "Identity '%s' got no token (retried until it does): %s",
+            "Identity '%s' got no token (the request is retried until it does): %s",
             self.identity,
             text,
         )
         if not hangs:
             self._on_failed(status, error)
             return
-        # Whoever has noticed may be the schedule's thread, a request or an event loop:
-        # what the callback does, is not for these to wait for.
+        # In a thread of its own: this may be the schedule's thread, a caller's or an
+        # event loop's, which must not wait for the callback.
         with contextlib.suppress(RuntimeError):  # as in _begin()
             threading.Thread(
                 target=self._on_failed,
@@ -398,11 +399,11 @@ class Renewal:
         cap = state.retry_cap(self.clock)
         return retry_delay(state.outage, cap, error.retry_after, self._jitter())
 
-    def _hasten(self) -> None:
-        """Cut a pause short whose token a step of the wall clock has ended.
+    def _shorten_pause(self) -> None:
+        """Shorten a long pause if a jump of the wall clock has ended the token's life.
 
-        The lock is held. One that the endpoint asked for is kept, and so is one for the
-        sake of hanging requests.
+        The caller holds the lock. Pauses that the endpoint asked for, and those because
+        of hanging requests, are not shortened.
         """
         state = self.state
         error, token, due_at = state.last_error, state.token, state.due_at
@@ -418,9 +419,9 @@ class Renewal:
             self.state = state.due(min(due_at, latest))
 
     def _resume(self, error: TokenRequestError) -> None:
-        """Go on as after any failure where one of too many hanging requests has ended.
+        """Return to normal pauses once one of too many hanging requests has ended.
 
-        The lock is held.
+        The caller holds the lock.
         """
         state = self.state
         if (
@@ -434,7 +435,10 @@ class Renewal:
             self._changed.notify_all()
 
     def _end(self, attempt: _Attempt) -> None:
-        """Let go of a request that is over. The lock is held."""
+        """Note that a request has ended, and wake its waiters.
+
+        The caller holds the lock.
+        """
         if attempt is self._attempt:
             self._attempt = None
         else:
@@ -443,7 +447,7 @@ class Renewal:
         self._changed.notify_all()
 
     def _abandon(self) -> None:
-        """Let go of a request that has hung for too long."""
+        """Count a request that has passed its deadline as hanging and as failed."""
         attempt = self._attempt
         if attempt is not None and self._monotonic() >= attempt.deadline:
             self._fail(attempt, self._no_answer(), hangs=True)
@@ -451,7 +455,7 @@ class Renewal:
     # -- the thread ------------------------------------------------------------------
 
     def _start_thread(self) -> None:
-        """Start the thread unless it lives. The lock is held."""
+        """Start the thread unless it runs. The caller holds the lock."""
         if self._stopped or (self._thread is not None and self._thread.is_alive()):
             return
         with contextlib.suppress(RuntimeError):  # as in _begin()
@@ -472,15 +476,15 @@ class Renewal:
                 self._step()
 
     def _step(self) -> None:
-        """Sleep, or begin a request. The lock is held."""
-        self._hasten()
+        """Sleep, or begin a request. The caller holds the lock."""
+        self._shorten_pause()
         now, attempt, state = self._monotonic(), self._attempt, self.state
         if attempt is not None:
             self._changed.wait(max(0.0, attempt.deadline - now))
             return
-        pause = LOOK if state.due_at is None else state.due_at - now
+        pause = CLOCK_CHECK if state.due_at is None else state.due_at - now
         token = state.token
-        # Somebody has set the wall clock, or the machine was suspended.
+        # The wall clock was set, or the machine was suspended.
         stepped = (
             token is not None
             and self._wall() >= token.expires_on
@@ -489,18 +493,18 @@ class Renewal:
         if pause <= 0 or (stepped and not state.outage):
             self._begin()
         else:
-            self._changed.wait(min(pause, LOOK))
+            self._changed.wait(min(pause, CLOCK_CHECK))
 
     # -- forks -----------------------------------------------------------------------
 
     def before_fork(self) -> bool:
-        """Let a request under way come to its end, but not for long; begin no other.
+        """Wait briefly for the request under way; let no other begin before the fork.
 
-        Returns whether :meth:`after_fork_in_parent` is to be called.
+        Returns whether :meth:`after_fork_in_parent` has to be called.
 
-        What its thread has locked would stay locked in the child, and not everything
-        can be unlocked there: OpenSSL's own locks can't. Besides, the child inherits
-        the token.
+        Locks that the request's thread holds would stay locked in the child, and not
+        all of them can be released there, such as OpenSSL's. Besides, the child
+        inherits the token.
         """
         if not self._changed.acquire(timeout=FORK_PATIENCE):
             return False
@@ -511,23 +515,23 @@ class Renewal:
                 if left <= 0 or not self._changed.wait(left):
                     break
         except BaseException:
-            # A signal handler's. Python reports it, and forks all the same.
+            # A signal handler has raised. Python reports it, and forks all the same.
             self._changed.release()
             raise
         return True
 
     def after_fork_in_parent(self) -> None:
-        """Go on: requests may begin again."""
+        """Let requests begin again."""
         self._changed.release()
 
     def after_fork_in_child(self) -> None:
-        """Go on in a child process: with the parent's token, without its thread."""
+        """Continue in a child process: with the parent's token, and a new thread."""
         running, requesting = self._thread is not None, self._attempt is not None
         self._reset_process()
         if not running:
             return
         state, now = self.state, self._monotonic()
-        # The request under way is the parent's, and so is the time that it has.
+        # A request under way belongs to the parent, whose ``due_at`` is its deadline.
         due_at = now if state.due_at is None or requesting else state.due_at
         if state.token is not None:
             life = state.token.life
@@ -535,7 +539,7 @@ class Renewal:
                 delay = renewal_delay(life, self.policy, self._jitter())
                 due_at = state.token.received_at + delay
             if requesting or due_at < now:
-                # Siblings forked in the same moment do not ask in the same moment.
+                # Spread, so that children forked at one time do not ask at one time.
                 due_at = now + self._jitter() * retry_cap(life)
         self.state = state.due(due_at)
         with self._changed:

@@ -2,9 +2,9 @@
 
 from ..conf.policy import Policy
 
-#: Share of the time to a renewal that jitter may take off.
+#: Share of the time to a renewal by which jitter may shorten it.
 JITTER = 0.1
-#: Seconds between two tries at most, in a long outage.
+#: Seconds between two token requests at most, in a long outage.
 LONGEST_PAUSE = 120.0
 
 
@@ -12,22 +12,24 @@ def renewal_delay(life: float, policy: Policy, jitter: float) -> float:
     """Return the seconds from a token's arrival to its renewal.
 
     Parameters:
-        life: seconds that the token is good for.
-        jitter: 0 to 1; only ever makes it earlier.
+        life: seconds for which the token is valid.
+        policy: the identity's renewal settings.
+        jitter: from 0 to 1; it only makes the renewal earlier.
     """
     return _due(life, life, policy) * (1 - JITTER * jitter)
 
 
 def retry_cap(life: float | None, left: float = 0.0, age: float = 0.0) -> float:
-    """Return the longest pause in seconds between two tries.
+    """Return the longest pause in seconds between two token requests.
 
-    Without a valid token it follows the token's life alone: somebody waits. While a
-    token lives on nobody does, and after an outage of minutes a fleet whose members
-    all try again within seconds would be the next outage: the pauses grow with the
-    outage, and shrink again as the token comes to its end.
+    Without a valid token it depends on the life of the last one alone: ``life / 360``
+    is 10 s for a token of an hour, and short tokens recover sooner. While a token is
+    valid, no caller waits, and a fleet that retries within seconds would overload an
+    endpoint that has just recovered: the pauses grow with the age of the outage, and
+    shrink again towards the token's expiry, a sixth of either at most.
 
     Parameters:
-        life: seconds of life of the last token, ``None`` when there was none.
+        life: seconds of life of the last token; ``None``: there was none.
         left: seconds until it expires.
         age: seconds since the outage's first failure.
     """
@@ -41,14 +43,14 @@ def retry_delay(
     retry_after: float | None,
     jitter: float,
 ) -> float:
-    """Return the seconds from a failed request to the next one: full jitter.
+    """Return the seconds from a failed request to the next one, with full jitter.
 
     Parameters:
         failures: failed requests in a row, 1 or more.
-        cap: the longest pause in seconds, of :func:`retry_cap`.
-        retry_after: seconds that the endpoint asked for; they are kept, and the
-            jitter comes on top, so that a fleet told one time does not come at once.
-        jitter: 0 to 1.
+        cap: the longest pause in seconds, see :func:`retry_cap`.
+        retry_after: seconds that the endpoint asked to wait, if it did. The pause is
+            added to them, so that a fleet does not come back all at once.
+        jitter: from 0 to 1.
     """
     return (retry_after or 0.0) + jitter * min(cap, 0.5 * 2.0 ** min(failures - 1, 10))
 
@@ -59,22 +61,23 @@ def forced_interval(life: float) -> float:
 
 
 def repeat_delay(left: float, life: float, policy: Policy, jitter: float) -> float:
-    """Return the seconds to the next request when the same token came once more.
+    """Return the seconds to the next request when an endpoint repeats the same token.
 
-    IMDS and azure-identity hand out one token until it is nearly over. Never sooner
-    than a retry, so that asking does not become a spin; never after it has expired.
+    IMDS and azure-identity repeat a token until it has nearly expired. The next request
+    is never sooner than a retry would be, and never after the token's expiry.
 
     Parameters:
         left: seconds until that token expires.
-        life: seconds that it was good for when it came first.
-        jitter: 0 to 1.
+        life: seconds for which it was valid when it first came.
+        policy: the identity's renewal settings.
+        jitter: from 0 to 1.
     """
     delay = _due(left, life, policy) * (1 - JITTER * jitter)
     return max(delay, min(retry_cap(life), left))
 
 
 def _due(left: float, life: float, policy: Policy) -> float:
-    """Return after how much of what is left of a token's life it is renewed."""
+    """Return the seconds until a token with so many seconds left is renewed."""
     delay = policy.ratio * left
-    # A shorter life leaves no time for the margin.
+    # The margin does not apply to a life under twice the margin.
     return min(delay, left - policy.margin) if life >= 2 * policy.margin else delay

@@ -8,18 +8,19 @@ from ..identity.token import Clock, Token
 from ..status import Status
 from .schedule import retry_cap
 
-#: Seconds that a renewal may be late before callers see to it themselves: where no
-#: background thread gets to run (uWSGI without threads), they are all there is.
+#: Seconds by which a renewal may be late before callers begin the request themselves:
+#: in uWSGI without threads no background thread ever runs.
 LATENESS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Everything that changes, replaced as a whole: readers need no lock.
+    """The state of a renewal. It is replaced as a whole, so that readers need no lock.
 
     ``due_at``, ``trusted_until`` and ``failing_since`` are times of the monotonic
-    clock, ``renewed_on`` is one of the wall clock. Up to ``trusted_until`` a caller may
-    take the token without a further look.
+    clock, ``renewed_on`` is a time of the wall clock. Before ``trusted_until`` callers
+    take the token without further checks. ``outage`` counts failures since the last
+    success, ``failures`` all of them.
     """
 
     token: Token | None = None
@@ -38,11 +39,11 @@ class State:
         return replace(self, due_at=at, trusted_until=until)
 
     def succeeded(self, token: Token, on: float) -> "State":
-        """Return what a request makes of it that brought ``token``.
+        """Return the state after a request that got a token.
 
         Parameters:
-            token: the one that is to be used.
-            on: when it came, by the wall clock.
+            token: the token.
+            on: when it came, on the wall clock.
         """
         old = self.token
         same = token.repeats(old)
@@ -56,7 +57,12 @@ class State:
         )
 
     def failed(self, error: TokenRequestError, at: float) -> "State":
-        """Return what a request makes of it that failed at ``at``."""
+        """Return the state after a request that failed.
+
+        Parameters:
+            error: the failure.
+            at: when it happened, on the monotonic clock.
+        """
         return replace(
             self,
             failures=self.failures + 1,
@@ -66,7 +72,7 @@ class State:
         )
 
     def retry_cap(self, clock: Clock) -> float:
-        """Return the longest pause before the next try."""
+        """Return the longest pause before the next request, in seconds."""
         token, now = self.token, clock.monotonic()
         if token is None:
             return retry_cap(None)
@@ -74,11 +80,11 @@ class State:
         return retry_cap(token.life, left, now - self.failing_since)
 
     def status(self, identity: str, kind: str, clock: Clock) -> Status:
-        """Return what can be told of it."""
+        """Return the public status, without the token."""
         token = self.token
         oid = None
         if token is not None:
-            # Whose token it is says an endpoint; with USERNAME it may say anything.
+            # With USERNAME in the settings nothing has checked the claim.
             claim = token.claims.get("oid")
             shown = isinstance(claim, str) and claim.isprintable()
             oid = claim if shown else token.username
@@ -99,7 +105,7 @@ class State:
 
 
 def _datetime(seconds: float | None) -> datetime | None:
-    """Return a time as the status has it, ``None`` for one that no calendar shows."""
+    """Return a time as a datetime; ``None`` for one that datetime can't represent."""
     try:
         return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
     except (ValueError, OverflowError, OSError):

@@ -1,4 +1,4 @@
-"""A client certificate: its file, the key's own certificate, and the chain above it."""
+"""Client certificates: a file's private key, its certificate, and that one's chain."""
 
 import base64
 import re
@@ -28,27 +28,27 @@ _PEM_KEY = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class ClientCertificate:
-    """A private key, its certificate, and the chain from that one upwards."""
+    """A private key, its certificate, and the chain, which begins with that one."""
 
     key: RSAPrivateKey = field(repr=False)
     certificate: Certificate
     chain: Sequence[Certificate]
 
     def has_expired(self) -> bool:
-        """Whether it is out of date."""
+        """Whether the certificate has expired."""
         return self.certificate.not_valid_after_utc < datetime.now(UTC)
 
     def for_msal(self, *, send_chain: bool) -> dict[str, Any]:
-        """Return what msal takes for it.
+        """Return the certificate in the form in which msal takes it.
 
         Parameters:
-            send_chain: whether the certificates go along, the key's own first.
+            send_chain: whether requests contain the chain (x5c).
         """
         key = self.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         thumbprint = self.certificate.fingerprint(hashes.SHA1())
         return {
             "private_key": key.decode(),
-            # With a thumbprint msal sends no chain unless it is told to.
+            # Given a thumbprint, msal sends the chain only if it gets one here.
             "thumbprint": thumbprint.hex(),
             "public_certificate": _pem(self.chain) if send_chain else None,
         }
@@ -58,11 +58,11 @@ def read_certificate(content: bytes, password: str | None) -> ClientCertificate:
     """Return the client certificate in a file.
 
     Parameters:
-        content: of a PEM or PFX file.
-        password: of its private key, or of the file.
+        content: the content of a PEM or PFX file.
+        password: the password of its private key, or of the file.
 
     Raises:
-        ValueError: it is of no use, and why.
+        ValueError: the file can't be used; the text has the reason.
     """
     key, certificates = _load(content, password.encode() if password else None)
     certificate = next((c for c in certificates if _is_of(c, key)), None)
@@ -78,7 +78,7 @@ def _load(
     key: Any
     try:
         if _BASE64.fullmatch(content):
-            # As Key Vault gives a PFX file as a secret's text
+            # Key Vault returns a PFX file as the base64 text of a secret
             # (AzureAD/microsoft-authentication-library-for-python#248).
             content = base64.b64decode(content)
         if b"-----BEGIN" not in content:
@@ -87,8 +87,8 @@ def _load(
             )
             certificates = [*filter(None, [certificate]), *others]
         else:
-            # What else is in the file, such as the parameters of an elliptic curve,
-            # stands in the way of some releases of cryptography.
+            # Only the key is handed on: some releases of cryptography fail on other
+            # parts of the file, such as the parameters of an elliptic curve.
             found = _PEM_KEY.search(content)
             key = load_pem_private_key(found[0], password) if found else None
             certificates = load_pem_x509_certificates(content)
@@ -108,10 +108,10 @@ def _load(
 def _chain(
     leaf: Certificate, certificates: Sequence[Certificate]
 ) -> Iterable[Certificate]:
-    """Yield a certificate, its issuer's, and so on up to the root, if they are there.
+    """Yield a certificate, its issuer's, and so on, as far as they are in the file.
 
-    Key Vault writes them root first (Azure/secrets-store-csi-driver-provider-azure
-    #156), and PEM files of other origins in any order.
+    The order in the file does not count: Key Vault writes the root first
+    (Azure/secrets-store-csi-driver-provider-azure#156), and others in any order.
     """
     rest = [certificate for certificate in certificates if certificate != leaf]
     above: Certificate | None = leaf
@@ -125,17 +125,17 @@ def _chain(
 def _issued(issuer: Certificate, certificate: Certificate) -> bool:
     try:
         certificate.verify_directly_issued_by(issuer)
-    except Exception:  # each of several libraries' own
+    except Exception:  # cryptography and its backends raise several classes
         return False
     return True
 
 
 def _is_of(certificate: Certificate, key: RSAPrivateKey) -> bool:
-    """Whether a certificate is a private key's."""
+    """Whether a certificate belongs to a private key."""
     try:
         return certificate.public_key() == key.public_key()
     except (ValueError, UnsupportedAlgorithm):
-        # A key of a kind that cryptography does not know.
+        # cryptography does not support the certificate's kind of key.
         return False
 
 

@@ -1,6 +1,6 @@
 """Entra's error codes ("Microsoft Entra authentication and authorization error codes").
 
-Its words are read where one number stands for several failures, and nowhere else.
+The wording counts only where one number stands for several failures.
 """
 
 import re
@@ -51,10 +51,10 @@ _CODES: Mapping[int, str] = {
     500014: "token_resource_disabled",
 }
 
-#: What the words of a number say, where it stands for several failures.
+#: Words that tell failures apart which have the same number.
 _REASONS: Mapping[int, Mapping[str, str]] = {
     700027: {"is expired": "token_certificate_expired"},
-    # The predecessor of several numbers, which Entra's older endpoints still give.
+    # Entra's older endpoints still use this number for what has several numbers now.
     50012: {
         "is expired": "token_certificate_expired",
         "time range": "token_assertion_expired",
@@ -64,14 +64,13 @@ _REASONS: Mapping[int, Mapping[str, str]] = {
 
 
 def code_of(text: str) -> str | None:
-    """Return the code of the first known number in a text.
+    """Return this package's failure code for the first known number in a text.
 
     Parameters:
-        text: what Entra has said.
+        text: the text of Entra's error.
 
     Returns:
-        ``None`` if there is no number at all; one of which nothing is known is
-        ``"token_failed"``.
+        ``None`` if the text has no number, ``"token_failed"`` if none is known.
     """
     numbers = [int(number) for number in re.findall(r"AADSTS(\d+)", text)]
     if not numbers:

@@ -1,6 +1,6 @@
-"""Foreign errors of a token request, translated to one error of our own with a code.
+"""Translation of a failed token request into a :exc:`TokenRequestError` with a code.
 
-Each failure gets a code, by which :mod:`.advice` knows its cause and cure.
+:mod:`~..diagnostics.advice` has the cause and the cure for each code.
 """
 
 import json
@@ -14,15 +14,15 @@ from typing import Any
 
 import msal
 
-# requests comes with msal, which makes its requests with it.
+# requests is a dependency of msal, which makes its HTTP requests with it.
 import requests
 
 from ..exceptions import TokenRequestError
 from .entra_codes import code_of
 
-#: What endpoints say of a managed identity that is not this machine's: a denial, of an
-#: identity, that it is there. So do IMDS, App Service (Azure/azure-cli#20196),
-#: Container Apps (Azure/data-api-builder#1939) and Service Fabric.
+#: All three match where an endpoint says that this machine has no such managed
+#: identity: "no", "identity", "found". IMDS, App Service (Azure/azure-cli#20196),
+#: Container Apps (Azure/data-api-builder#1939) and Service Fabric do so.
 _MISSING = tuple(
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
@@ -31,33 +31,33 @@ _MISSING = tuple(
         r"found\b|\bassigned\b|\bload(ed)?\b|\bexists?\b|\benabled\b",
     )
 )
-#: What they say where a name would tell which of several it is.
+#: What they say where the machine has several identities, and none was named.
 _SEVERAL = re.compile(r"\b(multiple|several|more than one)\b.*identit", re.IGNORECASE)
 #: Statuses of a managed identity's endpoint that is not ready yet ("How to use managed
 #: identities for Azure resources on an Azure VM to acquire an access token";
 #: Azure/azure-sdk-for-net#28568).
 NOT_YET = frozenset({404, 410})
-#: Statuses by which any endpoint says that it has no time, beside the 5xx.
+#: Statuses of an endpoint that is overloaded, besides the 5xx.
 _BUSY = frozenset({408, 429})
-#: Where requests looks for the certificates to trust, the first that is set.
+#: The variables for a file of trusted certificates, of which requests uses the first.
 _BUNDLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 _REFUSED = "managed_identity_refused"
-#: Stands for what is not JSON.
-_NO_JSON: Any = object()
-#: Characters of an answer's text that are told.
-_TOLD = 200
+#: The content of an answer that is not JSON.
+_NOT_JSON: Any = object()
+#: Characters of an answer's text that an error quotes at most.
+_MAX_SHOWN = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """What is known of a token request that has failed.
+class RequestInfo:
+    """A token request that has failed, as far as it explains the failure.
 
     Parameters:
         timeout: REQUEST_TIMEOUT in seconds.
-        managed: whether a managed identity's endpoint was asked.
+        managed: whether it went to a managed identity's endpoint.
         named: whether the settings name one of the machine's identities.
-        variable: the environment variable that tells of the endpoint; ``None`` for a
-            virtual machine's, which needs none.
+        variable: the environment variable with the endpoint's URL; ``None`` on a
+            virtual machine, where the URL is fixed.
         not_yet: statuses of a managed identity's endpoint that is not ready yet.
     """
 
@@ -69,20 +69,20 @@ class Asked:
 
 
 def token_error(
-    outcome: Any, response: requests.Response | None, asked: Asked
+    outcome: Any, response: requests.Response | None, request: RequestInfo
 ) -> TokenRequestError | None:
-    """Return the failure that a token request came to; ``None`` if there is a token.
+    """Return the error of a token request; ``None`` if there is a token.
 
-    An exception's origin decides first, then the response's status, then whether it is
-    JSON, and its words last.
+    The class of an exception counts first, then the response's status, then whether
+    its content is JSON, and its wording last.
 
     Parameters:
         outcome: what msal returned, or the exception that it raised.
         response: the last HTTP response, if there was one.
-        asked: who was asked, and how.
+        request: what is known of the request.
     """
     if isinstance(outcome, Exception):
-        failure = _explain_exception(outcome, response, asked)
+        failure = _explain_exception(outcome, response, request)
         if failure is not None:
             return failure
     elif isinstance(outcome, Mapping) and outcome.get("access_token"):
@@ -90,29 +90,29 @@ def token_error(
     if response is None:
         said = f"{type(outcome).__name__}: {outcome}"
         return TokenRequestError(f"The token request failed ({said}).")
-    return _explain_response(outcome, response, asked)
+    return _explain_response(outcome, response, request)
 
 
 def _explain_exception(
-    error: Exception, response: requests.Response | None, asked: Asked
+    error: Exception, response: requests.Response | None, request: RequestInfo
 ) -> TokenRequestError | None:
-    """Return the failure that an exception stands for, if its kind tells."""
+    """Return the error for an exception; ``None`` if its class does not explain it."""
     if isinstance(error, TokenRequestError):
         return error
     if isinstance(error, requests.RequestException):
-        return _explain_transport(error, asked)
+        return _explain_transport(error, request)
     if isinstance(error, RecursionError) and response is None:
-        # gevent's patched ssl calls itself where urllib3 has the old one.
+        # gevent's patched ssl calls itself if urllib3 was imported before the patch.
         return TokenRequestError(
             "ssl calls itself without end: it was monkey-patched after urllib3 had "
             "been imported.",
             code="token_patched_late",
         )
-    if isinstance(error, OSError) and not asked.managed:
+    if isinstance(error, OSError) and not request.managed:
         return _unusable_bundle()
     if response is None:
         return None
-    # The one file that msal reads is the one that a challenge names.
+    # msal reads one file: the key file that Azure Arc's challenge names.
     if isinstance(error, OSError) and error.filename:
         return _unreadable_key(f"'{error.filename}' can't be read: {error.strerror}")
     if isinstance(error, UnicodeDecodeError):
@@ -129,7 +129,7 @@ def _unreadable_key(what: str) -> TokenRequestError:
 
 
 def _unusable_bundle() -> TokenRequestError | None:
-    """Return what is wrong with the file of certificates that requests is to trust."""
+    """Return the error of an unusable file of trusted certificates, else None."""
     variable = next((name for name in _BUNDLES if os.environ.get(name)), None)
     if variable is None:
         return None
@@ -151,27 +151,27 @@ def _unusable_bundle() -> TokenRequestError | None:
 
 
 def _explain_transport(
-    error: requests.RequestException, asked: Asked
+    error: requests.RequestException, request: RequestInfo
 ) -> TokenRequestError:
     unreachable, where = "token_unreachable", "the identity endpoint"
-    if asked.managed:
+    if request.managed:
         unreachable = "managed_identity_unavailable"
-        if asked.variable is not None:
+        if request.variable is not None:
             unreachable = "managed_identity_not_up"
-            where = f"the identity endpoint that ${asked.variable} tells of"
+            where = f"the identity endpoint that ${request.variable} tells of"
     if isinstance(error, requests.exceptions.SSLError):
-        bundle = None if asked.managed else _unusable_bundle()
+        bundle = None if request.managed else _unusable_bundle()
         text = f"the identity endpoint's certificate is not trusted: {error}"
         return bundle or TokenRequestError(text, code="token_endpoint_untrusted")
     if isinstance(error, requests.exceptions.ProxyError):
         text = f"the proxy to the identity endpoint failed: {error}"
         return TokenRequestError(text, code="token_proxy")
     if isinstance(error, requests.exceptions.ConnectTimeout):
-        text = f"{where} could not be reached within {asked.timeout:g} s."
+        text = f"{where} could not be reached within {request.timeout:g} s."
         return TokenRequestError(text, code=unreachable)
     if isinstance(error, requests.Timeout):
         text = (
-            f"the identity endpoint did not answer within {asked.timeout:g} s "
+            f"the identity endpoint did not answer within {request.timeout:g} s "
             "(REQUEST_TIMEOUT)."
         )
         return TokenRequestError(text, code="token_timeout")
@@ -185,33 +185,33 @@ def _explain_transport(
 
 
 def _explain_response(
-    outcome: Any, response: requests.Response, asked: Asked
+    outcome: Any, response: requests.Response, request: RequestInfo
 ) -> TokenRequestError:
-    """Return the failure that an answer without a usable token stands for."""
+    """Return the error for an answer without a usable token."""
     content = _content(response)
     status = _status(response, content)
     said = _words(response, content)
     answered = f"the identity endpoint answered HTTP {status}"
-    text = f"{answered}: {said[:_TOLD]}" if said else f"{answered}."
-    transient = _BUSY | asked.not_yet if asked.managed else _BUSY
+    text = f"{answered}: {said[:_MAX_SHOWN]}" if said else f"{answered}."
+    transient = _BUSY | request.not_yet if request.managed else _BUSY
     if status >= 500 or status in transient:
         return TokenRequestError(text, code="token_endpoint_failing")
-    if status < 400 and isinstance(outcome, Exception) and content is not _NO_JSON:
-        return _explain_unread(outcome, content, asked)
+    if status < 400 and isinstance(outcome, Exception) and content is not _NOT_JSON:
+        return _explain_unread(outcome, content, request)
     if isinstance(outcome, msal.ManagedIdentityError):
         challenge = response.headers.get("WWW-Authenticate", "")
         if status == 401 and challenge.lower().startswith("basic realm="):
             return _unreadable_key(f"can't be used: {outcome}")
         return TokenRequestError(f"{answered}: {outcome}", code=_REFUSED)
-    words = said if asked.managed else response.text
-    code = _code_of(words, managed=asked.managed)
-    if content is _NO_JSON and code in (_REFUSED, "token_failed"):
+    words = said if request.managed else response.text
+    code = _code_of(words, managed=request.managed)
+    if content is _NOT_JSON and code in (_REFUSED, "token_failed"):
         kind = response.headers.get("Content-Type", "no content type")
-        if asked.managed and status == 403 and asked.variable is None:
-            # Docker Desktop, whose proxy answers for addresses out of its reach
+        if request.managed and status == 403 and request.variable is None:
+            # Docker Desktop's proxy answers 403 for addresses that it can't reach
             # (Azure/azure-sdk-for-python#31759).
             return TokenRequestError(text, code="managed_identity_unavailable")
-        if not (asked.managed and status >= 400 and said):
+        if not (request.managed and status >= 400 and said):
             text = f"{answered} with something that is not JSON ({kind})."
             code = "token_not_json"
         return TokenRequestError(text, code=code)
@@ -221,18 +221,20 @@ def _explain_response(
             what = "is not what it should be"
         text = f"the identity endpoint's answer {what}."
         return TokenRequestError(text, code="token_bad_answer")
-    if code == "managed_identity_unknown" and asked.variable and not asked.named:
-        # The platform tells of an endpoint only where there is an identity.
+    if code == "managed_identity_unknown" and request.variable and not request.named:
+        # A platform sets the variable only where there is an identity.
         code = "managed_identity_ambiguous"
-    if said and not asked.managed:
-        text = said  # Entra's words have a number of their own.
+    if said and not request.managed:
+        text = said  # Entra's text has its own error number.
     return TokenRequestError(text, code=code)
 
 
-def _explain_unread(error: Exception, content: Any, asked: Asked) -> TokenRequestError:
-    """Return why an answer that is no error was of no use to msal."""
-    if isinstance(error, msal.ManagedIdentityError) and asked.named:
-        # Azure Arc's agent, where it is too old for identities that users assign.
+def _explain_unread(
+    error: Exception, content: Any, request: RequestInfo
+) -> TokenRequestError:
+    """Return the error for a successful answer that msal could not use."""
+    if isinstance(error, msal.ManagedIdentityError) and request.named:
+        # An old Azure Arc agent, which does not support user-assigned identities.
         return TokenRequestError(str(error), code="managed_identity_unknown")
     if isinstance(content, Mapping) and content.get("access_token"):
         for name in ("expires_on", "expires_in"):
@@ -248,15 +250,15 @@ def _explain_unread(error: Exception, content: Any, asked: Asked) -> TokenReques
 
 
 def _content(response: requests.Response) -> Any:
-    """Return the JSON of a response, whatever its encoding."""
+    """Return the parsed JSON of a response, or ``_NOT_JSON``."""
     try:
         return json.loads(response.content)
     except (ValueError, RecursionError):
-        return _NO_JSON
+        return _NOT_JSON
 
 
 def _status(response: requests.Response, content: Any) -> int:
-    """Return the status; some endpoints tell of it in their JSON alone."""
+    """Return the status, which some endpoints state in their JSON alone."""
     inner = content.get("statusCode") if isinstance(content, Mapping) else None
     if response.status_code < 400 and isinstance(inner, int):
         return inner
@@ -264,8 +266,8 @@ def _status(response: requests.Response, content: Any) -> int:
 
 
 def _words(response: requests.Response, content: Any) -> str:
-    """Return what a response says, on one line."""
-    if content is _NO_JSON:
+    """Return the error text of a response, on one line."""
+    if content is _NOT_JSON:
         kind = response.headers.get("Content-Type", "").lower()
         plain = not kind or kind.startswith("text/plain")
         said = response.text if plain else ""
@@ -278,7 +280,7 @@ def _words(response: requests.Response, content: Any) -> str:
         said = ": ".join(str(part).strip() for part in (error, message) if part)
     else:
         said = content if isinstance(content, str) else ""
-    # What follows the first line are Entra's trace and correlation IDs.
+    # After the first line, Entra has trace and correlation IDs.
     lines = said.strip().splitlines()
     return lines[0].strip().rstrip(": ") if lines else ""
 
@@ -288,10 +290,10 @@ def _code_of(text: str, *, managed: bool) -> str:
         return "token_endpoint_failing"
     code = code_of(text)
     if not managed:
-        # A number that is not known says something else than OAuth's word.
+        # OAuth's "invalid_client" counts only without a number, which is more precise.
         without_number = "token_wrong_secret" if "invalid_client" in text else None
         return code or without_number or "token_failed"
-    # What Entra told the endpoint is handed on.
+    # A managed identity's endpoint passes on the number of Entra's error.
     if code not in (None, "token_failed"):
         return code
     if "invalid_resource" in text:

@@ -1,7 +1,7 @@
 """The HTTP session that msal makes its requests with.
 
-Whatever answers may be hostile: it is given so much time and so many bytes, is believed
-no encoding, and can't send a request elsewhere.
+The server may be hostile, or a proxy in between. Its answers are bounded in time and in
+bytes, their declared encoding is ignored, and redirects are not followed.
 """
 
 import http.client
@@ -16,17 +16,17 @@ from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
-# requests comes with msal, whose ManagedIdentityClient asks for one of its sessions;
-# urllib3 comes with requests.
+# requests is a dependency of msal, whose ManagedIdentityClient takes one of its
+# sessions; urllib3 is a dependency of requests.
 import requests
 import urllib3
 from requests.adapters import HTTPAdapter
 
 from ..exceptions import TokenRequestError
 
-#: Bytes of all the answers that one token takes; they are a few thousand.
+#: Bytes of all answers for one token at most; usually they have a few thousand.
 MAX_BYTES = 2**20
-#: Headers, and fields of a form, whose value is a secret.
+#: Names of headers and form fields whose values are secrets.
 _SECRET_NAMES = (
     "authorization",
     "client_assertion",
@@ -37,22 +37,21 @@ _SECRET_NAMES = (
 
 
 def _add_nothing(request: requests.PreparedRequest) -> requests.PreparedRequest:
-    """Leave a request as it is."""
+    """Return a request unchanged: it needs no authentication."""
     return request
 
 
 class BoundedSession(requests.Session):
-    """A session whose requests end in time together, and that keeps no connection.
+    """A session with one timeout for all requests of a token, and without keep-alive.
 
     Parameters:
-        timeout: seconds for all the requests that one token takes.
-        trust_env: whether the environment's proxies and certificates count.
-        local: whether the endpoint is the machine's own, which may answer with a
-            challenge.
-        monotonic: clock to measure the timeout with.
+        timeout: seconds for all requests of one token.
+        trust_env: whether to use the environment's proxies and certificates.
+        local: whether the endpoint is on this machine: then it may send a challenge.
+        monotonic: the clock, in seconds.
 
-    ``answer`` is the last response, ``None`` before there is one; ``secrets`` are those
-    that the requests have carried.
+    ``answer`` is the last response, ``None`` before the first one; ``secrets`` are the
+    secrets in the requests.
     """
 
     def __init__(
@@ -66,7 +65,7 @@ class BoundedSession(requests.Session):
         super().__init__()
         self.trust_env = trust_env
         self.max_redirects = 0
-        # Without it requests adds what ~/.netrc has for the host.
+        # Otherwise requests would add the credentials in ~/.netrc for the host.
         self.auth = _add_nothing
         self.answer: requests.Response | None = None
         self.secrets: set[str] = set()
@@ -77,10 +76,10 @@ class BoundedSession(requests.Session):
             self.mount(prefix, _BoundedAdapter(self._bounds))
 
     def pin(self, thumbprint: str) -> None:
-        """Have HTTPS reach the server with that certificate alone, whoever signed it.
+        """Accept one server certificate alone over HTTPS, even if it is self-signed.
 
         Parameters:
-            thumbprint: of the certificate (SHA-1), in hexadecimal digits.
+            thumbprint: the certificate's SHA-1 thumbprint, in hexadecimal digits.
         """
         self.verify = False
         self.mount(
@@ -88,7 +87,7 @@ class BoundedSession(requests.Session):
         )
 
     def get_redirect_target(self, resp: requests.Response) -> None:
-        """See no redirect anywhere: not even the next request is made ready."""
+        """Return None, so that requests does not even prepare a redirected request."""
 
     def begin(self) -> None:
         """Start the time for one token's requests."""
@@ -97,23 +96,23 @@ class BoundedSession(requests.Session):
         self.secrets.clear()
         self.cookies.clear()
 
-    def request(  # type: ignore[override] # msal names what it gives
+    def request(  # type: ignore[override] # msal passes all else by keyword
         self, method: str, url: str, **kwargs: Any
     ) -> requests.Response:
         """Make a request within the time that is left.
 
         Raises:
-            requests.Timeout: there is none left, or it was not enough.
-            TokenRequestError: the answer is too long, or sends the request elsewhere.
+            requests.Timeout: no time is left, or the answer took too long.
+            TokenRequestError: the answer is too long, or is a redirect.
             ValueError: the answer is not JSON.
         """
         self._note_secrets(kwargs)
         headers = {
             **(kwargs.pop("headers", None) or {}),
-            # Renewals are too far apart to keep a connection for, and an open one must
-            # not be shared with a child process.
+            # Renewals are too rare for keep-alive, and a child process must not inherit
+            # an open connection.
             "Connection": "close",
-            # What is compressed may become a thousand times as much.
+            # A compressed answer may be a thousand times as large when decompressed.
             "Accept-Encoding": "identity",
         }
         kwargs |= {"headers": headers, "allow_redirects": False, "stream": True}
@@ -121,9 +120,8 @@ class BoundedSession(requests.Session):
         try:
             self.answer = answer = _whole(super().request(method, url, **kwargs))
         finally:
-            # A server may heed the header without repeating it; then the connection
-            # would be taken for one that stays open, and the next request be lost on
-            # it.
+            # If the server closes the connection without a "Connection: close" of its
+            # own, requests would use it again, and the next request would fail.
             self.close()
         if 300 <= answer.status_code < 400:
             raise _redirected(answer)
@@ -132,10 +130,10 @@ class BoundedSession(requests.Session):
             and answer.status_code == 401
             and "WWW-Authenticate" in answer.headers
         ):
-            # Azure Arc's challenge, of which msal reads the headers alone.
+            # Azure Arc's challenge, of which msal reads only the headers.
             return _Answer(answer, b"")
-        # msal logs the whole of an answer that is not JSON, at ERROR and at each try,
-        # whatever it holds.
+        # Checked here, since msal would log the whole answer at ERROR, secrets and all,
+        # if it is not JSON.
         try:
             json.loads(answer.text)
         except RecursionError:
@@ -143,7 +141,7 @@ class BoundedSession(requests.Session):
         return answer
 
     def answered_at(self) -> float | None:
-        """Return the server's own time as it answered, in seconds since the epoch."""
+        """Return the server's time of the answer, in seconds since the epoch."""
         value = "" if self.answer is None else self.answer.headers.get("Date", "")
         try:
             return parsedate_to_datetime(value).timestamp()
@@ -151,7 +149,7 @@ class BoundedSession(requests.Session):
             return None
 
     def _note_secrets(self, given: dict[str, Any]) -> None:
-        """Remember what a request carries that nobody is to see."""
+        """Remember the secrets in a request, so that they can be redacted."""
         carried = [
             value
             for part in (given.get("headers"), given.get("data"))
@@ -160,12 +158,12 @@ class BoundedSession(requests.Session):
         ]
         for value in carried:
             text = value.decode() if isinstance(value, bytes) else str(value)
-            # The scheme before it, Basic or the like, is none.
+            # Without the scheme before it, such as "Basic".
             self.secrets.add(text.rpartition(" ")[2])
 
     def retry_after(self) -> float | None:
-        """Return the seconds that the last answer asks to wait, if it does."""
-        # A Response with an error status is false.
+        """Return the seconds in the last answer's Retry-After header, if it has one."""
+        # Compared with None, since a Response with an error status is falsy.
         value = None if self.answer is None else self.answer.headers.get("Retry-After")
         return None if value is None else parse_retry_after(value, datetime.now(UTC))
 
@@ -177,16 +175,17 @@ def _redirected(answer: requests.Response) -> TokenRequestError:
         host = None
     return TokenRequestError(
         f"the identity endpoint answered HTTP {answer.status_code}, a redirect to "
-        f"{host or 'itself'}. None is followed: secrets would go there.",
+        f"{host or 'itself'}. Redirects are not followed, since secrets would be sent "
+        "there.",
         code="token_redirected",
     )
 
 
 def _whole(response: requests.Response) -> requests.Response:
-    """Return a response with its body read, as it came.
+    """Return a response with its body, which is read and not decompressed.
 
     Raises:
-        requests.RequestException: it could not be read.
+        requests.RequestException: the body could not be read.
     """
     try:
         body: bytes = response.raw.read(decode_content=False)
@@ -198,9 +197,9 @@ def _whole(response: requests.Response) -> requests.Response:
 
 
 class _Answer(requests.Response):
-    """A response with another body, in an encoding that JSON may have.
+    """A copy of a response with a given body, in one of JSON's encodings.
 
-    One that the endpoint names, or that is guessed, may take hours to decode.
+    To decode it by the declared encoding, or to guess the encoding, may take hours.
     """
 
     def __init__(self, like: requests.Response, body: bytes) -> None:
@@ -213,14 +212,14 @@ class _Answer(requests.Response):
 
 @dataclass(slots=True)
 class _Bounds:
-    """What is left for one token's requests together, in seconds and in bytes."""
+    """The seconds and bytes that are left for the requests of one token."""
 
     monotonic: Callable[[], float]
     deadline: float = 0.0
     bytes_left: int = 0
 
     def begin(self, timeout: float) -> None:
-        """Give so many seconds, and as many bytes as there may be."""
+        """Begin with this number of seconds and ``MAX_BYTES`` bytes."""
         self.deadline = self.monotonic() + timeout
         self.bytes_left = MAX_BYTES
 
@@ -228,7 +227,7 @@ class _Bounds:
         """Return the seconds that are left.
 
         Raises:
-            requests.Timeout: there are none.
+            requests.Timeout: no time is left.
         """
         left = self.deadline - self.monotonic()
         if left <= 0:
@@ -236,7 +235,7 @@ class _Bounds:
         return left
 
     def count(self, size: int) -> None:
-        """Take bytes that have come.
+        """Count received bytes.
 
         Raises:
             TokenRequestError: they are too many.
@@ -250,27 +249,27 @@ class _Bounds:
 
 
 class _BoundedReader(io.RawIOBase):
-    """Reads a socket, each time for as long as the whole exchange may still take.
+    """Reads a socket, with the time that is left for all requests as its timeout.
 
-    A socket's own timeout is that of one read: a byte now and then would hold it for
-    ever.
+    A constant timeout bounds one read: a server that sends a byte now and then would
+    keep the reader for ever.
     """
 
     def __init__(self, sock: Any, bounds: _Bounds) -> None:
         self._sock, self._bounds = sock, bounds
-        # A connection that is closed stays open until this is closed, too.
+        # The socket stays open until this file is closed, too.
         self._file = sock.makefile("rb", buffering=0)
 
     def readable(self) -> bool:
-        """Say that it can be read."""
+        """Return True, as a readable file does."""
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Read what there is.
+        """Read available bytes into a buffer.
 
         Raises:
-            TimeoutError: nothing in time.
-            TokenRequestError: more than there may be.
+            TimeoutError: no bytes came in time.
+            TokenRequestError: the answers are too long.
         """
         try:
             self._sock.settimeout(self._bounds.seconds())
@@ -281,25 +280,25 @@ class _BoundedReader(io.RawIOBase):
         return size
 
     def close(self) -> None:
-        """Close the socket's file, too."""
+        """Close the file of the socket."""
         self._file.close()
         super().close()
 
 
 @dataclass(frozen=True, slots=True)
 class _BoundedSocket:
-    """What :class:`http.client.HTTPResponse` takes for a socket."""
+    """The part of a socket that :class:`http.client.HTTPResponse` uses."""
 
     sock: Any
     bounds: _Bounds
 
     def makefile(self, mode: str) -> io.BufferedReader:
-        """Return the file that the response is read from."""
+        """Return the bounded file that the response is read from."""
         return io.BufferedReader(_BoundedReader(self.sock, self.bounds))
 
 
 class _BoundedResponse(http.client.HTTPResponse):
-    """A response that is read within bounds, and whose headers have to be some."""
+    """A response that is read within bounds, and whose headers must be well-formed."""
 
     def __init__(self, bounds: _Bounds, sock: Any, *args: Any, **kwargs: Any) -> None:
         bounded: Any = _BoundedSocket(sock, bounds)
@@ -309,26 +308,26 @@ class _BoundedResponse(http.client.HTTPResponse):
         """Read status and headers.
 
         Raises:
-            TokenRequestError: what should be headers is none.
+            TokenRequestError: a header is malformed, or there are two lengths.
         """
         super().begin()
         two_lengths = {"content-length", "transfer-encoding"} <= {
             name.lower() for name in self.msg
         }
         if self.msg.defects or self.msg.get_payload() or two_lengths:
-            # urllib3 would log them, whatever they hold.
+            # Raised here, since urllib3 would log the malformed headers.
             raise TokenRequestError(
-                "the identity endpoint's answer has headers that are none.",
+                "the identity endpoint's answer has malformed headers.",
                 code="token_bad_answer",
             )
 
 
 class _BoundedAdapter(HTTPAdapter):
-    """Has urllib3's connections read their responses within bounds.
+    """An adapter whose urllib3 connections read their responses within bounds.
 
     Parameters:
-        bounds: what one token's requests may take.
-        pools: arguments for urllib3's pools besides.
+        bounds: the bounds.
+        pools: further arguments for urllib3's pools.
     """
 
     def __init__(self, bounds: _Bounds, **pools: Any) -> None:
@@ -337,13 +336,13 @@ class _BoundedAdapter(HTTPAdapter):
         super().__init__()
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        """Make the pools, and bound their connections."""
+        """Make urllib3's pools, with bounded connections."""
         kwargs |= self._pools
         super().init_poolmanager(*args, **kwargs)
         self._bound(self.poolmanager)
 
     def proxy_manager_for(self, *args: Any, **kwargs: Any) -> Any:
-        """Make a proxy's pools, and bound their connections."""
+        """Make urllib3's pools for a proxy, with bounded connections."""
         manager = super().proxy_manager_for(*args, **kwargs)
         self._bound(manager)
         return manager
@@ -369,7 +368,9 @@ def parse_retry_after(value: str, now: datetime) -> float | None:
 
     Parameters:
         value: seconds or an HTTP date; anything else gives ``None``.
-        now: an aware datetime. A wait is an hour at most, as msal has it.
+        now: the current time, as an aware datetime.
+
+    The result is an hour at most, as in msal.
     """
     seconds: float
     try:

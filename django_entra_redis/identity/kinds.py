@@ -1,7 +1,7 @@
-"""From the settings of an identity to the function that requests its tokens.
+"""The kinds of identity, each of which requests tokens in its own way.
 
-msal does the talking; ``CREDENTIAL`` alone goes its own way. This module is imported
-at the first request, since msal costs as much start-up time as redis-py.
+msal makes the requests, except for ``CREDENTIAL``. This module is imported at the first
+request, since msal costs as much start-up time as redis-py.
 """
 
 import codecs
@@ -22,18 +22,18 @@ from ..conf.keys import REDIS_SCOPE
 from ..exceptions import TokenRequestError
 from . import service_fabric
 from .certificates import read_certificate
-from .errors import NOT_YET, Asked, token_error
+from .errors import NOT_YET, RequestInfo, token_error
 from .http import BoundedSession
 from .redaction import redact
 from .token import SYSTEM_CLOCK, Clock, Fetch, Token, receive_token
 
 Answer = Mapping[str, Any]
 
-#: Failures in a row after which a credential is made anew: it may hold on to something
-#: that is gone, such as a connection or a file that has been rotated.
+#: Failures in a row after which a credential is made anew: it may keep a connection
+#: that is closed, or the content of a file that has been rotated.
 _PATIENCE = 3
 
-#: The variables by which platforms tell of their identity endpoint.
+#: The variables in which platforms set the URL of their identity endpoint.
 _ENDPOINTS = ("IDENTITY_ENDPOINT", "MSI_ENDPOINT")
 
 
@@ -42,7 +42,7 @@ def make_fetch(identity: Identity, clock: Clock = SYSTEM_CLOCK) -> Fetch:
 
     Parameters:
         identity: its settings.
-        clock: what to tell the token's life by.
+        clock: the clocks for the token's expiry.
     """
     request = _KINDS[identity.kind](identity)
 
@@ -60,32 +60,31 @@ def make_fetch(identity: Identity, clock: Clock = SYSTEM_CLOCK) -> Fetch:
     return fetch
 
 
-# msal has no types.
-class _NoTokenCache(msal.TokenCache):  # type: ignore[misc]
-    """Remembers nothing: a renewal that msal's cache answers renews nothing."""
+class _NoTokenCache(msal.TokenCache):  # type: ignore[misc]  # msal has no types
+    """A cache without tokens: msal would answer a renewal with the old token."""
 
     def add(self, event: Any, now: Any = None) -> None:
-        """Forget it."""
+        """Do nothing with a token."""
 
     def search(self, *args: Any, **kwargs: Any) -> Any:
         """Find nothing."""
         return iter(())
 
 
-#: Seconds to leave Entra alone after some failures, where it does not say so itself: it
-#: refuses for some minutes what has asked too often, and longer if that goes on.
+#: Seconds to wait after a failure without Retry-After: after too many requests Entra
+#: refuses further ones for some minutes, and longer if they go on.
 _PAUSES: Mapping[str, float] = {"token_request_loop": 60.0}
 
 
-#: What Entra says of an assertion that is not meant for it.
+#: The codes of an assertion that Entra does not accept.
 _REJECTED = ("token_assertion_rejected", "token_federation_blocked")
 
 
 class _MsalIdentity(ABC):
-    """What the identities behind msal have in common: bounds and explanations."""
+    """Base of the kinds that msal requests tokens for."""
 
-    #: Whether it is a managed identity's. Its endpoint is on the machine, where no
-    #: proxy can reach it.
+    #: Whether it is a managed identity, whose endpoint is on this machine: requests to
+    #: it must not go through a proxy.
     managed = False
 
     def __init__(self, identity: Identity) -> None:
@@ -93,59 +92,61 @@ class _MsalIdentity(ABC):
         self.session = BoundedSession(
             identity.request_timeout, trust_env=not self.managed, local=self.managed
         )
-        # msal keeps error answers in here, so that a retry would not reach anybody.
+        # msal caches error answers in it, which would also be the answers to retries.
         self.http_cache: dict[str, Any] = {}
         #: The last token.
-        self.given: str | None = None
+        self.last_token: str | None = None
 
     def __call__(self) -> Answer:
         """Request a token; return the endpoint's answer.
 
         Raises:
-            TokenRequestError: there was none, and why; with no cause or context,
-                whose frames hold secrets.
+            TokenRequestError: there is no token; without cause and context, whose
+                frames hold secrets.
         """
         self.session.begin()
         self.http_cache.clear()
         answer: Answer = {}
         try:
             answer = self.acquire()
-            failure = token_error(answer, self.session.answer, self.asked())
+            failure = token_error(answer, self.session.answer, self.request_info())
         except Exception as error:
-            failure = token_error(error, self.session.answer, self.asked())
+            failure = token_error(error, self.session.answer, self.request_info())
         finally:
             self.session.close()
         if failure is None:
-            self.given = str(answer.get("access_token"))
+            self.last_token = str(answer.get("access_token"))
             return {**answer, "answered_at": self.session.answered_at()}
         raise TokenRequestError(
-            redact(str(failure), [*self.secrets(), self.given, *self.session.secrets]),
-            code=self.narrowed(failure.code),
+            redact(
+                str(failure), [*self.secrets(), self.last_token, *self.session.secrets]
+            ),
+            code=self.specific_code(failure.code),
             retry_after=self.session.retry_after() or _PAUSES.get(failure.code),
         )
 
-    def asked(self) -> Asked:
-        """Return what is known of a request that has failed."""
-        return Asked(timeout=self.identity.request_timeout)
+    def request_info(self) -> RequestInfo:
+        """Return the request's description, to explain its failure."""
+        return RequestInfo(timeout=self.identity.request_timeout)
 
     @abstractmethod
     def acquire(self) -> Answer:
         """Have msal request a token; return its answer."""
 
-    def narrowed(self, code: str) -> str:
-        """Return what a failure's code means for this identity."""
+    def specific_code(self, code: str) -> str:
+        """Return a more specific code for a failure, if this identity has one."""
         if code == "token_wrong_scope" and self.identity.scope == REDIS_SCOPE:
             return "token_resource_missing"
         return code
 
     def secrets(self) -> Iterable[str | None]:
-        """Return what an endpoint might quote, and nobody is to read."""
+        """Return the secrets that an endpoint's error might quote."""
         identity = self.identity
         return identity.client_secret, identity.client_certificate_password
 
 
 class _ManagedIdentity(_MsalIdentity):
-    """A managed identity, on App Service, a virtual machine and their like."""
+    """A managed identity, on a virtual machine, App Service or another platform."""
 
     managed = True
 
@@ -168,22 +169,22 @@ class _ManagedIdentity(_MsalIdentity):
         )
 
     def secrets(self) -> Iterable[str | None]:
-        # What platforms have a process prove itself with.
+        # Platforms set these secrets, which requests to their endpoints contain.
         return map(os.environ.get, ("IDENTITY_HEADER", "MSI_SECRET"))
 
-    def asked(self) -> Asked:
-        return Asked(
+    def request_info(self) -> RequestInfo:
+        return RequestInfo(
             timeout=self.identity.request_timeout,
             managed=True,
-            # Service Fabric's own settings name it.
-            named=self.named or service_fabric.is_here(),
+            # Service Fabric's own settings name the identity.
+            named=self.named or service_fabric.is_available(),
             variable=next(filter(os.environ.get, _ENDPOINTS), None),
-            # Service Fabric's 404 tells of an identity that is not there.
-            not_yet=frozenset() if service_fabric.is_here() else NOT_YET,
+            # From Service Fabric, a 404 means that there is no such identity.
+            not_yet=frozenset() if service_fabric.is_available() else NOT_YET,
         )
 
     def acquire(self) -> Answer:
-        if service_fabric.is_here():
+        if service_fabric.is_available():
             if self.named:
                 raise TokenRequestError(
                     "Service Fabric's own settings say which managed identity an "
@@ -216,19 +217,19 @@ class _Application(_MsalIdentity):
         answer: Answer = self._client.acquire_token_for_client([self.identity.scope])
         return answer
 
-    def narrowed(self, code: str) -> str:
+    def specific_code(self, code: str) -> str:
         if code == "token_certificate_not_registered":
             password = self.identity.client_certificate_password
             if read_certificate(self._certificate, password).has_expired():
                 return "token_certificate_expired"
         if code in _REJECTED and is_identity_binding(self.identity, os.environ):
             return "token_identity_binding"
-        return super().narrowed(code)
+        return super().specific_code(code)
 
     def _build(self, certificate: bytes) -> Any:
         identity = self.identity
         if identity.token_file is not None:
-            # Called at each request: the file is rotated.
+            # msal calls it at each request, since the file is rotated.
             proof: Any = {"client_assertion": self._assertion}
         elif identity.client_certificate is not None:
             proof = _certificate_credential(identity, certificate)
@@ -250,14 +251,14 @@ class _Application(_MsalIdentity):
         content = _read(path, "TOKEN_FILE").removeprefix(codecs.BOM_UTF8).strip()
         if re.fullmatch(rb"[!-~]+", content):
             return content.decode()
-        what = "is empty" if not content else "holds no token, but something else"
+        what = "holds something that is not a token" if content else "is empty"
         raise TokenRequestError(
             f"TOKEN_FILE '{path}' {what}.", code="token_file_unusable"
         )
 
 
 class _Credential:
-    """Somebody's object with ``get_token(*scopes)``, such as azure-identity's."""
+    """A user's object with ``get_token(*scopes)``, such as one of azure-identity."""
 
     def __init__(self, identity: Identity) -> None:
         self.identity = identity
@@ -265,10 +266,10 @@ class _Credential:
         self._failures = 0
 
     def __call__(self) -> Answer:
-        """Ask it for a token.
+        """Request a token from it.
 
         Raises:
-            TokenRequestError: it gave none, and why.
+            TokenRequestError: it returned none; the text has the reason.
         """
         self._failures += 1
         try:
@@ -303,10 +304,10 @@ _KINDS: Mapping[str, Callable[[Identity], Callable[[], Answer]]] = {
 
 
 def _ask(credential: Any, scope: str) -> Any:
-    """Return what a credential gives.
+    """Return a credential's token.
 
     Raises:
-        TokenRequestError: it is asynchronous.
+        TokenRequestError: the credential is asynchronous.
     """
     asynchronous = inspect.iscoroutinefunction(credential.get_token)
     token = None if asynchronous else credential.get_token(scope)
@@ -331,7 +332,7 @@ def _resolve(credential: Any) -> Any:
 
 
 def _certificate_credential(identity: Identity, content: bytes) -> dict[str, Any]:
-    """Return what msal takes for a certificate.
+    """Return the client certificate in the form in which msal takes it.
 
     Raises:
         TokenRequestError: the file can't be used.

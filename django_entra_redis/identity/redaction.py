@@ -1,8 +1,8 @@
-"""Redaction of texts that somebody else has written, such as an endpoint's errors.
+"""Redaction of texts from outside this package, such as an endpoint's errors.
 
-An endpoint's words end up in logs, exceptions, the status and a terminal. They may
-quote what was sent to it, as it was or in another form, or a token; and they may hold
-line breaks and escape sequences.
+Such texts end up in logs, exceptions, the status and a terminal. They may quote a
+secret that was sent to the endpoint, as it is or encoded, or a token, and they may
+contain line breaks and escape sequences.
 """
 
 import base64
@@ -14,30 +14,32 @@ from urllib.parse import unquote_plus
 
 from .token import without_tokens
 
-#: Characters that are told.
-TOLD = 500
-#: Characters that are looked at; some of what is left out may be half a secret.
-_LOOKED_AT = 4 * TOLD
-#: Secrets as short as these are only looked for as they are.
+#: Characters of a text that are shown at most.
+MAX_SHOWN = 500
+#: Characters that are searched. More than are shown, so that a secret which is cut off
+#: at the end of the search is not in the shown part.
+_MAX_READ = 4 * MAX_SHOWN
+#: Characters of a secret that is too short to be searched for in encoded forms: it
+#: would be found by accident.
 _SHORT = 4
 
 _WITHHELD = "(its words are withheld: they quote a secret in another form)"
 _ESCAPES = re.compile(r"\\(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2})|(.))")
 _BASE64 = re.compile(r"[\w+/-]{4,}", re.ASCII)
 _HEX = re.compile(r"(?:[0-9a-fA-F]{2}){4,}")
-#: Runs of characters that a token may be made of, and those that identify something.
+#: Runs of characters that may be a token, and GUIDs, which are not.
 _RUNS = re.compile(r"[\w+/=~.%-]{20,}", re.ASCII)
 _GUIDS = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 
 def redact(text: str, secrets: Iterable[str | None] = ()) -> str:
-    """Return a text on one line, in print, with neither a secret nor a token in it.
+    """Return a text on one line, printable, without secrets and tokens.
 
     Parameters:
-        text: what somebody says.
-        secrets: those that it may quote.
+        text: the text.
+        secrets: the secrets that it may quote.
     """
-    cut = text[:_LOOKED_AT]
+    cut = text[:_MAX_READ]
     # The longest first: one may be part of another.
     known = sorted(filter(None, secrets), key=len, reverse=True)
     for secret in known:
@@ -48,7 +50,7 @@ def redact(text: str, secrets: Iterable[str | None] = ()) -> str:
         return _WITHHELD
     cut = _RUNS.sub(_without_random, cut)
     shown = "".join(one if one.isprintable() else " " for one in cut).strip()
-    return shown if len(shown) <= TOLD else f"{shown[:TOLD]}..."
+    return shown if len(shown) <= MAX_SHOWN else f"{shown[:MAX_SHOWN]}..."
 
 
 def _without_random(run: re.Match[str]) -> str:
@@ -61,7 +63,7 @@ def _without_random(run: re.Match[str]) -> str:
     ]
     changes = sum(one != other for one, other in pairwise(kinds))
     digits = kinds.count("digit")
-    # Words of several words change seldom, and identifiers end in digits.
+    # Compound words have few changes of case, and identifiers have digits at the end.
     random = changes > len(kinds) / 3 or (0 < digits < len(kinds) and _is_hex(text))
     return "***" if random and len(text) >= 20 else run[0]
 
@@ -71,7 +73,7 @@ def _is_hex(text: str) -> bool:
 
 
 def _forms(text: str, depth: int) -> Iterator[str]:
-    """Yield what a text may be the encoded form of, also of such a form."""
+    """Yield the decoded forms of a text, and the decoded forms of these."""
     forms = {
         unquote_plus(text),
         html.unescape(text),
@@ -85,16 +87,17 @@ def _forms(text: str, depth: int) -> Iterator[str]:
 
 
 def _unescape(escape: re.Match[str]) -> str:
-    """Return the character of an escape in JSON or the like."""
+    """Return the character that an escape sequence, as in JSON, stands for."""
     code = escape[1] or escape[2]
     return chr(int(code, 16)) if code else escape[3]
 
 
 def _decoded(text: str) -> Iterator[str]:
-    """Yield what stands in base64 and in hexadecimal digits."""
+    """Yield the texts that stand in a text as base64 or as hexadecimal digits."""
     for found in _HEX.findall(text):
         yield bytes.fromhex(found).decode("latin-1")
-    # Its end does not tell where the secret begins: at any of four characters.
+    # Base64 has groups of four characters, and a group may begin at any of the first
+    # four of a run.
     for found in _BASE64.findall(text.replace("\\/", "/")):
         run = found.replace("-", "+").replace("_", "/")
         for start in range(4):

@@ -1,7 +1,7 @@
 """Service Fabric's managed identity: one request, to a server with a known certificate.
 
-msal makes it with a session of its own, which keeps to no REQUEST_TIMEOUT and whose
-answers nobody else sees.
+msal would make it with a session of its own, which ignores REQUEST_TIMEOUT and does not
+show this package the response of a failed request.
 """
 
 import json
@@ -12,8 +12,7 @@ from typing import Any
 from ..exceptions import TokenRequestError
 from .http import BoundedSession
 
-#: The variables that Service Fabric sets, all three, for an application with an
-#: identity.
+#: Service Fabric sets all three variables for an application with an identity.
 _ENDPOINT, _SECRET, _THUMBPRINT = VARIABLES = (
     "IDENTITY_ENDPOINT",
     "IDENTITY_HEADER",
@@ -21,8 +20,8 @@ _ENDPOINT, _SECRET, _THUMBPRINT = VARIABLES = (
 )
 
 
-def is_here() -> bool:
-    """Whether Service Fabric runs this process, and tells it of an identity."""
+def is_available() -> bool:
+    """Whether Service Fabric runs this process and offers it an identity."""
     return all(map(os.environ.get, VARIABLES))
 
 
@@ -30,9 +29,9 @@ def request_token(session: BoundedSession, resource: str) -> Mapping[str, Any]:
     """Request a token; return the endpoint's answer.
 
     Raises:
-        TokenRequestError: the endpoint is not to be asked.
-        requests.RequestException: it can't be reached, or is another one.
-        ValueError: its answer is not JSON, or has no time for the expiry.
+        TokenRequestError: the endpoint's URL is not HTTPS.
+        requests.RequestException: it can't be reached, or has another certificate.
+        ValueError: its answer is not JSON, or has an expiry that is not a number.
     """
     endpoint = os.environ[_ENDPOINT]
     if not endpoint.lower().startswith("https://"):
@@ -51,5 +50,5 @@ def request_token(session: BoundedSession, resource: str) -> Mapping[str, Any]:
     answer = json.loads(response.text)
     if not isinstance(answer, Mapping) or not answer.get("access_token"):
         return {}
-    # Some releases write it as text.
+    # Some releases of Service Fabric send the number as text.
     return {**answer, "expires_on": int(answer["expires_on"])}

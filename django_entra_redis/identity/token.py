@@ -1,4 +1,4 @@
-"""A token, and whether it can still be used."""
+"""An access token, how one is made of an endpoint's answer, and when it expires."""
 
 import base64
 import binascii
@@ -15,10 +15,10 @@ from ..exceptions import TokenRequestError
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """The two clocks that a token's life is measured with.
+    """The two clocks by which a token's expiry is checked, both in seconds.
 
-    ``monotonic`` isn't moved when somebody sets the machine's time; ``wall`` goes on
-    while a virtual machine is suspended. Both return seconds.
+    ``monotonic`` does not jump when the machine's time is set; ``wall`` goes on while a
+    virtual machine is suspended.
     """
 
     monotonic: Callable[[], float] = time.monotonic
@@ -27,27 +27,27 @@ class Clock:
 
 SYSTEM_CLOCK = Clock()
 
-#: Seconds that an expiry computed anew may differ by, and be the same.
+#: Seconds by which two computations of the same expiry may differ.
 ROUNDING = 1.0
 
-#: Seconds that a token is good for at least; a shorter one would be over before it is
-#: used, and asked for without end.
+#: Seconds of life that a token must have at least: a shorter one would expire before it
+#: is used, and be requested again without end.
 SHORTEST = 0.5
-#: Seconds that one is taken to be good for at most: ten years, so that a calendar shows
-#: its end.
+#: Seconds of life that a token is taken to have at most: ten years, so that its expiry
+#: is a valid datetime.
 LONGEST = 10 * 366 * 86400.0
 
 _YEAR_9999 = 253_370_764_800
 
-#: A JSON Web Token, whoever's: what it begins with is '{"' (RFC 7519).
+#: A JSON Web Token (RFC 7519): "eyJ" is the base64 of '{"'.
 _JWT = re.compile(r"eyJ[\w-]+(\.[\w-]*)*")
 
 
 class MaskedStr(str):
     """A string whose ``repr`` does not show it.
 
-    Debug pages and error reporters show the local variables of each frame of a
-    traceback by their ``repr``, and not all of these frames are this package's.
+    Debug pages and error reporters show the ``repr`` of local variables in each frame
+    of a traceback, also in the frames of other libraries.
     """
 
     __slots__ = ()
@@ -64,9 +64,9 @@ class Token:
         value: the token itself; hidden from ``repr``, and a :class:`MaskedStr`.
         username: Redis user name to send with it.
         claims: its JWT claims, empty for an opaque token.
-        received_at: when it arrived, by the monotonic clock.
-        expires_at: when it expires, by the monotonic clock.
-        expires_on: when it expires, by the wall clock (seconds since the epoch).
+        received_at: when it arrived, on the monotonic clock.
+        expires_at: when it expires, on the monotonic clock.
+        expires_on: when it expires, on the wall clock (seconds since the epoch).
     """
 
     value: str = field(repr=False)
@@ -84,13 +84,13 @@ class Token:
         return self.expires_at - self.received_at
 
     def expired(self, clock: Clock) -> bool:
-        """Whether either clock says that it has run out."""
+        """Whether it has expired, by either clock."""
         return clock.monotonic() >= self.expires_at or clock.wall() >= self.expires_on
 
     def repeats(self, old: "Token | None") -> bool:
-        """Whether it is an old one once more, which is not good for longer now.
+        """Whether it is the same token as an old one, with the same expiry.
 
-        By one clock alone it may seem so, when somebody has set the other.
+        It is enough that one clock says so: the other may have been set meanwhile.
         """
         return (
             old is not None
@@ -102,7 +102,7 @@ class Token:
         )
 
 
-#: Requests a token: what an identity's settings come to.
+#: A function that requests a token for an identity.
 Fetch = Callable[[], Token]
 
 
@@ -115,21 +115,22 @@ def receive_token(
     username: str | None = None,
     answered_at: object = None,
 ) -> Token:
-    """Make a :class:`Token` of what an identity endpoint has answered.
+    """Make a :class:`Token` of an identity endpoint's answer.
 
     Parameters:
         value: the access token.
-        expires_in: seconds of life that the endpoint stated, if it did.
-        expires_on: expiry in seconds since the epoch, if stated; the ``exp`` claim
-            counts where it is earlier, or the only one.
-        username: Redis user name; ``None`` takes the token's ``oid`` claim.
-        answered_at: the endpoint's own time as it answered, in seconds since the
-            epoch, if it told.
+        clock: the clocks.
+        expires_in: the seconds of life that the endpoint stated, if it did.
+        expires_on: the expiry in seconds since the epoch, if the endpoint stated it.
+            The ``exp`` claim counts if it is earlier, or the only one.
+        username: the Redis user name; ``None``: the token's ``oid`` claim.
+        answered_at: the endpoint's time of the answer, in seconds since the epoch, if
+            the answer has it.
 
     Raises:
-        TokenRequestError: no token, an expired one, or one without a user name.
+        TokenRequestError: there is no token, or it has expired or has no user name.
     """
-    # RFC 6749, A.12. A character that can't be encoded would fail much later.
+    # ASCII by RFC 6749, A.12. Other characters would fail when AUTH is packed.
     if not isinstance(value, str) or not value or not value.isascii():
         raise TokenRequestError("The identity endpoint's answer holds no access token.")
     claims = read_claims(value)
@@ -148,9 +149,9 @@ def receive_token(
     now, today = clock.monotonic(), clock.wall()
     stated = _number(expires_in)
     lives = [] if stated is None else [stated]
-    # An endpoint that says "an hour from now" does not hand out a token that is over:
-    # then it is this machine's wall clock that is wrong, and only the stated life is
-    # believed.
+    # An endpoint that states a life does not hand out an expired token. If the token
+    # seems to have expired, this machine's wall clock is wrong, and the stated life
+    # alone counts.
     if until is not None and (until >= today + SHORTEST or not lives):
         lives.append(until - today)
     if not lives:
@@ -180,13 +181,13 @@ def receive_token(
 def _expired(
     until: float, today: float, there: float | None, ends: Sequence[float]
 ) -> TokenRequestError:
-    """Return what a token tells of that has expired on arrival.
+    """Return the error to raise for a token that has expired on arrival.
 
     Parameters:
         until: when it expired.
         today: this machine's time.
-        there: the identity endpoint's time, if it told.
-        ends: all that it says of its expiry, and that others say.
+        there: the identity endpoint's time, if the answer has it.
+        ends: the expiries in the answer and in the token's ``exp`` claim.
     """
     ago = f"The token handed out expired {max(0.0, today - until):.0f} s ago"
     if there is not None and until <= there:
@@ -201,7 +202,7 @@ def _expired(
         )
     if max(ends, default=until) > today:
         return TokenRequestError(
-            f"{ago} by its 'exp' claim, whatever is said beside it.",
+            f"{ago} by its 'exp' claim, which differs from the stated expiry.",
             code="token_expired_already",
         )
     return TokenRequestError(
@@ -211,10 +212,9 @@ def _expired(
 
 
 def read_claims(value: str) -> Mapping[str, Any]:
-    """Return the claims of a JWT, unverified; empty for anything else.
+    """Return the claims of a JWT (RFC 7519), unverified; empty for anything else.
 
-    The token is for Redis to verify; its claims only tell whose it is and how long
-    it lasts (RFC 7519).
+    Redis verifies the token. Here its claims only give the user name and the expiry.
     """
     parts = value.split(".")
     if len(parts) != 3:
@@ -228,12 +228,12 @@ def read_claims(value: str) -> Mapping[str, Any]:
 
 
 def without_tokens(text: str) -> str:
-    """Return text in which nobody quotes a token, nor the beginning of one."""
+    """Return a text with stars in place of each JWT, or beginning of one."""
     return _JWT.sub("***", text)
 
 
 def _number(value: object) -> float | None:
-    """Return a time that a calendar can show; ``None`` for whatever is not one."""
+    """Return a time that a datetime can represent; ``None`` for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return float(value) if abs(value) < _YEAR_9999 else None

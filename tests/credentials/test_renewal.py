@@ -22,8 +22,8 @@ import pytest
 
 from django_entra_redis.conf.policy import Policy
 from django_entra_redis.credentials.renewal import (
+    CLOCK_CHECK,
     HANGING_PAUSE,
-    LOOK,
     MAX_HANGING,
     Renewal,
 )
@@ -885,7 +885,7 @@ def test_same_token_after_its_end_by_the_wall_clock(bench: Bench) -> None:
     """The same token is taken anew where its old expiry no longer counts."""
     token = bench.begin()
     bench.ahead += 2 * HOUR
-    bench.advance(LOOK)
+    bench.advance(CLOCK_CHECK)
     again = bench.token(3000.0, value=token.value)
     bench.call().answer(again)
     assert bench.renewal.current() is again
@@ -902,13 +902,13 @@ def test_stepped_wall_clock(bench: Bench, step: float) -> None:
     """A step of the wall clock costs no error and one request at most."""
     bench.begin()
     bench.ahead += step
-    bench.advance(LOOK)
+    bench.advance(CLOCK_CHECK)
     asked = bench.asked
     assert asked == (2 if step > 0 else 1)
     for _ in range(asked - 1):
         bench.call().answer(bench.token())
     for _ in range(10):
-        bench.advance(LOOK)
+        bench.advance(CLOCK_CHECK)
         bench.renewal.current()
     assert bench.asked == asked
 
@@ -1237,7 +1237,7 @@ def test_no_thread_for_a_request_of_an_expired_token(
     bench.begin()
     no_threads(REQUESTER)
     bench.ahead += 2 * HOUR
-    bench.advance(LOOK)
+    bench.advance(CLOCK_CHECK)
     failures = bench.renewal.status().failures
     bench.advance(1.0)
     assert bench.renewal.status().failures == failures == 1

@@ -348,7 +348,9 @@ def answer_that_is_no_token(site: Site) -> None:
     site.emulator.faults.fail("garbage", endpoint="token")
 
 
-@fault("token_redirected", "token", says="a redirect to itself. None is followed")
+@fault(
+    "token_redirected", "token", says="a redirect to itself. Redirects are not followed"
+)
 def answer_that_sends_elsewhere(site: Site) -> None:
     site.emulator.faults.fail("302", endpoint="token")
 

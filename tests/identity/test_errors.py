@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from django_entra_redis.diagnostics.advice import ADVICE
 from django_entra_redis.exceptions import TokenRequestError
-from django_entra_redis.identity.errors import Asked, token_error
+from django_entra_redis.identity.errors import RequestInfo, token_error
 
 
 def response(
@@ -34,7 +34,7 @@ def explained(
     outcome: Any, answer: requests.Response | None = None, **asked: Any
 ) -> TokenRequestError:
     """Return the failure that msal's answer, or its exception, is taken for."""
-    failure = token_error(outcome, answer, Asked(timeout=10.0, **asked))
+    failure = token_error(outcome, answer, RequestInfo(timeout=10.0, **asked))
     assert failure is not None
     return failure
 
@@ -225,7 +225,7 @@ def test_docker_desktop(body: str) -> None:
 
 def test_token() -> None:
     """An answer with a token is no failure."""
-    assert token_error({"access_token": "x"}, None, Asked(timeout=1.0)) is None
+    assert token_error({"access_token": "x"}, None, RequestInfo(timeout=1.0)) is None
 
 
 @pytest.mark.parametrize("managed", [False, True])
@@ -245,7 +245,9 @@ def test_any_answer(status: int, content: Any, managed: bool) -> None:
     """Whatever an endpoint says, there is advice about it."""
     answer = response(status, content)
     for outcome in (content, ValueError("x")):
-        failure = token_error(outcome, answer, Asked(timeout=1.0, managed=managed))
+        failure = token_error(
+            outcome, answer, RequestInfo(timeout=1.0, managed=managed)
+        )
         assert failure is None or failure.code in ADVICE
 
 

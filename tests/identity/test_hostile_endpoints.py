@@ -123,7 +123,7 @@ def test_no_redirect_is_followed(
         with endpoint(kind, speak, monkeypatch, tmp_path) as (server, fetch):
             error = failure(fetch)
     assert (error.code, other.requests) == ("token_redirected", [])
-    assert f"HTTP {status}, a redirect to 127.0.0.1. None" in str(error)
+    assert f"HTTP {status}, a redirect to 127.0.0.1. " in str(error)
     assert len(server.requests) == (2 if kind == "application" else 1)
 
 
