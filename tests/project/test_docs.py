@@ -54,7 +54,18 @@ SHOWN = {"{eval-rst}", "{toctree}", "text", "yaml", "dockerfile", "ini", "toml",
 #: What a block of commands may begin with; how they are called is for others to say.
 PROGRAMS = {
     *("az", "celery", "curl", "docker", "git", "gunicorn", "kubectl", "uvicorn"),
-    *("cd", "django-admin", "export", "for", "mkdir", "source", "sleep", "do", "done"),
+    *(
+        "cd",
+        "django-admin",
+        "export",
+        "for",
+        "mkdir",
+        "source",
+        "sleep",
+        "do",
+        "done",
+        "sudo",
+    ),
 }
 #: Packages that examples import, and that need not be installed.
 OTHERS = (
