@@ -59,12 +59,19 @@ INSTRUCTIONS = (
     Budget("small int", "get_many(100)", 674_000),
     Budget("small int", "set_many(100)", 1_131_000),
     Budget("small int", "first get", 188_700),
+    Budget("small int", "hot get", 12_500),
+    Budget("small int", "missed get", 66_500),
 )
 SYSTEM_CALLS = (
     Budget("small int", "get", 4),
     Budget("small int", "incr", 4),
+    Budget("small int", "hot get", 1),
+    Budget("small int", "missed get", 3),
 )
-TLS_SYSTEM_CALLS = (Budget("small int", "get", 6),)
+TLS_SYSTEM_CALLS = (
+    Budget("small int", "get", 6),
+    Budget("small int", "hot get", 1),
+)
 
 #: Does an operation so many times; returns what that cost.
 Count = Callable[[Budget, int], int]

@@ -28,19 +28,22 @@ def main() -> None:
     from django.test import override_settings
     from redis.utils import HIREDIS_AVAILABLE
 
-    from .contenders import OURS, cache_settings
+    from .contenders import OURS
+    from .hot import hot_operations, settings_of
     from .operations import VALUES, operations
     from .rounds import cpu_of
 
     assert (how == "with") == HIREDIS_AVAILABLE
     ca_file = Path(tls[0]) if tls else None
-    with override_settings(CACHES=cache_settings(url, ca_file)):
+    with override_settings(CACHES=settings_of(url, ca_file)):
         print("ready", flush=True)
         current, known = "", {}
         for line in sys.stdin:
             kind, name, count = line.split(":")
             if kind != current:
-                current, known = kind, operations(OURS, VALUES[kind])
+                value = VALUES[kind]
+                current = kind
+                known = operations(OURS, value) | hot_operations(value)
             print(cpu_of(known[name])(int(count)), flush=True)
 
 

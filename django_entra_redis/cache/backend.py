@@ -246,7 +246,13 @@ class EntraRedisCache(
 
     def make_and_validate_key(self, key: str, version: int | None = None) -> str:
         """Return a key as Redis gets it; warn of one that memcached would not take."""
-        made: str = self.make_key(key, version=version)
+        made: str
+        if self._makes_keys or self.key_func is not default_key_func:
+            made = self.make_key(key, version=version)
+        else:
+            # As Django's own functions do it, without two calls.
+            shown = self.version if version is None else version
+            made = f"{self.key_prefix!s}:{shown!s}:{key!s}"
         # What these let pass, Django's generator and regular expression would too.
         if (
             len(made) > MEMCACHE_MAX_KEY_LENGTH

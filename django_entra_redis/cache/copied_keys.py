@@ -58,6 +58,11 @@ def make_filter(
     allowed = ("",) if prefixes is None else prefixes
     sessions = any(prefix.startswith(SESSIONS) for prefix in allowed)
     name_of = _name_of(cache, plain=plain)
+    if prefixes is None and plain and cache.key_func is default_key_func:
+        # What has no such word in it has no name that begins with it.
+        return lambda made: (
+            SESSIONS not in made or not (name_of(made) or "").startswith(SESSIONS)
+        )
 
     def keeps(made: str) -> bool:
         name = name_of(made)

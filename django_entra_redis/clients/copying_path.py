@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .observation import SEAM
 from .straight import SingleKey
 
 
@@ -21,17 +22,32 @@ class CopyingPath:
         self._path = path
         self._loads = client.operations.loads
         self._find = client.local.find
-        self._copies = client.local.copies
+        self._wants = client.wants
+        self._drop = client.local.copies.drop_one
 
     def get(self, key: str, default: Any) -> Any:
         """Return a key's value."""
         copy = self._find(key)
-        if copy is None:
-            if self._client.wants(key):
-                return self._client.run(self._client.operations.get, key, default)
-        elif copy.data is not None:
-            return self._loads(copy.data)
+        if copy is not None:
+            if copy.data is not None:
+                return self._loads(copy.data)
+        elif self._wants(key):
+            return self._fetch(key, default)
         return self._path.get(key, default)
+
+    def _fetch(self, key: str, default: Any) -> Any:
+        """Return a key's value, and keep a copy."""
+        client, seam = self._client, SEAM
+        call = None
+        # Tools that observe are told of what is read in another way.
+        if seam.client.execute_command is seam.own_command:
+            call = client.tracker.ask(key)
+        if call is None:
+            return client.run(client.operations.get, key, default)
+        if call.values is None:
+            return self._path.get(key, default)
+        data = call.values[0]
+        return default if data is None else self._loads(data)
 
     def has_key(self, key: str) -> bool:
         """Return whether a key is there."""
@@ -45,35 +61,35 @@ class CopyingPath:
         try:
             self._path.set(key, value, timeout)
         finally:
-            self._copies.drop((key,))
+            self._drop(key)
 
     def add(self, key: str, value: Any, timeout: int | None) -> bool:
         """Set a key that is not there; return whether it was set."""
         try:
             return self._path.add(key, value, timeout)
         finally:
-            self._copies.drop((key,))
+            self._drop(key)
 
     def replace(self, key: str, value: Any, timeout: int | None) -> bool:
         """Set a key only if it is there; return whether it was set."""
         try:
             return self._path.replace(key, value, timeout)
         finally:
-            self._copies.drop((key,))
+            self._drop(key)
 
     def touch(self, key: str, timeout: int | None) -> bool:
         """Set a key's timeout; return whether it is there."""
         try:
             return self._path.touch(key, timeout)
         finally:
-            self._copies.drop((key,))
+            self._drop(key)
 
     def delete(self, key: str) -> bool:
         """Delete a key; return whether it was there."""
         try:
             return self._path.delete(key)
         finally:
-            self._copies.drop((key,))
+            self._drop(key)
 
     def get_many(self, keys: Sequence[str], names: Sequence[Any]) -> dict[Any, Any]:
         """Return the values of the keys that are there, by the keys' names."""
@@ -96,4 +112,4 @@ class CopyingPath:
         try:
             return self._path.incr(key, delta)
         finally:
-            self._copies.drop((key,))
+            self._drop(key)

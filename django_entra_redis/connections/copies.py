@@ -72,20 +72,26 @@ class Copies:
         self.misses = 0
         self.invalidations = 0
         self.flushes = 0
-        self.reset()
-
-    def reset(self) -> None:
-        """Begin anew, as a child process must."""
-        self.bytes = 0
-        # Guards all attributes. Reentrant for the sake of signal handlers that use the
-        # cache.
-        self._lock = threading.RLock()
         # The least recently used one first.
         self._copies: OrderedDict[str, Copy] = OrderedDict()
         self._fills: dict[str, list[Fill]] = {}
         # How many copies of a key went without a hit; below 0: reads to go until there
         # is another one.
         self._unused: OrderedDict[str, int] = OrderedDict()
+        #: Returns a key's copy, be it good or not; ``None`` if there is none.
+        self.peek = self._copies.get
+        self._move_to_end = self._copies.move_to_end
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin anew, as a child process must."""
+        # Guards all attributes. Reentrant for the sake of signal handlers that use the
+        # cache.
+        self._lock = threading.RLock()
+        self.bytes = 0
+        self._copies.clear()
+        self._fills.clear()
+        self._unused.clear()
 
     def __len__(self) -> int:
         return len(self._copies)
@@ -96,29 +102,40 @@ class Copies:
         copy = self._copies.get(key)
         return None if copy is None else copy.owner
 
-    def get(self, key: str, now: float) -> Copy | None:
-        """Return a copy that is good, and count it as used.
+    def use(self, key: str, copy: Copy, now: float) -> bool:
+        """Return whether a copy is still there and good; count it as used then.
 
         Parameters:
             now: what the clock says.
         """
+        # Without the lock, which would be a tenth of a hit: each step is atomic, and it
+        # is good if it is so at any moment since it was asked for.
+        if self.peek(key) is not copy:
+            return False
+        if copy.expires_at <= now:
+            self._expire(key, copy)
+            return False
+        try:
+            self._move_to_end(key)
+        except KeyError:
+            return False
+        if not copy.used:
+            copy.used = True
+            self._unused.pop(key, None)
+        if copy.data is not None:
+            self.hits += 1
+        return True
+
+    def _expire(self, key: str, copy: Copy) -> None:
         with self._lock:
-            copy = self._copies.get(key)
-            if copy is None:
-                return None
-            if copy.expires_at <= now:
+            if self.peek(key) is copy:
                 self._remove(key)
-                return None
-            self._copies.move_to_end(key)
-            if not copy.used:
-                copy.used = True
-                self._unused.pop(key, None)
-            if copy.data is not None:
-                self.hits += 1
-            return copy
 
     def is_cold(self, key: str) -> bool:
         """Count a read without a copy; return whether a copy is not worth it."""
+        # Most keys are not, and need no lock to know that.
+        if self._unused.get(key, 0) >= 0:
+            return False
         with self._lock:
             count = self._unused.get(key, 0)
             if count < 0:
@@ -133,9 +150,23 @@ class Copies:
     def begin(self, key: str, owner: Hashable) -> Fill:
         """Take note that a value has been asked for."""
         fill = Fill(key, owner)
-        with self._lock:
-            self._fills.setdefault(key, []).append(fill)
+        self.add(fill)
         return fill
+
+    def add(self, fill: Fill, missed: int = 0) -> None:
+        """Take note of a value on its way.
+
+        Parameters:
+            missed: to be counted as so many misses.
+        """
+        key = fill.key
+        with self._lock:
+            self.misses += missed
+            under_way = self._fills.get(key)
+            if under_way is None:
+                self._fills[key] = [fill]
+            else:
+                under_way.append(fill)
 
     def end(self, fill: Fill, data: bytes | None, expires_at: float) -> None:
         """Keep a value that has come, unless its key has changed meanwhile.
@@ -145,22 +176,35 @@ class Copies:
             data: the value; ``None`` if there is none to keep.
             expires_at: when its key expires.
         """
+        key = fill.key
         with self._lock:
-            under_way = self._fills[fill.key]
-            under_way.remove(fill)
-            if not under_way:
-                del self._fills[fill.key]
-            if fill.tainted or data is None:
-                return
-            kept = data if len(data) <= self.max_value_bytes else None
-            copy = Copy(fill.key, kept, expires_at, fill.owner)
-            self._remove(fill.key)
-            if copy.size > self.max_bytes:
-                return
-            self._copies[fill.key] = copy
-            self.bytes += copy.size
-            while self.bytes > self.max_bytes:
-                self._remove(next(iter(self._copies)))
+            if not fill.tainted and data is not None:
+                self._keep(key, data, expires_at, fill.owner)
+            # In this order: a key is always found on its way or here (see drop_one).
+            under_way = self._fills[key]
+            if len(under_way) == 1:
+                del self._fills[key]
+            else:
+                under_way.remove(fill)
+
+    def _keep(self, key: str, data: bytes, expires_at: float, owner: Hashable) -> None:
+        kept = data if len(data) <= self.max_value_bytes else None
+        copy = Copy(key, kept, expires_at, owner)
+        if key in self._copies:
+            self._remove(key)
+        if copy.size > self.max_bytes:
+            return
+        self._copies[key] = copy
+        self.bytes += copy.size
+        while self.bytes > self.max_bytes:
+            self._remove(next(iter(self._copies)))
+
+    def drop_one(self, key: str) -> None:
+        """Do as :meth:`drop` does, for one key, of which there mostly is no copy."""
+        # Without the lock, and therefore in this order: a value on its way becomes a
+        # copy before it is forgotten that it was on its way.
+        if key in self._fills or key in self._copies:
+            self.drop((key,))
 
     def drop(self, keys: Iterable[str]) -> None:
         """Drop the copies of keys that have changed, also those on their way."""

@@ -22,6 +22,17 @@ from .copies import Fill
 CHECK = pack_all([("PING",), ("HELLO", "3")])
 CHECKS = 2
 
+_NEVER = float("inf")
+#: The types of values, and of the times that keys have left.
+_VALUES = frozenset((bytes, type(None)))
+_LIVES = frozenset((int,))
+
+
+def _taken_lock() -> threading.Lock:
+    lock = threading.Lock()
+    lock.acquire()
+    return lock
+
 
 class Call:
     """Commands under way.
@@ -39,9 +50,7 @@ class Call:
         self.done = False
         #: Of a call that a thread waits for: released when it is done, or when it is
         #: the thread's turn to wait for bytes.
-        self.turn = threading.Lock() if waited else None
-        if self.turn is not None:
-            self.turn.acquire()
+        self.turn = _taken_lock() if waited else None
 
     def finish(self, wire: Any, *, lost: bool) -> None:
         """Take note of the replies, or that none will come; with the gate held."""
@@ -70,10 +79,13 @@ class Fetch(Call):
         lead: int,
         sent_at: float,
         *,
-        future: "asyncio.Future[None] | None",
-        waited: bool,
+        future: "asyncio.Future[None] | None" = None,
+        waited: bool = False,
     ) -> None:
-        super().__init__(lead + 2 * len(fills), waited=waited)
+        self.count = lead + 2 * len(fills)
+        self.replies = []
+        self.done = False
+        self.turn = _taken_lock() if waited else None
         self.fills = fills
         self.lead = lead
         self.sent_at = sent_at
@@ -83,29 +95,82 @@ class Fetch(Call):
 
     def finish(self, wire: Any, *, lost: bool) -> None:
         """Make the copies."""
-        replies = self.replies[self.lead :]
-        failures = [reply for reply in self.replies if isinstance(reply, Exception)]
-        values, lives = replies[::2], replies[1::2]
-        if self.lead and not (lost or failures) and is_replica(self.replies[1]):
-            failures = [ReadOnlyError("The server has become a replica.")]
-        if not (lost or failures or _are_plain(values, lives)):
-            failures = [InvalidResponse("Replies of another kind than asked for.")]
-        sound = not (lost or failures)
-        for place, fill in enumerate(self.fills):
-            data, left = (values[place], lives[place]) if sound else (None, 0)
-            # From when it was asked: no copy outlives its key. None is for ever.
-            expires_at = self.sent_at + left / 1000 if left >= 0 else float("inf")
-            gone = left in (-2, 0)
-            wire.copies.end(fill, None if gone else data, expires_at)
-        if sound:
+        lead, replies = self.lead, self.replies
+        values, lives = replies[lead::2], replies[lead + 1 :: 2]
+        failures: Sequence[Exception] = ()
+        if not lost and (lead or not _are_plain(values, lives)):
+            failures = _failures(replies[:lead], values, lives)
+        if lost or failures:
+            for fill in self.fills:
+                wire.copies.end(fill, None, 0.0)
+        else:
+            for fill, data, left in zip(self.fills, values, lives, strict=True):
+                _end(wire, fill, data, left, self.sent_at)
             self.values = values
             wire.confirm(self.sent_at)
-        for failure in failures:
-            if _tells_of_lost_access(failure):
-                wire.lose(failure)
-        super().finish(wire, lost=lost)
+        _lose_access(wire, failures)
+        self.done = True
+        if self.turn is not None:
+            super().finish(wire, lost=lost)
         if self.future is not None:
             _set_done(self.future)
+
+
+class Ask(Fill):
+    """One value asked for, by a thread that waits for bytes itself: a :class:`Fetch` of
+    one, in a single object and in the fewest steps.
+
+    Parameters:
+        key: whose.
+        owner: the connection that it comes on.
+        sent_at: when it was asked.
+    """
+
+    __slots__ = ("done", "replies", "sent_at", "values")
+
+    count = 2
+    turn = None
+
+    def __init__(self, key: str, owner: Any, sent_at: float) -> None:
+        self.key = key
+        self.owner = owner
+        self.tainted = False
+        self.sent_at = sent_at
+        self.replies: list[Any] = []
+        self.values: list[bytes | None] | None = None
+        self.done = False
+
+    def finish(self, wire: Any, *, lost: bool) -> None:
+        """Make the copy."""
+        failures: Sequence[Exception] = ()
+        data, left = None, 0
+        if not lost:
+            data, left = self.replies
+            if type(left) is int and (data is None or type(data) is bytes):
+                self.values = [data]
+                wire.confirm(self.sent_at)
+            else:
+                failures = _failures((), [data], [left])
+                data, left = None, 0
+        _end(wire, self, data, left, self.sent_at)
+        _lose_access(wire, failures)
+        self.done = True
+
+
+def _end(wire: Any, fill: Fill, data: bytes | None, left: int, sent_at: float) -> None:
+    """Have a copy be made of a value whose key has so many milliseconds left."""
+    # From when it was asked: no copy outlives its key. -1 is for ever, and -2 is said
+    # of a key that is gone.
+    expires_at = sent_at + left / 1000 if left >= 0 else _NEVER
+    gone = left == 0 or left == -2
+    wire.copies.end(fill, None if gone else data, expires_at)
+
+
+def _lose_access(wire: Any, failures: Sequence[Exception]) -> None:
+    """Close a connection that may not read any more."""
+    for failure in failures:
+        if _tells_of_lost_access(failure):
+            wire.lose(failure)
 
 
 def _set_done(future: "asyncio.Future[None]") -> None:
@@ -173,9 +238,22 @@ def is_replica(greeting: Any) -> bool:
 
 def _are_plain(values: Sequence[Any], lives: Sequence[Any]) -> bool:
     """Whether replies are of the kind that was asked for."""
-    return all(value is None or type(value) is bytes for value in values) and all(
-        type(left) is int for left in lives
-    )
+    return _VALUES.issuperset(map(type, values)) and _LIVES.issuperset(map(type, lives))
+
+
+def _failures(
+    lead: Sequence[Any], values: Sequence[Any], lives: Sequence[Any]
+) -> Sequence[Exception]:
+    """Return what is wrong with replies; nothing if they are what was asked for."""
+    replies = [*lead, *values, *lives]
+    failures = [reply for reply in replies if isinstance(reply, Exception)]
+    if failures:
+        return failures
+    if lead and is_replica(lead[1]):
+        return [ReadOnlyError("The server has become a replica.")]
+    if _are_plain(values, lives):
+        return ()
+    return [InvalidResponse("Replies of another kind than asked for.")]
 
 
 def _tells_of_lost_access(failure: Exception) -> bool:

@@ -32,6 +32,7 @@ from .refusals import read_error
 from .tracked_calls import (
     CHECK,
     CHECKS,
+    Ask,
     Authentication,
     Call,
     Fetch,
@@ -46,6 +47,8 @@ BROKEN: tuple[type[Exception], ...] = (OSError, *UNREADABLE)
 #: Bytes to take in at a time, and how many times in a row at most.
 PIECE = 64 * 1024
 _MOST_PIECES = 64
+#: Seconds after which a thread that can't be woken looks itself.
+_NAP = 0.05
 #: Commands that may be under way; whoever comes then reads without a copy.
 _MOST_UNDER_WAY = 1024
 
@@ -76,13 +79,13 @@ class TrackedConnection:
         provide: Callable[[], Renewal] | None = None,
     ) -> None:
         self.copies = copies
-        self.held = held
+        self._max_staleness = max_staleness
+        self._hold(held)
         self._provide = provide
         self._authenticating = False
         self.closed = False
         self.confirmed_at = now
-        self._max_staleness = max_staleness
-        self._ask_at = now + self._interval
+        self.ask_at = now + self._interval
         self.timeout = timeout
         # Guards the socket, the reader and all below: whoever sends or takes in holds
         # it, and waits for nothing meanwhile. Reentrant for the sake of signal
@@ -92,19 +95,22 @@ class TrackedConnection:
         self._sock = sock
         self._pending = getattr(sock, "pending", None)
         self._reader = make_push_reader(read_error)
-        self._under_way: deque[Call] = deque()
+        self._under_way: deque[Call | Ask] = deque()
         self._asking: Fetch | None = None
-        # The thread that waits for bytes to come, on behalf of all.
+        # The thread that waits for bytes to come, on behalf of all; whether it sleeps;
+        # and whether it has been woken.
         self._poller: int | None = None
+        self._sleeping = False
+        self._woken = False
         self._watches: dict[asyncio.AbstractEventLoop, _Watch] = {}
         self._epoll: Any = None
         # gevent takes epoll away, and other systems have none. There it is tried.
         if hasattr(select, "epoll"):
             self._epoll = select.epoll()
             self._epoll.register(sock.fileno(), select.EPOLLIN)
-            self._has_come: Callable[[], Any] = partial(self._epoll.poll, 0, 1)
+            self.has_come: Callable[[], Any] = partial(self._epoll.poll, 0, 1)
         else:
-            self._has_come = lambda: True
+            self.has_come = lambda: True
 
     # -- health ----------------------------------------------------------------------
 
@@ -114,28 +120,28 @@ class TrackedConnection:
         Parameters:
             key: whose copy is to be used.
         """
-        if self._has_come():
+        if self.has_come():
             self.take_in()
         now = time.monotonic()
-        return now < self._ask_at or self._is_confirmed(key, now)
+        return now < self.ask_at or self.is_confirmed(key, now)
 
     def confirm(self, asked_at: float) -> None:
         """Take note that the server has answered what was asked then."""
         if asked_at > self.confirmed_at:
             self.confirmed_at = asked_at
-            self._ask_at = asked_at + self._interval
+            self.ask_at = asked_at + self._interval
 
-    @property
-    def _interval(self) -> float:
-        """Seconds after which to ask for another proof: early enough for the reply, and
-        for a token that does not live for long to be replaced in time."""
-        half = self._max_staleness / 2
-        held = self.held
-        if held is None:
-            return half
-        return min(half, (held.expires_at - held.received_at) / 12)
+    def _hold(self, held: Token | None) -> None:
+        """Take note of the token that the server knows the connection by."""
+        self.held = held
+        # Seconds after which to ask for another proof: early enough for the reply, and
+        # for a token that does not live for long to be replaced in time.
+        self._interval = self._max_staleness / 2
+        if held is not None:
+            life = held.expires_at - held.received_at
+            self._interval = min(self._interval, life / 12)
 
-    def _is_confirmed(self, key: str, now: float) -> bool:
+    def is_confirmed(self, key: str, now: float) -> bool:
         """Return whether copies may be used; ask early, so that nobody has to wait."""
         if now >= self.confirmed_at + self._max_staleness:
             return False
@@ -161,7 +167,7 @@ class TrackedConnection:
             waited: whether this thread will :meth:`wait` for it.
         """
         now = time.monotonic()
-        silent = now >= self._ask_at
+        silent = now >= self.ask_at
         # The values tell whether they may still be read, too.
         packed = (CHECK if silent else b"") + b"".join(map(pack_fetch, keys))
         with self._gate:
@@ -171,6 +177,45 @@ class TrackedConnection:
             call = Fetch(fills, CHECKS * silent, now, future=future, waited=waited)
             self._send(packed, call)
             return call
+
+    def ask(self, key: str) -> Ask | None:
+        """Do as :meth:`fetch` and :meth:`wait` do, for one key, if nobody else waits.
+
+        Returns:
+            What has been asked for, done; ``None`` where that takes more.
+        """
+        packed = pack_fetch(key)
+        now = time.monotonic()
+        polls = False
+        try:
+            with self._gate:
+                if (
+                    self._under_way
+                    or self._poller is not None
+                    or self._busy
+                    or self.closed
+                    or now >= self.ask_at
+                ):
+                    return None
+                call = Ask(key, self, now)
+                self.copies.add(call, missed=1)
+                self._poller, polls = threading.get_ident(), True
+                self._send(packed, call)
+            left = self.timeout
+            while left > 0:
+                self._sleep(call, left)
+                with self._gate:
+                    self._take_in()
+                    if call.done:
+                        polls = False
+                        self._pass_on()
+                        return call
+                left = now + self.timeout - time.monotonic()
+            self.lose("it does not answer")
+            return call
+        finally:
+            if polls:
+                self._hand_over()
 
     def keep_up(self) -> None:
         """Authenticate anew if the token has moved on."""
@@ -189,7 +234,7 @@ class TrackedConnection:
         # At once: it is one connection of a process, and processes renew in turn.
         action = next_action(held, current, 0.0, clock)
         if action is Action.ADOPT:
-            self.held = current
+            self._hold(current)
         elif action is Action.RECONNECT:
             self.lose("its token has expired")
         elif action is Action.AUTHENTICATE:
@@ -209,9 +254,9 @@ class TrackedConnection:
         if token is None:
             self.lose("the newer token was refused")
         else:
-            self.held = token
+            self._hold(token)
 
-    def _send(self, packed: bytes, call: Call) -> None:
+    def _send(self, packed: bytes, call: Call | Ask) -> None:
         self._under_way.append(call)
         self._busy = True
         try:
@@ -232,21 +277,32 @@ class TrackedConnection:
     def take_in(self) -> None:
         """Take in what has come, without waiting."""
         with self._gate:
-            if self._busy or self.closed:
-                return
-            self._busy = True
-            try:
-                self._receive()
-            except (BlockingIOError, ssl.SSLWantReadError):
-                pass
-            except BROKEN as error:
-                self.lose(error)
-            except BaseException:
-                # A signal handler's: something may be lost.
-                self.lose("interrupted")
-                raise
-            finally:
-                self._busy = False
+            self._take_in()
+
+    def _take_in(self) -> None:
+        if self._busy or self.closed:
+            return
+        self._busy = True
+        try:
+            self._receive()
+        except (BlockingIOError, ssl.SSLWantReadError):
+            pass
+        except BROKEN as error:
+            self.lose(error)
+        except BaseException:
+            # A signal handler's: something may be lost.
+            self.lose("interrupted")
+            raise
+        finally:
+            self._busy = False
+            if self._sleeping:
+                self._wake()
+
+    def _wake(self) -> None:
+        """Wake the thread that waits for bytes: these have been taken in by another."""
+        if self._epoll is not None and not self.closed and not self._woken:
+            self._woken = True
+            self._epoll.modify(self._sock.fileno(), select.EPOLLIN | select.EPOLLOUT)
 
     def _receive(self) -> None:
         for _ in range(_MOST_PIECES):
@@ -305,16 +361,35 @@ class TrackedConnection:
                 call.turn.acquire(timeout=left)
                 continue
             try:
-                self._wait_for_bytes(left)
+                self._sleep(call, left)
                 self.take_in()
             finally:
                 if not nested:
                     self._hand_over()
 
+    def _sleep(self, call: Call | Ask, seconds: float) -> None:
+        """Wait for bytes, unless another thread has taken in what a call waits for."""
+        before = self._sleeping
+        # In this order: who takes in finishes calls first, and looks at this then.
+        self._sleeping = True
+        try:
+            if not call.done:
+                self._wait_for_bytes(seconds)
+        finally:
+            self._sleeping = before
+        if self._woken:
+            with self._gate:
+                self._woken = False
+                if not self.closed:
+                    self._epoll.modify(self._sock.fileno(), select.EPOLLIN)
+
     def _wait_for_bytes(self, seconds: float) -> None:
         if self._epoll is not None:
             self._epoll.poll(seconds, 1)
-        elif hasattr(select, "poll"):
+            return
+        # Nothing wakes these when another thread has taken in what they wait for.
+        seconds = min(seconds, _NAP)
+        if hasattr(select, "poll"):
             poll = select.poll()
             poll.register(self._sock.fileno(), select.POLLIN)
             poll.poll(seconds * 1000)
@@ -324,14 +399,17 @@ class TrackedConnection:
     def _hand_over(self) -> None:
         """Have another thread wait for bytes that a reply of its own is among."""
         with self._gate:
-            self._poller = None
-            if self.closed:
-                self._close()
-            for call in self._under_way:
-                if call.turn is not None:
-                    with contextlib.suppress(RuntimeError):  # released already
-                        call.turn.release()
-                    return
+            self._pass_on()
+
+    def _pass_on(self) -> None:
+        self._poller = None
+        if self.closed:
+            self._close()
+        for call in self._under_way:
+            if call.turn is not None:
+                with contextlib.suppress(RuntimeError):  # released already
+                    call.turn.release()
+                return
 
     def watch(self, loop: asyncio.AbstractEventLoop) -> bool:
         """Have an event loop take in what comes; return whether it can."""
@@ -353,7 +431,7 @@ class TrackedConnection:
             if self.closed:
                 return
             self.closed = True
-            self.confirmed_at = self._ask_at = float("-inf")
+            self.confirmed_at = self.ask_at = float("-inf")
             logger.debug("A tracking connection was closed: %s", reason)
             self.copies.flush(self)
             # Wakes whoever waits for bytes; that one closes it.

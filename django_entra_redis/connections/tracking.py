@@ -30,7 +30,7 @@ from ..identity.token import Token
 from .copies import Copies
 from .multiplexed import Target
 from .refusals import greeting_error, read_error
-from .tracked_calls import is_replica, pack_auth
+from .tracked_calls import Ask, is_replica, pack_auth
 from .tracked_connection import BROKEN, PIECE, TrackedConnection
 
 logger = logging.getLogger(__name__)
@@ -115,6 +115,16 @@ class Tracker:
         wire.wait(call)
         return call.values
 
+    def ask(self, key: str) -> Ask | None:
+        """Do as :meth:`fetch` does, for one key, where that takes no more than a
+        connection that is there and that nobody else waits on.
+
+        Returns:
+            What has been asked for, done; ``None`` where that takes more.
+        """
+        wire = self._current()
+        return None if wire is None else wire.ask(key)
+
     async def afetch(self, keys: Sequence[str]) -> list[bytes | None] | None:
         """Do as :meth:`fetch` does, without blocking the event loop."""
         self.copies.miss(len(keys))
@@ -144,8 +154,11 @@ class Tracker:
         wire = self.wire
         if wire is None or wire.closed:
             return None
-        wire.keep_up()
-        return wire if self.connected else None
+        if wire.held is not None:
+            wire.keep_up()
+            if not self.connected:
+                return None
+        return wire
 
     def _connect(self) -> TrackedConnection | None:
         """Return a new connection; ``None`` if there is none to be had now."""

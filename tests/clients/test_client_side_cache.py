@@ -74,7 +74,7 @@ def local(cache: EntraRedisCache) -> Any:
 def deafen(cache: EntraRedisCache) -> None:
     """Have a cache's connection hear of nothing more, until it waits for a value."""
     for tracker in local(cache)._trackers.values():
-        tracker.wire._has_come = lambda: False
+        tracker.wire.has_come = lambda: False
 
 
 def copied(cache: EntraRedisCache, *keys: str) -> None:

@@ -10,6 +10,7 @@ from django_entra_redis.connections.copies import (
     MOST_COLD,
     OVERHEAD,
     Copies,
+    Copy,
 )
 
 NEVER = float("inf")
@@ -22,6 +23,12 @@ def keep(
     copies.end(copies.begin(key, owner), data, until)
 
 
+def good(copies: Copies, key: str, now: float) -> Copy | None:
+    """Return a copy that is good, and use it."""
+    copy = copies.peek(key)
+    return copy if copy is not None and copies.use(key, copy, now) else None
+
+
 def held(copies: Copies) -> set[str]:
     """Return the keys that there are copies of."""
     return {key for key in "abcdefgh" if copies.owner(key) is not None}
@@ -31,12 +38,12 @@ def test_a_copy_lives_as_long_as_its_key() -> None:
     """Not a moment longer, on the clock that it is asked with."""
     copies = Copies(10_000, 1000)
     keep(copies, "a", b"1", until=5.0)
-    copy = copies.get("a", 4.999)
+    copy = good(copies, "a", 4.999)
     assert copy is not None
     assert copy.data == b"1"
-    assert copies.get("a", 5.0) is None
+    assert good(copies, "a", 5.0) is None
     assert (len(copies), copies.bytes, copies.hits) == (0, 0, 1)
-    assert copies.get("never there", 0.0) is None
+    assert good(copies, "never there", 0.0) is None
 
 
 def test_what_is_not_there_is_not_kept() -> None:
@@ -76,7 +83,7 @@ def test_the_least_recently_used_goes_first() -> None:
     for key in "abc":
         keep(copies, key, b"0123456789")
     for key in "cab":
-        assert copies.get(key, 0.0) is not None
+        assert good(copies, key, 0.0) is not None
     keep(copies, "d", b"0123456789")
     assert held(copies) == {"a", "b", "d"}
     assert copies.bytes <= copies.max_bytes
@@ -91,7 +98,7 @@ def test_a_value_that_is_too_large() -> None:
     """Has a copy that says so; it is no hit, and goes as others do."""
     copies = Copies(10_000, 10)
     keep(copies, "a", b"0" * 11)
-    copy = copies.get("a", 0.0)
+    copy = good(copies, "a", 0.0)
     assert copy is not None
     assert copy.data is None
     assert copies.hits == 0
@@ -157,7 +164,7 @@ def test_keys_that_change_more_than_they_are_read() -> None:
     assert rounds(1) == 1
     assert rounds(COLD_READS) == 0
     keep(copies, "a")
-    assert copies.get("a", 0.0) is not None
+    assert good(copies, "a", 0.0) is not None
     copies.drop(["a"])
     assert rounds(COLD_AFTER) == COLD_AFTER
     # What changes on its way is no better.

@@ -265,6 +265,90 @@ def test_threads_hand_over(server: Server) -> None:
     assert server.wire._poller is None
 
 
+@pytest.mark.usefixtures("system")
+@pytest.mark.parametrize("sleeps", [False, True])
+@pytest.mark.parametrize("how", ["wait", "ask"])
+def test_another_takes_in_what_one_waits_for(
+    monkeypatch: pytest.MonkeyPatch, how: str, sleeps: bool
+) -> None:
+    """A hit of another thread may do so, before this one sleeps or while it does."""
+    server = Server(timeout=1000.0)
+    server.fill()
+    server.expect(GET)
+    waiting = server.wire._wait_for_bytes
+    other = ThreadPoolExecutor(1)
+
+    def take_in() -> None:
+        server.send(b"$1\r\n2\r\n:-1\r\n")
+        # As when the kernel has not yet run the thread that it has woken.
+        with server.wire._gate:
+            server.wire.take_in()
+
+    def overtaken(seconds: float) -> None:
+        monkeypatch.setattr(server.wire, "_wait_for_bytes", waiting)
+        done = other.submit(take_in)
+        if not sleeps:
+            done.result()
+        waiting(seconds)
+
+    monkeypatch.setattr(server.wire, "_wait_for_bytes", overtaken)
+    call = (server.wire.ask if how == "ask" else fetch_with(server.wire))("b")
+    other.shutdown()
+    assert call is not None
+    assert call.values == [b"2"]
+    assert not server.wire.closed
+    server.close()
+
+
+def test_asking_for_one(server: Server) -> None:
+    """Is what fetching is: what is sent, what is told, and what is kept."""
+    for stream in (
+        b"$1\r\n1\r\n:-1\r\n",
+        b"_\r\n:-2\r\n",
+        b"$1\r\n1\r\n:0\r\n",
+        push("a") + b"$1\r\n1\r\n:5000\r\n",
+        b"-WRONGTYPE no string\r\n:-1\r\n",
+    ):
+        found = []
+        for way in (server.wire.ask, fetch_with(server.wire)):
+            server.copies.flush()
+            server.send(stream)
+            call = way("a")
+            server.expect(GET)
+            assert call is not None
+            found.append((call.values, server.kept(), server.wire.closed))
+        assert found[0] == found[1]
+    server.wire.ask_at = 0.0
+    assert server.wire.ask("a") is None
+    assert server.copies.misses == 5
+
+
+def fetch_with(wire: TrackedConnection) -> Any:
+    """Return what fetches a key's value, and waits for it."""
+
+    def fetch(key: str) -> Any:
+        call = wire.fetch([key])
+        assert call is not None
+        wire.wait(call)
+        return call
+
+    return fetch
+
+
+@pytest.mark.parametrize("stream", [b"", b"$1\r\n"])
+def test_asking_for_one_that_does_not_come(stream: bytes) -> None:
+    """The connection counts as lost after so long, and nobody waits any more."""
+    server = Server(timeout=0.05)
+    server.send(stream)
+    call = server.wire.ask("a")
+    assert call is not None
+    assert call.values is None
+    assert server.wire.closed
+    assert server.wire._poller is None
+    assert server.wire._sock.fileno() == -1
+    server.close()
+
+
 def test_lost_while_threads_wait(server: Server) -> None:
     """All of them go on at once."""
     with ThreadPoolExecutor(3) as pool:
@@ -347,18 +431,18 @@ def test_proof_is_asked_for() -> None:
     server.expect(GET)
     wire = server.wire
     wire.confirmed_at -= 600.0
-    wire._ask_at -= 600.0
+    wire.ask_at -= 600.0
     check = b"*1\r\n$4\r\nPING\r\n*2\r\n$5\r\nHELLO\r\n$1\r\n3\r\n"
     assert wire.is_fresh("a")
     assert wire.is_fresh("a")
     server.expect(check + GET)
     server.send(b"+PONG\r\n%1\r\n$4\r\nrole\r\n$6\r\nmaster\r\n$1\r\n2\r\n:-1\r\n")
     wait_until(lambda: wire.is_fresh("a") and wire.confirmed_at > time.monotonic() - 60)
-    copy = server.copies.get("a", 0.0)
+    copy = server.copies.peek("a")
     assert copy is not None
     assert copy.data == b"2"
     wire.confirmed_at -= 1001.0
-    wire._ask_at -= 1001.0
+    wire.ask_at -= 1001.0
     assert not wire.is_fresh("a")
     assert server.kept()
     call = wire.fetch(["a"])
