@@ -79,7 +79,6 @@ def break_on_purpose(how: str | None) -> None:
         # Redis' messages drop nothing, nor does a lost connection.
         Copies.invalidate = lambda self, keys: None  # type: ignore[method-assign]
         Copies.flush = lambda self, owner=None: None  # type: ignore[method-assign]
-        TrackedConnection.take_in = lambda self: None  # type: ignore[method-assign]
         TrackedConnection.is_confirmed = lambda self, key, now: True  # type: ignore[method-assign]
 
 
