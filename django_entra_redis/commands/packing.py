@@ -8,6 +8,20 @@ from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import Any
 
+#: Bits of an integer that Python writes in decimals, however low its limit is set.
+_SHORT = 2000
+
+
+def refuse_long_integers(arguments: Iterable[Any]) -> None:
+    """Look for what ends the process in hiredis' packer, which redis-py's clients use.
+
+    Raises:
+        ValueError: one of the arguments is an integer that is too long for ``str()``.
+    """
+    for argument in arguments:
+        if isinstance(argument, int) and argument.bit_length() > _SHORT:
+            str(argument)
+
 
 def pack_all(commands: Iterable[Sequence[Any]]) -> bytes:
     """Return commands as one piece."""

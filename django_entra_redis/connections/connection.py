@@ -9,7 +9,7 @@ import functools
 import random
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -21,6 +21,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.retry import Retry
 
 from .._errors import hidden
+from ..commands.packing import refuse_long_integers
 from ..credentials.provider import EntraCredentialProvider
 from ..credentials.reauthentication import Action, next_action
 from ..exceptions import EntraRedisError
@@ -67,9 +68,25 @@ class PlainConnection(AbstractConnection):
     _asked: object = None
 
     def send_command(self, *args: Any, **kwargs: Any) -> None:
-        """Send a command."""
+        """Send a command.
+
+        Raises:
+            ValueError: an integer is too long.
+        """
+        refuse_long_integers(args)
         self._asked = args[0]
         super().send_command(*args, **kwargs)
+
+    def pack_commands(self, commands: Iterable[Sequence[Any]]) -> Any:
+        """Return commands of a redis-py client's as bytes.
+
+        Raises:
+            ValueError: an integer is too long.
+        """
+        commands = list(commands)
+        for command in commands:
+            refuse_long_integers(command)
+        return super().pack_commands(commands)
 
     def lend(self, retry: Any) -> None:
         """Lend the connection to a redis-py client, or take it back.

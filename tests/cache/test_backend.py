@@ -240,11 +240,15 @@ def test_integer_that_is_too_long(cache: EntraRedisCache, count: int) -> None:
     """It is the error that Python makes of it, in each operation."""
     number = int("9" * count, 16)
     cache.set("key", 1)
+    pipeline: Any = cache.get_client().pipeline()
     calls: list[Callable[[], object]] = [
         lambda: cache.set("key", number),
         lambda: cache.set_many({"key": number}),
         lambda: cache.add("other", number),
         lambda: cache.get_or_set("other", number),
+        lambda: cache.lock("lock", timeout=number).acquire(blocking=False),
+        lambda: cache.get_client().set("key", number),
+        lambda: pipeline.set("key", number).execute(),
         lambda: cache.set("key", number, xx=True),
         lambda: cache.set("other", number, nx=True),
         lambda: cache.incr("key", number),

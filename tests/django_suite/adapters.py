@@ -39,6 +39,25 @@ def _async(name: str) -> Method:
     return method
 
 
+def repeated(method: Method, before_again: Callable[[], object]) -> Method:
+    """Return a test's method that is tried again, up to twice, where it fails.
+
+    Parameters:
+        method: the method.
+        before_again: clears what it has left behind.
+    """
+
+    def repeat() -> Any:
+        for _ in range(2):
+            try:
+                return method()
+            except AssertionError:
+                before_again()
+        return method()
+
+    return repeat
+
+
 class LoopPerCallCache(EntraRedisCache):
     """Each call has a loop of its own, as with ``async_to_sync`` under WSGI."""
 

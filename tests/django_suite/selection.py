@@ -30,6 +30,15 @@ LEFT_OUT = {
     "test_serializer_dumps": "asserts what _cache._serializer makes",
 }
 
+#: Tests that a busy machine makes fail, each with the reason: they are tried again.
+TIMED = {
+    "test_view_decorator": "sleeps for 2 s, and wants what lives for 3 s to be there",
+    **dict.fromkeys(
+        ("test_cache04", "test_cache07", "test_cache08"),
+        "renders templates several times, of which a part lives for 2 s",
+    ),
+}
+
 #: Tests that a server with one database can't pass, each with the reason.
 DATABASE_LACKS = {
     "test_view_decorator": "has two caches, told apart by their databases",

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from .adapters import repeated
 from .report import NOTHING, Report, faults
 
 CONTROL = Report(
@@ -51,3 +52,22 @@ def test_an_exit_status_is_a_fault(status: int) -> None:
 def test_a_report_survives_the_way_to_another_process() -> None:
     """What is dumped is loaded, with the status that only the parent knows."""
     assert Report.load(CONTROL.dump(), 3) == replace(CONTROL, status=3)
+
+
+@pytest.mark.parametrize("failures", range(4))
+def test_a_timed_test_is_tried_again(failures: int) -> None:
+    """Twice, with nothing left of the try before."""
+    cleared: list[int] = []
+    outcomes = iter([False] * failures + [True])
+
+    def test() -> str:
+        assert next(outcomes)
+        return "passed"
+
+    again = repeated(test, lambda: cleared.append(1))
+    if failures < 3:
+        assert again() == "passed"
+    else:
+        with pytest.raises(AssertionError):
+            again()
+    assert len(cleared) == min(failures, 2)
