@@ -1,8 +1,9 @@
-"""Write what the reference repeats of the code: settings, options, failure codes.
+"""Write what pages repeat of the code: settings, options, failure codes, the soak.
 
 ``python docs/generate.py`` rewrites the parts of pages between their marks; a test
 compares them with the code. Meanings come from the docstrings of ``types.py``, defaults
-from the dataclasses, causes and remedies from ``diagnostics/advice.py``.
+from the dataclasses, causes and remedies from ``diagnostics/advice.py``, figures from
+``soak/results.md``.
 """
 
 import ast
@@ -147,6 +148,26 @@ def failure_codes() -> Iterator[str]:
             yield f"**What to do.** {advice.cure}\n\n"
 
 
+def soak() -> Iterator[str]:
+    """Yield the table of faults: our figures, and the errors of the alternatives."""
+    text = (ROOT / "soak" / "results.md").read_text(encoding="utf-8")
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in text.splitlines()
+        if line.startswith("| ")
+    ]
+    head, rows = rows[0], [row for row in rows[2:] if not row[0].startswith("---")]
+    (ours, *others) = dict.fromkeys(row[1] for row in rows)
+    cells = {(row[0], row[1]): row for row in rows}
+    columns = [head[0], *head[2:8], *(f"errors: {name}" for name in others)]
+    yield f"| {' | '.join(columns)} |\n|---|{'---:|' * 5}---|{'---:|' * len(others)}\n"
+    for fault, name in cells:
+        if name == ours:
+            beside = (cells.get((fault, other), [""] * 3)[2] for other in others)
+            figures = cells[fault, ours][2:8]
+            yield f"| {' | '.join([fault, *figures, *beside])} |\n"
+
+
 PARTS: Mapping[str, Callable[[], Iterator[str]]] = {
     function.__name__.replace("_", "-"): function
     for function in (
@@ -156,6 +177,7 @@ PARTS: Mapping[str, Callable[[], Iterator[str]]] = {
         identity,
         own_options,
         redis_py,
+        soak,
         stampede,
     )
 }
@@ -175,7 +197,7 @@ def generated(text: str) -> str:
 
 def main() -> None:
     """Write the pages."""
-    for file in sorted(REFERENCE.glob("*.md")):
+    for file in sorted((ROOT / "docs").rglob("*.md")):
         text = file.read_text(encoding="utf-8")
         file.write_text(generated(text), encoding="utf-8")
 

@@ -326,6 +326,57 @@ def test_errors() -> None:
         assert [base for base in bases if f"`{base}`" not in text] == []
 
 
+# -- what is found
+
+#: What people ask, as the words that they search for, and the page that answers.
+QUESTIONS = {
+    "user-assigned identity app service": "how-to/app-service.md",
+    "uncertainresulterror": "how-to/incidents.md",
+    "run tests without azure": "how-to/development.md",
+    "wrongpass": "how-to/incidents.md",
+    "move from django-redis": "how-to/migrate-django-redis.md",
+    "celery entra id": "how-to/celery.md",
+    "aks workload identity": "how-to/aks.md",
+    "certificate verify failed": "how-to/incidents.md",
+    "which policy": "how-to/cluster.md",
+    "health probes": "how-to/monitoring.md",
+    "pool_timeout": "reference/options.md",
+    "aadsts7000215": "reference/failure-codes.md",
+    "repeated": "explanation/repeats.md",
+    "prometheus": "how-to/monitoring.md",
+}
+
+
+@pytest.mark.parametrize("words", QUESTIONS)
+def test_headings_answer_questions(words: str) -> None:
+    """Few pages have a heading with the words; the one that answers is among them."""
+    found = {
+        file.relative_to(ROOT / "docs").as_posix()
+        for file, page in PAGES.items()
+        if file.name != "README.md"
+        and any(
+            all(word in heading.lower() for word in words.split())
+            for heading in re.findall(r"^#+ (.*)$", prose(page), re.MULTILINE)
+        )
+    }
+    assert QUESTIONS[words] in found
+    assert len(found) < 4
+
+
+def test_readme_is_an_overview() -> None:
+    """A newcomer reads it in one go."""
+    assert len(PAGES[ROOT / "README.md"].splitlines()) <= 200
+
+
+def test_every_page_is_listed() -> None:
+    """Each is in the contents of its folder, or of the site."""
+    for file in PAGES:
+        if file.name not in ("README.md", "index.md"):
+            contents = PAGES[file.parent / "index.md"]
+            contents += PAGES[ROOT / "docs" / "project.md"]
+            assert f"({file.name})" in contents, file
+
+
 # -- names
 
 
