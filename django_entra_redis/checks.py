@@ -175,7 +175,7 @@ def _server_warnings(
     if read is None:
         return  # That is an error, and told as one.
     # As redis-py has it: what the URL says goes before what OPTIONS say.
-    given = {**options.connection, **read.said}
+    given = {**options.connection, **read.arguments}
     scheme, port = transport(read.scheme, given), read.port
     host = str(given.get("host") or "localhost").lower()
     location = f"{where}['LOCATION']"
@@ -281,7 +281,7 @@ def _unknown_options(
     """
     urls = [url for server in options.servers if (url := read_url(server))]
     schemes = {url.scheme for url in urls}
-    given = {*options.connection, *(key for url in urls for key in url.said)}
+    given = {*options.connection, *(key for url in urls for key in url.arguments)}
     usual = {
         key
         for key in EntraRedisOptions.__annotations__

@@ -13,7 +13,7 @@ from django.core.exceptions import ImproperlyConfigured
 from redis.exceptions import RedisError
 
 from django_entra_redis.cache import EntraRedisCache
-from django_entra_redis.conf.location import bare_urls, split_location
+from django_entra_redis.conf.location import redacted_urls, split_location
 from django_entra_redis.diagnostics.overview import (
     IdentityOverview,
     describe,
@@ -148,7 +148,7 @@ def _identity(config: Mapping[str, Any]) -> str | None:
 def _location(config: Mapping[str, Any]) -> str:
     """Where a cache is, less the password that a URL without Entra may hold."""
     location = config.get("LOCATION")
-    return ", ".join(bare_urls(split_location(location))) if location else ""
+    return ", ".join(redacted_urls(split_location(location))) if location else ""
 
 
 def _event(event: Event) -> dict[str, Any]:

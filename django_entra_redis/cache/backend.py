@@ -21,7 +21,7 @@ from .._fork import no_fork
 
 # For the sake of its system check, which is registered with it.
 from ..conf import app_installed as app_installed
-from ..conf.location import bare_urls, split_location
+from ..conf.location import redacted_urls, split_location
 from ..conf.options import CacheOptions, in_lower_case, parse_options
 from ..connections.registry import PlainKey, in_common, plain_key
 from .arguments import whole
@@ -159,7 +159,7 @@ class EntraRedisCache(
     def location(self) -> str:
         """The first server's URL, without what may be secret in it; "?" if it can't be
         told."""
-        return bare_urls(self._servers)[0]
+        return redacted_urls(self._servers)[0]
 
     # At first use, as Django's own backend imports redis-py: for start-up time. Each
     # thread comes here, also in a server that is about to fork its workers.

@@ -1,20 +1,20 @@
-"""The operations of a cache whose keys lie on several servers.
+"""The operations of a cache on a Redis Cluster, whose keys lie on several nodes.
 
-Redis takes several keys in one command only if they are in one slot. Hence each key
-gets a command of its own, and what goes to one node goes there in one piece.
+Redis takes several keys in one command only if they are in one slot. Therefore each key
+has a command of its own, and all commands for one node are sent to it at once.
 """
 
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from .operations import END, START, Operation, Operations, sound
+from .operations import END, START, Operation, Operations, checked
 from .packing import pack_get
 from .replies import Parse, done, scanned, value_of
 from .request import Batch, Broadcast, Request, Visit
 
 
 class ClusterOperations(Operations):
-    """Operations of a cache on a Redis Cluster; those not here have one key."""
+    """Operations of a cache on a Redis Cluster; those inherited have a single key."""
 
     def each(
         self,
@@ -24,18 +24,18 @@ class ClusterOperations(Operations):
         write: bool = True,
         parse: Parse | None = None,
     ) -> Request:
-        """Return the request for commands that have a key each."""
+        """Return the request for several commands with one key each."""
         return Batch(commands, keys, write=write, parse=parse)
 
     def get_many(
         self, keys: Sequence[str], names: Iterable[Any]
     ) -> Operation[dict[Any, Any]]:
-        """Return the values of the keys that are there, by the keys' names."""
+        """Return the values of keys that exist, by the keys' names."""
         if not keys:
             return {}
         commands = [pack_get(key) for key in keys]
         found = yield self.each(commands, keys, write=False, parse=value_of)
-        return self.by_name(names, sound(found))
+        return self.by_name(names, checked(found))
 
     def flush(self) -> Operation[bool]:
         """Empty every primary."""
@@ -45,9 +45,10 @@ class ClusterOperations(Operations):
     def scan(
         self, cursor: Any, pattern: str, count: int
     ) -> Operation[tuple[Any, list[bytes]]]:
-        """Return some of the keys that match a glob pattern, and where to go on.
+        """Return some of the keys that match a glob pattern, and the next cursor.
 
-        A cursor is the addresses of the primaries that have more, with each one's own.
+        A cursor holds the addresses of the primaries that have more keys, each with its
+        own cursor.
         """
         options = ("MATCH", pattern, "COUNT", count)
         if cursor == START:

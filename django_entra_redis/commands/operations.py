@@ -1,8 +1,8 @@
 """The operations of Django's and django-redis' cache API as Redis commands.
 
 Each operation is a generator: it yields a :class:`Request`, is sent the reply, and
-returns what the cache API returns. The synchronous and the asynchronous client are two
-drivers of the same operations.
+returns the result of the cache API's method. The synchronous and the asynchronous
+client drive the same operations.
 """
 
 import logging
@@ -42,18 +42,19 @@ T = TypeVar("T")
 
 Operation = Generator[Request, Any, T]
 
-#: What Redis answers to TTL of a key that has no expiry.
+#: The reply to TTL for a key without expiry.
 _NO_EXPIRY = -1
-#: How an error reply to FLUSHDB begins that is about the server.
+#: The beginning of an error reply to FLUSHDB that is about the server's state.
 _STATE = re.compile(r"(?!FLUSH)[A-Z]{3,} ")
-#: Where a SCAN begins, and what tells that it is over.
+#: The cursors at the beginning and at the end of a SCAN.
 START: Any = 0
 END = 0
-#: Keys that a SCAN looks at in one go.
+#: Keys that one SCAN command examines: enough to make the round trips few, and few
+#: enough not to block the server.
 BATCH = 1000
 
-# Counts a key that is there, in one round trip; nothing where there is none. Numbers
-# of Lua's are exact up to 2 ** 53 alone.
+# Increments a key that exists, in one round trip; returns nothing if there is none.
+# Lua's numbers are exact only up to 2 ** 53: above that the value is read as text.
 INCR_SCRIPT = """
 if redis.call('EXISTS', KEYS[1]) == 1 then
   local sum = redis.call('INCRBY', KEYS[1], ARGV[1])
@@ -67,13 +68,13 @@ _INCR = f"*5\r\n$7\r\nEVALSHA\r\n$40\r\n{INCR_SHA}\r\n$1\r\n1\r\n$"
 
 
 def pack_incr(key: str, delta: int) -> bytes:
-    """Return what counts a key that is there, with a script that the server knows."""
+    """Return EVALSHA of the script that increments a key."""
     by = str(delta)
     return f"{_INCR}{length(key)}\r\n{key}\r\n${len(by)}\r\n{by}\r\n".encode()
 
 
 class ServerFacts:
-    """Facts that operations have found out about the server that is written to."""
+    """Facts that operations have found out about the server that takes the writes."""
 
     runs_scripts = True
 
@@ -81,14 +82,14 @@ class ServerFacts:
         """Remember that the server refuses to run scripts, and log it."""
         self.runs_scripts = False
         logger.warning(
-            "Redis lets no scripts run here (%s): incr() takes two round trips from "
-            "now on, as Django's own does.",
+            "Redis refuses to run scripts (%s): incr() takes two round trips from now "
+            "on, as Django's own does.",
             error,
         )
 
 
 def no_such_key(key: str) -> ValueError:
-    """Return what incr() raises of a key that is not there."""
+    """Return the error that incr() raises for a key that does not exist."""
     return ValueError(f"Key '{key}' not found.")
 
 
@@ -96,8 +97,8 @@ def _not_counted(key: str, delta: int) -> Any:
     raise no_such_key(key)
 
 
-#: What each operation answers, as from an empty cache, while Redis can't be used and
-#: ``OPTIONS["ignore_exceptions"]`` is set: by the operation's name, from its arguments.
+#: The result of each operation on an empty cache, by the operation's name, from its
+#: arguments. In an outage it is the result with ``OPTIONS["ignore_exceptions"]``.
 _EMPTY_ANSWERS: Mapping[str, Callable[..., Any]] = {
     "add": lambda key, value, timeout: False,
     "get": lambda key, default: default,
@@ -108,7 +109,7 @@ _EMPTY_ANSWERS: Mapping[str, Callable[..., Any]] = {
     "has_key": lambda key: False,
     "incr": _not_counted,
     "count": lambda key, delta: delta,
-    # None of them is set.
+    # The result is the keys that could not be set: all of them.
     "set_many": lambda keys, data, timeout: list(data),
     "delete_many": lambda keys: None,
     "clear": lambda: False,
@@ -124,12 +125,12 @@ _EMPTY_ANSWERS: Mapping[str, Callable[..., Any]] = {
 class Operations:
     """The operations of a cache.
 
-    They take keys as Redis has them, and timeouts as Django's backend makes them:
-    whole seconds, ``None`` for no expiry, 0 for at once.
+    Keys are those in Redis, with prefix and version. Timeouts are whole seconds,
+    ``None`` for no expiry, 0 for at once, as Django's backend makes them.
 
     Parameters:
         serializer: turns values into bytes and back.
-        server: facts about the server that is written to.
+        server: facts about the server that takes the writes.
     """
 
     empty_answers = _EMPTY_ANSWERS
@@ -141,10 +142,10 @@ class Operations:
         self.server = server
 
     def add(self, key: str, value: Any, timeout: int | None) -> Operation[bool]:
-        """Set a key that is not there; return whether it was set."""
+        """Set a key that does not exist; return whether it was set."""
         data = self.dumps(value)
         if timeout == 0:
-            # It expires at once, yet Django wants to know whether it was there.
+            # It would expire at once; the result still says whether it existed.
             return not (yield Request(("EXISTS", key), key=key, parse=integer))
         expiry = () if timeout is None else ("EX", timeout)
         command = ("SET", key, data, "NX", *expiry)
@@ -161,35 +162,35 @@ class Operations:
         yield Request(packed, key=key, parse=done_or_integer)
 
     def touch(self, key: str, timeout: int | None) -> Operation[bool]:
-        """Set a key's timeout; return whether it is there."""
+        """Set a key's timeout; return whether it exists."""
         if timeout is not None:
             command = ("EXPIRE", key, timeout)
             return bool((yield Request(command, key=key, parse=integer)))
         if (yield Request(("PERSIST", key), key=key, parse=integer)):
             return True
-        # It says the same of a key without a timeout and of none. In a request of its
-        # own: on a cluster either may be redirected.
+        # PERSIST replies the same for a key without a timeout and for a missing one.
+        # EXISTS is a request of its own, since on a cluster either may be redirected.
         return bool((yield Request(("EXISTS", key), key=key, parse=integer)))
 
     def delete(self, key: str) -> Operation[bool]:
-        """Delete a key; return whether it was there."""
+        """Delete a key; return whether it existed."""
         return bool((yield Request(("DEL", key), key=key, parse=integer)))
 
     def get_many(
         self, keys: Sequence[str], names: Iterable[Any]
     ) -> Operation[dict[Any, Any]]:
-        """Return the values of the keys that are there, by the keys' names."""
+        """Return the values of keys that exist, by the keys' names."""
         if not keys:
             return {}
         try:
             command = ("MGET", *keys)
             found = yield Request(command, write=False, parse=values_of(len(keys)))
         except ClusterCrossSlotError:
-            # Of a node of a cluster, whose answer to GET tells that it is one; or of a
-            # server that has all the keys, and takes them one by one.
+            # A node of a cluster will redirect one of the GETs, and the user is told
+            # so. A server with the Enterprise policy takes the keys one by one.
             commands = [pack_get(key) for key in keys]
             each = self.each(commands, keys, write=False, parse=value_of)
-            found = sound((yield each))
+            found = checked((yield each))
         return self.by_name(names, found)
 
     def by_name(
@@ -212,7 +213,7 @@ class Operations:
         }
 
     def has_key(self, key: str) -> Operation[bool]:
-        """Return whether a key is there."""
+        """Return whether a key exists."""
         request = Request(("EXISTS", key), key=key, write=False, parse=integer)
         return bool((yield request))
 
@@ -220,12 +221,12 @@ class Operations:
         """Add to a number; return the sum.
 
         Raises:
-            ValueError: the key is not there.
+            ValueError: the key does not exist.
         """
         value = None
         if self.server.runs_scripts:
             try:
-                # EVAL where the server is new, or has been restarted.
+                # EVAL if the server does not know the script yet, or has restarted.
                 for how, script in (("EVALSHA", INCR_SHA), ("EVAL", INCR_SCRIPT)):
                     counting = (how, script, 1, key, delta)
                     with suppress(NoScriptError):
@@ -258,12 +259,12 @@ class Operations:
         """Set several keys in one round trip.
 
         Parameters:
-            keys: as Redis has them.
+            keys: the keys in Redis.
             data: the values by the keys' names, in the order of the keys.
-            timeout: in seconds.
+            timeout: seconds until they expire; ``None``: never.
 
         Returns:
-            The names of those that Redis refused.
+            The names of the keys that Redis refused to set.
         """
         if not keys:
             return []
@@ -274,7 +275,7 @@ class Operations:
             for name, reply in zip(data, replies, strict=True)
             if isinstance(reply, Exception)
         }
-        # That a server is full is logged by the client, once.
+        # OutOfMemoryError is logged by the client, once per outage.
         odd = [e for e in failed.values() if not isinstance(e, OutOfMemoryError)]
         if odd:
             logger.warning(
@@ -290,19 +291,19 @@ class Operations:
         write: bool = True,
         parse: Parse | None = None,
     ) -> Request:
-        """Return the request for commands that have a key each."""
+        """Return the request for several commands with one key each."""
         return Request(
             b"".join(commands), len(commands), keys=keys, write=write, parse=parse
         )
 
-    # A command for each key: under active geo-replication, as on a cluster, DEL and
-    # UNLINK take several only if they are in one slot.
+    # One command for each key: under active geo-replication, as on a cluster, DEL and
+    # UNLINK take several keys only if they are in one slot.
 
     def delete_many(self, keys: Sequence[str]) -> Operation[None]:
         """Delete several keys."""
         if keys:
             commands = [pack_delete(key) for key in keys]
-            sound((yield self.each(commands, keys, parse=integer)))
+            checked((yield self.each(commands, keys, parse=integer)))
 
     def clear(self) -> Operation[bool]:
         """Empty the whole database."""
@@ -323,7 +324,7 @@ class Operations:
         return bool((yield Request(("FLUSHDB",), parse=done)))
 
     def replace(self, key: str, value: Any, timeout: int | None) -> Operation[bool]:
-        """Set a key only if it is there; return whether it was set."""
+        """Set a key that exists; return whether it was set."""
         if timeout == 0:
             return bool((yield Request(("DEL", key), key=key, parse=integer)))
         data = self.dumps(value)
@@ -332,19 +333,21 @@ class Operations:
         return bool((yield Request(command, key=key, parse=done)))
 
     def time_to_live(self, command: str, key: str) -> Operation[int | None]:
-        """Return how long a key will live: ``None`` for ever, 0 if it is not there.
+        """Return the time until a key expires: ``None``: never; 0: it does not exist.
 
         Parameters:
             command: TTL (seconds) or PTTL (milliseconds).
+            key: the key.
         """
         left = yield Request((command, key), key=key, write=False, parse=integer)
         return None if left == _NO_EXPIRY else max(0, int(left))
 
     def change_expiry(self, command: str, key: str, *amount: int) -> Operation[bool]:
-        """Change when a key expires; return whether it is there.
+        """Change when a key expires; return whether it exists.
 
         Parameters:
             command: EXPIRE, PEXPIRE, EXPIREAT, PEXPIREAT or PERSIST.
+            key: the key.
             amount: the command's argument; nothing for PERSIST.
         """
         return bool((yield Request((command, key, *amount), key=key, parse=integer)))
@@ -352,23 +355,25 @@ class Operations:
     def scan(
         self, cursor: Any, pattern: str, count: int
     ) -> Operation[tuple[Any, list[bytes]]]:
-        """Return some of the keys that match a glob pattern, and where to go on.
+        """Return the next cursor, and some of the keys that match a glob pattern.
 
         Parameters:
-            cursor: :data:`START`, or where to go on; :data:`END` comes with the last.
-            count: keys to look at.
+            cursor: :data:`START`, or the cursor of the call before. The last call
+                returns :data:`END`.
+            pattern: the glob pattern.
+            count: the number of keys to examine.
         """
-        # Not a replica: the next call may get another one, to which it means nothing.
+        # Not on a replica: the next call may go to another one, whose cursors differ.
         command = ("SCAN", cursor, "MATCH", pattern, "COUNT", count)
         found: tuple[int, list[bytes]] = yield Request(command, parse=scanned)
         return found
 
     def unlink(self, keys: Sequence[bytes]) -> Operation[int]:
-        """Delete keys as they come from :meth:`scan`; return how many there were."""
+        """Delete keys that :meth:`scan` has returned; return how many existed."""
         if not keys:
             return 0
         commands = [pack_all([("UNLINK", key)]) for key in keys]
-        return sum(sound((yield self.each(commands, keys, parse=integer))))
+        return sum(checked((yield self.each(commands, keys, parse=integer))))
 
     def delete_matching(
         self,
@@ -376,11 +381,12 @@ class Operations:
         count: int = BATCH,
         regex: re.Pattern[bytes] | None = None,
     ) -> Operation[int]:
-        """Delete the keys that match a glob pattern; return how many there were.
+        """Delete the keys that match a glob pattern; return how many were deleted.
 
         Parameters:
-            count: keys to look at in one go.
-            regex: what a key is to match as a whole, too.
+            pattern: the glob pattern.
+            count: the number of keys that one SCAN examines.
+            regex: a regular expression that a key must match as a whole, too.
         """
         cursor, deleted = START, 0
         while True:
@@ -397,8 +403,8 @@ class Operations:
         return True
 
 
-def sound(replies: Sequence[Any]) -> Sequence[Any]:
-    """Return replies, unless one is an error, which is raised."""
+def checked(replies: Sequence[Any]) -> Sequence[Any]:
+    """Return replies; raise the first that is an error."""
     for reply in replies:
         if isinstance(reply, Exception):
             raise reply
@@ -406,16 +412,16 @@ def sound(replies: Sequence[Any]) -> Sequence[Any]:
 
 
 def refuses_flushing(error: ResponseError) -> bool:
-    """Whether an error tells that FLUSHDB is not for everybody here.
+    """Whether an error reply means that this user may not run FLUSHDB.
 
-    What a connection began with is not its affair, nor what state the server is in,
-    which is what an error's first word tells of ("MISCONF", "BUSY", "MOVED").
+    Errors of authentication do not, nor those about the server's state, which begin
+    with a word such as "MISCONF", "BUSY" or "MOVED".
     """
     plain = type(error) is ResponseError and not _STATE.match(str(error))
     return plain or type(error) is NoPermissionError
 
 
 def refuses_scripts(error: ResponseError) -> bool:
-    """Whether an error reply tells that no scripts may run."""
+    """Whether an error reply means that this user may not run scripts."""
     text = str(error).lower()
     return "eval" in text and ("no permissions" in text or "unknown command" in text)

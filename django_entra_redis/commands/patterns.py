@@ -1,4 +1,4 @@
-"""Patterns of keys: Redis' glob patterns, and what these can't say."""
+"""Patterns that match a cache's keys: Redis' glob patterns, with a regex to filter."""
 
 import itertools
 import re
@@ -6,19 +6,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-#: What stands for a key's name, for a version, and for more of a prefix, in a template
-#: of keys.
+#: Placeholders in a template of keys, for the name, the version, and more of a prefix.
 NAME = "\0name\0"
 VERSION = "\0version\0"
 MORE = "\0more\0"
-#: The same for versions where a KEY_FUNCTION takes integers alone.
+#: The placeholder for a version where a KEY_FUNCTION takes integers only.
 _NUMBER = 7_403_271_905
 
-#: Names and versions whose keys a cache's pattern has to match before it is believed.
+#: Names and versions by which a cache's pattern is tested: it must match their keys.
 _NAMES = ("", "name", "Another Name", "ключ", "x" * 300)
 _VERSIONS = (0, 1, -1, 20, "beta")
 
-#: Makes a key of a name, a version, and what comes after the cache's KEY_PREFIX.
+#: Makes a key of a name, a version, and text to append to the cache's KEY_PREFIX.
 MakeKey = Callable[[str, Any, str], str]
 
 
@@ -27,8 +26,8 @@ class KeyPattern:
     """The keys of a cache.
 
     Parameters:
-        glob: a glob pattern, which matches them all, and maybe others.
-        regex: what a key is to match as a whole, too, if anything.
+        glob: a glob pattern, which matches all of them, and maybe other keys.
+        regex: a regular expression that a key must match, too, if there is one.
     """
 
     glob: str
@@ -36,21 +35,21 @@ class KeyPattern:
 
 
 def of_cache(make_key: MakeKey, version: Any) -> KeyPattern:
-    """Return the pattern of a cache's keys, of all names and versions.
+    """Return the pattern of a cache's keys, with all names and versions.
 
-    A key of the version "b" may be one of another cache, whose prefix is longer by
-    ":b". It is taken for that one's if what comes then reads as a version's number:
-    of a number as version nobody doubts.
+    A key with the version "b" may also belong to another cache, whose prefix is longer
+    by ":b". It counts as that cache's key if a number follows, which is that cache's
+    version. A key whose own version is a number always counts as this cache's.
 
     Parameters:
-        make_key: the cache's own way to make keys.
-        version: the cache's own, whose keys are its own in any case.
+        make_key: makes the cache's keys.
+        version: the cache's own version, whose keys always count as its own.
 
     Raises:
-        ValueError: the way in which keys are made leaves no pattern that finds all.
+        ValueError: no pattern can match all keys that the cache makes.
     """
     template, longer = _templates(make_key)
-    # The same version in all places.
+    # A version that occurs several times in a key is the same each time.
     forms = [
         _regex(template, r"-?[0-9]+", "number"),
         _regex(make_key(NAME, version, ""), "", "own"),
@@ -64,13 +63,15 @@ def of_cache(make_key: MakeKey, version: Any) -> KeyPattern:
 
 
 def glob_escape(text: str) -> str:
-    """Return text for a glob pattern that matches just it."""
+    """Return a glob pattern that matches a text and nothing else."""
     return "".join(f"\\{char}" if char in "*?[]\\^-" else char for char in text)
 
 
 def _templates(make_key: MakeKey) -> tuple[str, str | None]:
-    """Return a key with marks in the places of name and version, and the same with a
-    longer prefix, if that shows."""
+    """Return a key with placeholders for name and version, and one of a longer prefix.
+
+    The second is ``None`` if the prefix does not occur in keys.
+    """
     for mark in (VERSION, _NUMBER):
         try:
             template, longer = (
@@ -78,7 +79,7 @@ def _templates(make_key: MakeKey) -> tuple[str, str | None]:
                 for more in ("", MORE)
             )
         except Exception:
-            continue  # whatever a KEY_FUNCTION raises that takes integers alone
+            continue  # any error of a KEY_FUNCTION that takes integers only
         return template, longer if MORE in longer else None
     raise _hidden()
 
@@ -114,5 +115,5 @@ def _samples(make_key: MakeKey, version: Any) -> Iterator[bytes]:
         try:
             key = make_key(name, shown, "")
         except Exception:
-            continue  # A key that can't be made is not there.
+            continue  # A key that can't be made does not exist in Redis.
         yield key.encode()

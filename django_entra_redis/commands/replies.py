@@ -1,7 +1,8 @@
-"""Checks of replies: a command has answers that fit it, and all else is refused.
+"""Parsers of replies, which refuse a reply that does not fit its command.
 
-A server that has been hijacked, or one whose replies have got out of step, must not
-have an operation return what it can't, nor fail with one of Python's own errors.
+A hijacked server may reply anything, and after a fault replies may be out of step with
+commands. Neither must make an operation return a wrong type, or raise one of Python's
+own errors.
 """
 
 import re
@@ -10,10 +11,7 @@ from typing import Any
 
 from ..exceptions import InvalidReplyError
 
-#: Returns what a reply says.
-#:
-#: Raises:
-#:     InvalidReplyError: it is no reply to that command.
+#: A parser: returns the result in a reply, or raises an InvalidReplyError.
 Parse = Callable[[Any], Any]
 
 _INTEGER = re.compile(rb"-?[0-9]{1,20}")
@@ -34,19 +32,19 @@ def value_of(reply: Any) -> bytes | None:
 
 
 def done(reply: Any) -> bool:
-    """Return whether a condition let something be done."""
+    """Return whether a command with a condition has been carried out."""
     if reply is None or reply == b"OK":
         return reply is not None
     raise _wrong(reply, "OK")
 
 
 def done_or_integer(reply: Any) -> bool | int:
-    """Return either."""
+    """Return a number, or whether a command has been carried out."""
     return reply if type(reply) is int else done(reply)
 
 
 def sum_or_nothing(reply: Any) -> int | None:
-    """Return a number, which may be written as a value, or ``None``."""
+    """Return a number, which may also come as a value, or ``None``."""
     if reply is None or type(reply) is int:
         return reply
     if type(reply) is bytes and _INTEGER.fullmatch(reply):
@@ -61,7 +59,7 @@ def all_done(replies: list[Any]) -> bool:
 
 
 def values_of(count: int) -> Parse:
-    """Return what parses an array of so many values."""
+    """Return a parser for an array of this number of values."""
 
     def parse(reply: Any) -> list[bytes | None]:
         if type(reply) is not list or len(reply) != count:
@@ -74,7 +72,7 @@ def values_of(count: int) -> Parse:
 
 
 def scanned(reply: Any) -> tuple[int, list[bytes]]:
-    """Return where a SCAN goes on, and the keys that it has found."""
+    """Return the next cursor of a SCAN, and the keys that it has found."""
     if type(reply) is list and len(reply) == 2:
         cursor, keys = reply
         if (
@@ -92,8 +90,8 @@ _VALUES = frozenset((bytes, type(None)))
 
 
 def _wrong(reply: Any, expected: str) -> InvalidReplyError:
-    # Not what it is: it may be somebody's value.
+    # Only the type is named: the reply may be a user's value.
     return InvalidReplyError(
-        f"Redis should have answered {expected}, and not something else "
-        f"({type(reply).__name__})."
+        f"Redis should have answered with {expected}, not with a reply of type "
+        f"{type(reply).__name__}."
     )

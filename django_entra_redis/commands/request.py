@@ -1,4 +1,4 @@
-"""Requests: commands that a client is to carry out, and where."""
+"""Requests: commands for a client to carry out, and where to do so."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from .packing import pack_all
 from .replies import Parse
 
-#: Commands that change nothing, though they go to the server that is written to.
+#: Commands that change nothing, even in a request for the server that takes the writes.
 _READING = frozenset({"EXISTS", "GET", "MGET", "PTTL", "SCAN", "TTL"})
 
 
@@ -14,21 +14,21 @@ class Request:
     """Commands to carry out.
 
     Parameters:
-        command: one command's words, or any number of commands packed.
-        count: 0 for one command, whose reply is wanted; else how many commands there
-            are, whose replies are wanted as a list. Error replies stand in there.
-        key: the key that decides which node of a cluster it is for.
+        command: the words of one command, or any number of packed commands.
+        count: 0 for one command, with one reply; otherwise the number of commands, with
+            a list of replies, in which error replies are exceptions.
+        key: the key of one command, which decides the node of a cluster.
         keys: the keys of several commands.
-        write: whether it must be the server that is written to.
-        once: whether it must not be applied twice.
-        parse: returns what a reply that is no error says, or raises that it is none.
+        write: whether it must go to the server that takes the writes.
+        once: whether it must not be carried out twice.
+        parse: parses each reply that is not an error.
     """
 
     __slots__ = ("command", "count", "key", "keys", "once", "parse", "write")
 
     @property
     def changes(self) -> Sequence[str | bytes] | None:
-        """The keys that it may change; ``None``: any of them."""
+        """The keys that the commands may change; ``None``: any key."""
         packed = isinstance(self.command, bytes)
         if not self.write or (not packed and self.command[0] in _READING):
             return ()
@@ -38,7 +38,7 @@ class Request:
 
     @property
     def name(self) -> str:
-        """The command's name; of several, packed already, what they are."""
+        """The command's name in messages; "commands" if they are packed."""
         return "commands" if isinstance(self.command, bytes) else str(self.command[0])
 
     @property
@@ -51,10 +51,10 @@ class Request:
 
     @property
     def packed(self) -> bytes:
-        """The commands as they are sent.
+        """The commands as bytes.
 
         Raises:
-            TypeError, ValueError: an argument can't be sent.
+            TypeError, ValueError: an argument can't be encoded.
         """
         command = self.command
         return command if isinstance(command, bytes) else pack_all([command])
@@ -79,10 +79,10 @@ class Request:
         self.parse = parse
 
     def read(self, replies: Any) -> Any:
-        """Return what the reply, or the replies, say.
+        """Return the parsed reply, or replies.
 
         Raises:
-            InvalidReplyError: that is no reply to such a command.
+            InvalidReplyError: a reply does not fit its command.
         """
         parse = self.parse
         if parse is None:
@@ -95,9 +95,9 @@ class Request:
 
 
 class Batch(Request):
-    """Commands with a key each, whose replies are wanted in the same order.
+    """Commands with one key each, whose nodes may differ.
 
-    Error replies stand in there.
+    The replies come in the order of the commands, error replies as exceptions.
     """
 
     __slots__ = ("commands",)
@@ -118,34 +118,34 @@ class Batch(Request):
         """The name of the first command."""
         return self.single(0).verb
 
-    def part(self, places: Sequence[int]) -> Request:
-        """Return the request for the commands in some places."""
-        commands = [self.commands[place] for place in places]
+    def part(self, positions: Sequence[int]) -> Request:
+        """Return the request for the commands at some positions."""
+        commands = [self.commands[position] for position in positions]
         packed = b"".join(commands)
         return Request(packed, len(commands), write=self.write, parse=self.parse)
 
-    def single(self, place: int) -> Request:
-        """Return the request for the command in one place."""
+    def single(self, position: int) -> Request:
+        """Return the request for the command at one position."""
         return Request(
-            self.commands[place],
-            key=self.keys[place],
+            self.commands[position],
+            key=self.keys[position],
             write=self.write,
             parse=self.parse,
         )
 
 
 class Broadcast(Request):
-    """A command for each primary; the replies are wanted by its address."""
+    """A command for all primaries; the replies come by the primaries' addresses."""
 
     __slots__ = ()
 
     def to(self, address: str) -> "Visit":
-        """Return the request for one of them."""
+        """Return the request for one primary."""
         return Visit(self.command, address, self.parse)
 
 
 class Visit(Request):
-    """A command for one primary, of that address."""
+    """A command for the primary at an address."""
 
     __slots__ = ("address",)
 

@@ -1,10 +1,10 @@
-"""Replies out of a stream of bytes ("Redis serialization protocol specification").
+"""A reader of replies in a stream of bytes ("Redis serialization protocol").
 
-hiredis does it where it is installed. Else this does, for RESP 2: redis-py's own
-parser reads from a socket, and can't be fed.
+It is hiredis where that is installed, else one in Python, for RESP 2. redis-py's
+own parser reads from a socket, and can't be fed with bytes.
 
-Whoever has hijacked a server may send anything. A reader believes no number that is
-none, looks where a value ends, reads each byte once, and bounds lines and nesting.
+A hijacked server may send anything. The reader accepts well-formed numbers alone,
+checks the end of each value, reads each byte once, and bounds lines and nesting.
 """
 
 import re
@@ -16,13 +16,13 @@ from redis.exceptions import InvalidResponse
 try:
     import hiredis
 except ImportError:  # pragma: no cover - one of the two is covered in each environment
-    hiredis = None  # type: ignore[assignment]
+    hiredis = None  # type: ignore[assignment]  # a module otherwise
 
-#: What a reader gives while a reply is not there as a whole.
+#: The result of a reader as long as a reply is incomplete.
 INCOMPLETE: Any = object()
-#: What a reader raises where there is no reply: hiredis some of Python's own errors, at
-#: a map with a list for a key, or an array of four billion items.
-#: Or redis-py, which takes some replies apart as it reads them.
+#: Errors of a reader for bytes that are not a reply. hiredis raises some of Python's
+#: own errors, such as for a map with a list as a key, or an array of four billion
+#: items; so does redis-py for some malformed error replies.
 UNREADABLE: tuple[type[Exception], ...] = (
     InvalidResponse,
     ArithmeticError,
@@ -32,91 +32,90 @@ UNREADABLE: tuple[type[Exception], ...] = (
     TypeError,
     ValueError,
 )
-#: Bytes of a line at most: of an error, of a status that a script returns.
+#: Bytes of a line at most, such as an error, or a status that a script returns.
 MAX_LINE = 1024 * 1024
 _TOO_LONG = f"a line of more than {MAX_LINE} bytes"
-#: Arrays within each other at most, as in hiredis: what is deeper can't be printed, or
-#: compared.
+#: Depth of nested arrays at most, as in hiredis. Python can't print or compare deeper
+#: ones.
 MAX_DEPTH = 1024
 #: Items of an array at most, as in hiredis.
 MAX_ARRAY = 2**32 - 1
 _STATUS, _ERROR, _INTEGER, _BULK, _ARRAY, _ZERO = b"+-:$*0"
 _NEGATIVE = re.compile(rb"-[1-9][0-9]{0,18}")
 
-# The host may be missing: then it is the one that has been asked.
+# The host may be missing: then it is the host of the node that was asked.
 _REDIRECT = re.compile(r"(?:MOVED|ASK) ([0-9]{1,5}) [^ ]*:([0-9]{1,5})", re.ASCII)
 #: Slots of a cluster ("Redis cluster specification").
 SLOTS = 16384
 
-#: Types of replies, and of what is in arrays, that need no :func:`verify`.
+#: Types of replies, and of items of arrays, that need no :func:`verify`.
 PLAIN = frozenset((bytes, int, type(None)))
 
 MakeError = Callable[[str], Exception]
 
 
 class ReplyReader(Protocol):
-    """Is fed bytes; gives replies."""
+    """A reader: it is fed with bytes, and returns replies."""
 
     def feed(self, data: bytes, /) -> Any:
-        """Take in what has come."""
+        """Append received bytes."""
 
     def gets(self) -> Any:
-        """Return the next reply, :data:`INCOMPLETE` if it is not there yet.
+        """Return the next reply; :data:`INCOMPLETE`: there is none yet.
 
         Raises:
-            What is :data:`UNREADABLE`: what came is no reply.
+            One of :data:`UNREADABLE`: the bytes are not a reply.
         """
 
     def has_data(self) -> bool:
-        """Whether it was fed more than the replies that it has given."""
+        """Whether there are bytes, or parts of a reply, after the last reply."""
         ...
 
 
 def make_reader(make_error: MakeError) -> ReplyReader:
     """Return a reader of replies.
 
-    What is not :data:`PLAIN` is to go through :func:`verify`.
+    Callers must pass replies that are not :data:`PLAIN` to :func:`verify`.
 
     Parameters:
-        make_error: makes an exception of an error reply's text. It stands where the
-            reply would.
+        make_error: makes an exception of an error reply's text; it is returned, not
+            raised.
     """
     if hiredis is None:
-        return PythonReader(safely(make_error))
+        return PythonReader(safe_error_maker(make_error))
     return hiredis_reader(make_error)
 
 
 def hiredis_reader(make_error: MakeError) -> ReplyReader:
-    """Return hiredis' reader, which is to be installed."""
+    """Return a reader of hiredis, which must be installed."""
     assert hiredis is not None
     reader: ReplyReader = hiredis.Reader(
         protocolError=InvalidResponse,
-        replyError=safely(make_error),
+        replyError=safe_error_maker(make_error),
         notEnoughData=INCOMPLETE,
     )
     return reader
 
 
-def safely(make_error: MakeError) -> MakeError:
-    """Return what makes an exception of any error reply's text."""
+def safe_error_maker(make_error: MakeError) -> MakeError:
+    """Return a function that makes an exception of any text, however malformed."""
 
     def make(text: str) -> Exception:
-        # redis-py takes some errors apart as it makes them.
+        # redis-py parses some error replies, and fails if they are malformed.
         try:
             if not is_malformed_redirect(text):
                 return make_error(text)
         except Exception:
-            pass  # It is told below.
+            pass  # An exception for this is returned below.
         return _protocol_error(f"{text[:100]!r} is not an error reply")
 
     return make
 
 
 def is_malformed_redirect(text: str) -> bool:
-    """Whether an error reply begins as a redirection does, but leads nowhere.
+    """Whether an error reply begins like a redirection, but has no usable address.
 
-    redis-py finds that out as it makes the error, or as it uses it, with an error of
-    Python's; its versions before 6 make none of it at all.
+    redis-py would raise one of Python's errors, as it makes the exception or later.
     """
     if text.partition(" ")[0] not in ("MOVED", "ASK"):
         return False
@@ -125,13 +124,13 @@ def is_malformed_redirect(text: str) -> bool:
 
 
 def verify(reply: Any) -> None:
-    """See that a reply is one of RESP 2.
+    """Check that a reply is one of RESP 2.
 
-    hiredis reads RESP 3, too: a push message, which no command has asked for, would be
-    taken for the answer to one, and each later answer for the one to the next command.
+    hiredis reads RESP 3, too. A push message would be taken for the reply to a command,
+    and each later reply for the reply to the command after it.
 
     Raises:
-        InvalidResponse: it is not, or is an error reply that can't be read.
+        InvalidResponse: it is not, or is a malformed error reply.
     """
     pending = [reply]
     while pending:
@@ -140,7 +139,7 @@ def verify(reply: Any) -> None:
             if not PLAIN.issuperset(map(type, item)):
                 pending += [inner for inner in item if type(inner) not in PLAIN]
         elif isinstance(item, InvalidResponse):
-            # Another one: this one would be kept by a frame of its own traceback.
+            # A copy: a frame of the traceback would keep this one alive.
             raise InvalidResponse(*item.args)
         elif not isinstance(item, Exception):
             kind = type(item).__name__
@@ -158,13 +157,13 @@ class PythonReader:
         self._make_error = make_error
         self._buffer = bytearray()
         self._at = 0
-        # How far the end of a line has been looked for in vain.
+        # The position up to which there is no end of a line.
         self._searched = 0
-        # Arrays begun, the outermost first, each with what is there of it.
+        # Arrays that are incomplete, the outermost first, with their items so far.
         self._open: list[tuple[list[Any], Array]] = []
 
     def feed(self, data: bytes) -> None:
-        """Take in what has come."""
+        """Append received bytes."""
         if self._at:
             del self._buffer[: self._at]
             self._searched = max(0, self._searched - self._at)
@@ -172,10 +171,10 @@ class PythonReader:
         self._buffer += data
 
     def gets(self) -> Any:
-        """Return the next reply, :data:`INCOMPLETE` if it is not there yet.
+        """Return the next reply; :data:`INCOMPLETE`: there is none yet.
 
         Raises:
-            InvalidResponse: what came is no reply.
+            InvalidResponse: the bytes are not a reply.
         """
         while True:
             value = self._item()
@@ -199,14 +198,14 @@ class PythonReader:
                 return value
 
     def has_data(self) -> bool:
-        """Whether it was fed more than the replies that it has given."""
+        """Whether there are bytes, or parts of a reply, after the last reply."""
         return self._at < len(self._buffer) or bool(self._open)
 
     def _item(self) -> Any:
         buffer, at = self._buffer, self._at
         end = buffer.find(b"\r\n", self._searched or at)
         if end < 0:
-            # A "\r" may have been the last byte so far.
+            # The last byte may be the "\r" of the end.
             self._searched = max(at, len(buffer) - 1)
             if len(buffer) - at > MAX_LINE:
                 raise _protocol_error(_TOO_LONG)
@@ -231,10 +230,10 @@ class PythonReader:
         return self._make_error(line.decode(errors="replace"))
 
     def other(self, kind: int, line: bytes) -> Any:
-        """Return what a line that begins in another way stands for.
+        """Return the item of a line of another type.
 
         Raises:
-            InvalidResponse: nothing, in RESP 2.
+            InvalidResponse: RESP 2 has no such type.
         """
         raise _protocol_error(f"{chr(kind)!r} begins no reply")
 
@@ -254,11 +253,11 @@ class PythonReader:
 
 
 class Array:
-    """An array's header.
+    """The header of an array.
 
     Parameters:
-        size: how many items it has, below 0 if it stands for nothing.
-        kind: what they are to be.
+        size: the number of items; below 0: there is no array.
+        kind: the class of the list of items.
     """
 
     def __init__(self, size: int, kind: type[list[Any]] = list) -> None:
@@ -267,10 +266,10 @@ class Array:
 
 
 def array_size(line: bytes) -> int:
-    """Return how many items an array has.
+    """Return the number of an array's items.
 
     Raises:
-        InvalidResponse: it is no number, or none that Redis would give.
+        InvalidResponse: it is not a number, or not one that Redis would send.
     """
     size = _number(line)
     if not -1 <= size <= MAX_ARRAY:
@@ -279,7 +278,7 @@ def array_size(line: bytes) -> int:
 
 
 def _number(line: bytes) -> int:
-    """Return a number, as Redis writes it and in no other spelling that Python has."""
+    """Return a number in Redis' notation; Python's int() accepts others, too."""
     if line.isdigit():
         if (line[0] != _ZERO or line == b"0") and len(line) < 20:
             number = int(line)

@@ -1,7 +1,7 @@
-"""Replies and push messages of RESP 3, as a tracking connection gets them.
+"""A reader of replies and push messages in RESP 3, for tracking connections.
 
-hiredis reads them from its version 3 on. Else this does, as far as Redis sends them
-there.
+hiredis 3 and newer reads them. Without it this module does, as far as Redis sends such
+replies there.
 """
 
 from typing import Any
@@ -13,22 +13,22 @@ from .resp import (
     ReplyReader,
     array_size,
     hiredis_reader,
-    safely,
+    safe_error_maker,
 )
 
 try:
     import hiredis
 except ImportError:  # pragma: no cover - one of the two is covered in each environment
-    hiredis = None  # type: ignore[assignment]
+    hiredis = None  # type: ignore[assignment]  # a module otherwise
 
 _PUSH, _MAP, _SET, _NULL = b">%~_"
 
 
 class Push(list[Any]):
-    """A message that no command has asked for."""
+    """A push message: the server sends it without a command."""
 
 
-#: The class of such messages.
+#: The class of push messages.
 PUSH: Any = getattr(hiredis, "PushNotification", Push)
 
 
@@ -36,10 +36,10 @@ class PushReader(PythonReader):
     """Reads replies and push messages; maps and sets become lists of their items."""
 
     def other(self, kind: int, line: bytes) -> Any:
-        """Return what a line that RESP 2 does not know stands for.
+        """Return the item of a line that RESP 2 does not have.
 
         Raises:
-            InvalidResponse: nothing that is expected here.
+            InvalidResponse: it is not one of the types that Redis sends here.
         """
         if kind == _NULL:
             return None
@@ -56,9 +56,9 @@ def make_push_reader(make_error: MakeError) -> ReplyReader:
     """Return a reader of replies and push messages.
 
     Parameters:
-        make_error: makes an exception of an error reply's text. It stands where the
-            reply would.
+        make_error: makes an exception of an error reply's text; it is returned, not
+            raised.
     """
     if PUSH is Push:
-        return PushReader(safely(make_error))
+        return PushReader(safe_error_maker(make_error))
     return hiredis_reader(make_error)

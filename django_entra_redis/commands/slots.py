@@ -1,7 +1,7 @@
-"""The answer to CLUSTER SLOTS: which nodes have which keys ("CLUSTER SLOTS").
+"""The reply to CLUSTER SLOTS, which says which nodes have which slots.
 
-A node that has been hijacked may answer anything: what is not as Redis writes it, or
-would fill the memory, is no answer.
+A hijacked node may reply anything: a reply in another form than Redis', or one that
+would fill the memory, is refused.
 """
 
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from typing import Any
 from ..exceptions import InvalidReplyError
 from .resp import SLOTS
 
-#: Nodes of a cluster at most; it is made for a thousand.
+#: Nodes of a cluster at most; Redis Cluster is designed for up to a thousand.
 MAX_NODES = 4096
 #: Characters of a host name or address at most, as in DNS.
 _MAX_HOST = 255
-#: What stands for a host where the node does not know it, or is not to tell it: then it
-#: is the one that has been asked (``cluster-preferred-endpoint-type``).
+#: Hosts that mean the host of the node that was asked: the node does not know its name,
+#: or is configured not to announce it (``cluster-preferred-endpoint-type``).
 NO_HOST = ("", "?")
 
 Address = tuple[str, int]
@@ -23,11 +23,11 @@ Address = tuple[str, int]
 
 @dataclass(frozen=True, slots=True)
 class SlotRange:
-    """Slots that the same nodes have.
+    """A range of slots with the same nodes.
 
     Parameters:
-        first, last: the first of them and the last.
-        nodes: the primary's address, and those of its replicas.
+        first, last: the first and the last slot.
+        nodes: the address of the primary, then those of its replicas.
     """
 
     first: int
@@ -36,13 +36,14 @@ class SlotRange:
 
 
 def read_slots(reply: Any, asked: str) -> list[SlotRange]:
-    """Return what a node answers to CLUSTER SLOTS.
+    """Parse the reply to CLUSTER SLOTS.
 
     Parameters:
-        asked: the host of the node that has been asked.
+        reply: the reply.
+        asked: the host of the node that sent it.
 
     Raises:
-        InvalidReplyError: it is no such answer.
+        InvalidReplyError: it does not have the form of such a reply.
     """
     try:
         ranges = [_read_range(*entry, asked=asked) for entry in reply]
@@ -53,7 +54,7 @@ def read_slots(reply: Any, asked: str) -> list[SlotRange]:
         or sum(found.last - found.first + 1 for found in ranges) > SLOTS
         or len({node for found in ranges for node in found.nodes}) > MAX_NODES
     ):
-        raise InvalidReplyError("What CLUSTER SLOTS has been answered with is none.")
+        raise InvalidReplyError("The reply to CLUSTER SLOTS is malformed.")
     return ranges
 
 

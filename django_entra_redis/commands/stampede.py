@@ -1,7 +1,7 @@
-"""The keys beside a computed value's: what it cost to compute, and a lock.
+"""Two keys beside a computed value: the cost of its computation, and a lock.
 
-The value itself stays as any client of Django's writes it, so that what is to be known
-of it needs a key of its own.
+They are keys of their own, since the value's key holds what any client of Django's
+would write.
 """
 
 import math
@@ -14,13 +14,13 @@ from .packing import pack_all, pack_get
 from .replies import done, integer
 from .request import Request
 
-#: What Redis says of a key that lives for ever.
+#: The reply to PTTL for a key without expiry.
 _FOR_EVER = -1
 
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """A key that ``get_or_set()`` computes the value of, and those beside it."""
+    """The keys of a computed value, of its cost and of its lock."""
 
     value: str
     cost: str
@@ -29,11 +29,11 @@ class Names:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What tells when a value is to be computed anew.
+    """The facts that decide when a value is computed anew.
 
     Parameters:
-        cost: seconds that it took to compute; 0 where nobody has measured that.
-        left: seconds that it still lives, ``inf`` for ever.
+        cost: seconds that its computation took; 0 if that is unknown.
+        left: seconds until it expires; ``inf``: never.
     """
 
     cost: float = 0.0
@@ -41,12 +41,14 @@ class Facts:
 
 
 def is_due(facts: Facts, beta: float, draw: float) -> bool:
-    """Whether a value is to be computed now, before it expires (XFetch: Vattani,
-    Chierichetti and Lowenstein, "Optimal Probabilistic Cache Stampede Prevention").
+    """Whether to compute a value now, before it expires.
+
+    This is XFetch (Vattani, Chierichetti and Lowenstein, "Optimal Probabilistic Cache
+    Stampede Prevention").
 
     Parameters:
-        facts: those of the value.
-        beta: how much earlier than is best on average.
+        facts: the facts of the value.
+        beta: 1.0 is best on average, more is earlier.
         draw: a random number above 0, at most 1.
     """
     early = -facts.cost * beta * math.log(draw)
@@ -54,17 +56,17 @@ def is_due(facts: Facts, beta: float, draw: float) -> bool:
 
 
 class Stampedes:
-    """Operations on the keys beside a value's.
+    """The operations on the two keys beside a value.
 
     Parameters:
-        operations: those of the cache.
+        operations: the operations of the cache.
     """
 
     def __init__(self, operations: Operations) -> None:
         self._operations = operations
 
-    #: What each answers while Redis can't be used, with ``ignore_exceptions``: in an
-    #: outage each computes for itself.
+    #: The results in an outage with ``ignore_exceptions``: every process computes the
+    #: value for itself.
     empty_answers: Mapping[str, Callable[..., Any]] = {
         "facts": lambda names: Facts(),
         "lock": lambda names, seconds: True,
@@ -73,7 +75,7 @@ class Stampedes:
     }
 
     def facts(self, names: Names) -> Operation[Facts]:
-        """Return what is known of a value."""
+        """Return the facts of a value."""
         commands = [pack_all([("PTTL", names.value)]), pack_get(names.cost)]
         keys = [names.value, names.cost]
         replies = yield self._operations.each(commands, keys, write=False)
@@ -85,31 +87,33 @@ class Stampedes:
         return Facts(_seconds(cost), known)
 
     def lock(self, names: Names, seconds: float) -> Operation[bool]:
-        """Take the lock of a value; return whether it was free.
+        """Acquire the lock of a value; return whether it was free.
 
         Parameters:
-            seconds: how long it is held at most, also by a process that dies.
+            names: the value's keys.
+            seconds: seconds after which it is released, if its process has died.
         """
         command = ("SET", names.lock, 1, "NX", "PX", int(seconds * 1000))
         return bool((yield Request(command, key=names.lock, parse=done)))
 
     def unlock(self, names: Names) -> Operation[None]:
-        """Let go of the lock."""
+        """Release the lock of a value."""
         yield Request(("DEL", names.lock), key=names.lock, parse=integer)
 
     def note(self, names: Names, cost: float, timeout: int) -> Operation[None]:
-        """Have others know what a value has cost.
+        """Store the cost of a value for other processes.
 
         Parameters:
-            cost: in seconds.
-            timeout: seconds that the value lives.
+            names: the value's keys.
+            cost: seconds that the computation took.
+            timeout: seconds until the value expires.
         """
         command = ("SET", names.cost, f"{cost:.6f}", "EX", timeout)
         yield Request(command, key=names.cost, parse=done)
 
 
 def _seconds(noted: Any) -> float:
-    """Return a cost as another process has noted it."""
+    """Return a cost that another process has stored."""
     try:
         return max(0.0, float(noted))
     except (TypeError, ValueError):

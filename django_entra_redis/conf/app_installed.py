@@ -1,7 +1,7 @@
-"""The check that Django has the app, without which no renewal starts before a request.
+"""The check that the app is installed; without it no renewal starts before a request.
 
-The other system checks are registered by the app, this one by whatever brings the
-backend in. Django may have begun its checks by then, so that there is a record, too.
+The app registers all other system checks. This one is registered by the import of the
+backend, which may happen after Django has run the checks: therefore it also logs.
 """
 
 import logging
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 APP = "django_entra_redis"
 _WHAT = f"'{APP}' is not in INSTALLED_APPS."
 _HINT = (
-    "Add it: until then no token is there before the first request needs one, and "
+    "Add it: without it the first token is requested only when a request needs it, and "
     "neither the other system checks nor entra_redis_check run."
 )
 
@@ -33,15 +33,15 @@ def check_installed(**kwargs: Any) -> list[CheckMessage]:
 
 
 def warn_if_missing() -> None:
-    """Log the same, once in a process."""
+    """Log the same warning, once in a process."""
     if not _warned.is_set() and _missing():
         _warned.set()
         logger.warning("%s %s", _WHAT, _HINT)
 
 
 def _missing() -> bool:
-    # Whoever uses the credential provider without Django's apps, or without a cache of
-    # this package, needs no app.
+    # The credential provider can be used without Django's apps, and without a cache of
+    # this package: then the app is not needed.
     return apps.ready and not apps.is_installed(APP) and any(map(_needs_it, caches))
 
 
@@ -49,5 +49,5 @@ def _needs_it(alias: str) -> bool:
     try:
         cache = caches[alias]
     except Exception:
-        return False  # Another one's trouble, for which Django has its own words.
+        return False  # Django reports the error of another backend itself.
     return getattr(cache, "identity", None) is not None

@@ -1,7 +1,7 @@
-"""The settings: the one place that reads them.
+"""The setting ``ENTRA_REDIS``: identities, parsed and checked.
 
-One parser serves run time, which raises what it finds, and the system checks, which
-list it. Nothing here is remembered, so that ``override_settings`` works.
+One parser serves run time, which raises the problems, and the system checks, which list
+them. Nothing is cached here, so that ``override_settings`` works.
 """
 
 import difflib
@@ -36,9 +36,9 @@ from .policy import Policy
 _DEFAULT = Policy()
 
 
-#: What ``KIND`` may be.
+#: The values of ``KIND``.
 KINDS = ("environment", "managed_identity", "service_principal", "workload_identity")
-#: The kinds that are an application of a tenant's.
+#: The kinds that are an application registered in a tenant.
 _APPLICATIONS = ("service_principal", "workload_identity")
 
 
@@ -47,8 +47,8 @@ class Identity:
     """One entry of ``ENTRA_REDIS``, checked, with its defaults filled in.
 
     ``kind`` is one of ``managed_identity``, ``service_principal``,
-    ``workload_identity`` and ``credential``; ``environment`` has been resolved to the
-    one that the environment asks for.
+    ``workload_identity`` and ``credential``; ``environment`` has been resolved to one
+    of them by the environment variables.
     """
 
     __reduce_ex__ = refuse_pickling
@@ -162,7 +162,7 @@ class Identity:
 
     @property
     def policy(self) -> Policy:
-        """When to renew."""
+        """When to renew the token, and how long to wait for it."""
         return Policy(
             ratio=self.refresh_ratio,
             margin=self.refresh_margin,
@@ -182,14 +182,14 @@ KEYS: Mapping[str, Key] = {
 _VARIABLES: Mapping[str, str] = {
     name: known.variable for name, known in KEYS.items() if known.variable
 }
-#: The keys that mean nothing without CLIENT_CERTIFICATE.
+#: The keys that have no meaning without CLIENT_CERTIFICATE.
 _OF_CERTIFICATE = frozenset({"CLIENT_CERTIFICATE_PASSWORD", "SEND_CERTIFICATE_CHAIN"})
-#: What a variable holds that asks for nothing. azure-identity takes any text for yes in
-#: Python, and for other languages "true" and "1" alone.
+#: Values of an environment variable that mean no. azure-identity for Python takes any
+#: text for yes, and azure-identity for other languages "true" and "1" alone.
 _NO = frozenset({"0", "false", "no", "off"})
 
-#: What the variables may ask for, in azure-identity's order (secret, certificate,
-#: federated token): the kind, the keys that it takes, and those that may be there, too.
+#: The kinds that environment variables can select, in azure-identity's order (secret,
+#: certificate, federated token), with their required and their optional keys.
 _FROM_ENVIRONMENT: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("service_principal", ("TENANT_ID", "CLIENT_ID", "CLIENT_SECRET"), ()),
     (
@@ -202,7 +202,7 @@ _FROM_ENVIRONMENT: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
 
 
 def keys_of(kind: str) -> frozenset[str]:
-    """Return the keys that a kind knows besides those common to all."""
+    """Return the keys that a kind has besides those common to all."""
     return frozenset(name for name, known in KEYS.items() if kind in known.kinds)
 
 
@@ -211,7 +211,7 @@ def _required_by(kind: str) -> tuple[str, ...]:
 
 
 def is_identity_binding(identity: Identity, environ: Mapping[str, str]) -> bool:
-    """Whether a federated token is for AKS' identity binding, and not for Entra.
+    """Whether a federated token is for AKS' identity bindings, not for Entra.
 
     Parameters:
         identity: the identity.
@@ -223,7 +223,11 @@ def is_identity_binding(identity: Identity, environ: Mapping[str, str]) -> bool:
 
 
 def identity_aliases(*, default: bool = True) -> list[str]:
-    """Return the identities' names, without ``ENTRA_REDIS`` that of the ``default``."""
+    """Return the names of all identities.
+
+    Parameters:
+        default: whether to return the default identity if ``ENTRA_REDIS`` is not set.
+    """
     entries = _entries() if default else getattr(settings, "ENTRA_REDIS", {})
     return [str(alias) for alias in entries] if isinstance(entries, Mapping) else []
 
@@ -232,13 +236,14 @@ def load_identity(alias: str) -> Identity:
     """Return one identity of the settings.
 
     Raises:
-        ConfigurationError: it isn't there, or it can't be used as it is.
+        ConfigurationError: it is missing, or has problems.
     """
     try:
         return _load_identity(alias)
     except ConfigurationError as error:
         problems = error.problems
-    # Without the frames in whose locals Django's debug page would print secrets.
+    # Without the frames of the parsers: Django's debug page would print their local
+    # variables, which hold secrets.
     raise ConfigurationError(problems)
 
 
@@ -249,14 +254,14 @@ def _load_identity(alias: str) -> Identity:
     if alias not in entries:
         known = ", ".join(f"'{name}'" for name in entries) or "none"
         where = f"ENTRA_REDIS[{alias!r}]"
-        hint = f"The identities there are: {known}. Add it, or name another one."
+        hint = f"ENTRA_REDIS has: {known}. Add this identity, or name another one."
         problem = Problem("E008", where, "there is no such identity.", hint)
         raise ConfigurationError([problem])
     return parse_identity(alias, entries[alias])
 
 
 def identity_problems() -> list[Problem]:
-    """Return what is wrong with each identity, all of the first kind found."""
+    """Return the problems of all identities."""
     entries = _entries()
     if not isinstance(entries, Mapping):
         return [_not_a_dict()]
@@ -289,12 +294,12 @@ def parse_identity(
 
     Parameters:
         alias: its name.
-        entry: the dictionary in the settings. An empty string or ``None`` counts as
-            not given, since that is what an absent variable gives.
+        entry: the dictionary in the settings. A key with an empty string or ``None``
+            counts as not given, since that is the value of an unset variable.
         environ: the environment variables.
 
     Raises:
-        ConfigurationError: with all that is wrong of the first kind found.
+        ConfigurationError: the entry has problems.
     """
     where = f"ENTRA_REDIS[{alias!r}]"
     if not isinstance(entry, Mapping):
@@ -320,7 +325,7 @@ def parse_identity(
 def _parse(
     where: str, key: str, value: Any, values: dict[str, Any], problems: list[Problem]
 ) -> None:
-    """Add a key's value to the values, or to the problems."""
+    """Add a key's parsed value to the values, or its problem to the problems."""
     try:
         values[key] = KEYS[key].parse(value)
     except InvalidValueError as error:
@@ -329,7 +334,7 @@ def _parse(
 
 def _unknown_key(where: str, key: Any) -> Problem:
     near = difflib.get_close_matches(str(key).upper(), KEYS, n=1)
-    hint = f"Did you mean {near[0]!r}?" if near else f"Known are: {', '.join(KEYS)}."
+    hint = f"Did you mean {near[0]!r}?" if near else f"The keys are {', '.join(KEYS)}."
     return Problem("E002", where, f"there is no key {key!r}.", hint)
 
 
@@ -339,10 +344,10 @@ def _complete(
     environ: Mapping[str, str],
     problems: list[Problem],
 ) -> dict[str, Any]:
-    """Return the values with their kind's defaults; add what is wrong with them."""
+    """Return the values, with those from the environment; add problems to the list."""
     no_chain = values.get("SEND_CERTIFICATE_CHAIN") is False
     if no_chain:
-        del values["SEND_CERTIFICATE_CHAIN"]  # It asks for nothing.
+        del values["SEND_CERTIFICATE_CHAIN"]  # False may stand in any entry.
     kind = values.get("KIND", "environment")
     if kind not in KINDS:
         hint = f"It should be one of {', '.join(map(repr, KINDS))}."
@@ -353,7 +358,7 @@ def _complete(
     if "CREDENTIAL" in values:
         if "KIND" in values:
             message = "it has both CREDENTIAL and KIND."
-            hint = "CREDENTIAL stands in place of KIND: remove one of them."
+            hint = "CREDENTIAL replaces KIND: remove one of them."
             problems.append(Problem("E005", where, message, hint))
         kind, own = "credential", keys_of("credential")
     given = {name for name in values if KEYS[name].kinds}
@@ -406,9 +411,9 @@ def _from_environment(
 def _resolve_environment(
     environ: Mapping[str, str], problems: list[Problem]
 ) -> tuple[str, dict[str, Any]]:
-    """Return the kind that the environment asks for, and its values.
+    """Return the kind that environment variables select, and its values.
 
-    A managed identity where nothing else is complete.
+    It is a managed identity if the variables of no other kind are complete.
     """
     given = {key for key, name in _VARIABLES.items() if environ.get(name)}
     for kind, needed, optional in _FROM_ENVIRONMENT:
@@ -420,7 +425,7 @@ def _resolve_environment(
 def _check_parts(
     where: str, kind: str, values: Mapping[str, Any], problems: list[Problem]
 ) -> None:
-    """Add what the parts of an identity lack or have too much."""
+    """Add problems for keys that are missing, and for keys that exclude each other."""
     exclusive = [name for name, known in KEYS.items() if kind in known.exclusive]
     if kind == "service_principal":
         if not values.keys() & set(exclusive):

@@ -1,4 +1,4 @@
-"""Keys of an identity: how one is declared, and the parsers of their values."""
+"""Keys of an identity: how a key is declared, and the parsers of values."""
 
 import os
 import re
@@ -15,11 +15,11 @@ Parse = Callable[[Any], Any]
 
 
 class InvalidValueError(Exception):
-    """A value is not what it should be; the message says what that is."""
+    """A value has the wrong form; the message says what it should be."""
 
 
-#: What text from files and pipelines brings along, unseen: line breaks, spaces, the
-#: mark of UTF-8 that Windows' editors write, and the like.
+#: Invisible characters in text from files and pipelines: line breaks, spaces, the byte
+#: order mark of Windows' editors, and the like.
 _UNSEEN = r"\s\x00\u200b\u200e\u200f\u2060\ufeff"
 _LINE_BREAKS = r"\r\n\x00\ufeff"
 
@@ -27,8 +27,8 @@ _LINE_BREAKS = r"\r\n\x00\ufeff"
 def _check_ends(value: Any, unseen: str) -> None:
     if isinstance(value, str) and re.search(rf"\A[{unseen}]|[{unseen}]\Z", value):
         raise InvalidValueError(
-            "It should not begin or end with a line break or a space, as what is read "
-            "from a file or comes out of a pipeline may: strip it."
+            "It should not begin or end with a line break or a space, as text from a "
+            "file or a pipeline may: strip it."
         )
 
 
@@ -36,7 +36,7 @@ def parse_text(value: Any) -> str:
     """Return text.
 
     Raises:
-        InvalidValueError: it is none, or has an end that nobody sees.
+        InvalidValueError: it is no text, or begins or ends with an invisible character.
     """
     if not isinstance(value, str):
         raise InvalidValueError("It should be a string.")
@@ -45,10 +45,10 @@ def parse_text(value: Any) -> str:
 
 
 def parse_password(value: Any) -> str:
-    """Return a password, which a space may be a part of.
+    """Return a password, which may begin or end with a space.
 
     Raises:
-        InvalidValueError: it is none, or has a line break at an end.
+        InvalidValueError: it is no text, or begins or ends with a line break.
     """
     if not isinstance(value, str):
         raise InvalidValueError("It should be a string.")
@@ -60,7 +60,7 @@ def parse_path(value: Any) -> Path:
     """Return the path of a file.
 
     Raises:
-        InvalidValueError: it is none.
+        InvalidValueError: it is not a path.
     """
     if not isinstance(value, str | os.PathLike):
         raise InvalidValueError("It should be the path of a file.")
@@ -72,7 +72,7 @@ def parse_flag(value: Any) -> bool:
     """Return True or False.
 
     Raises:
-        InvalidValueError: it is none.
+        InvalidValueError: it is neither.
     """
     if not isinstance(value, bool):
         raise InvalidValueError("It should be True or False.")
@@ -83,7 +83,7 @@ def parse_tenant(value: Any) -> str:
     """Return a tenant's ID or domain.
 
     Raises:
-        InvalidValueError: it is none.
+        InvalidValueError: it is neither.
     """
     if not re.fullmatch(r"[A-Za-z0-9.-]+", parse_text(value)):
         raise InvalidValueError(
@@ -93,10 +93,10 @@ def parse_tenant(value: Any) -> str:
 
 
 def parse_host(value: Any) -> str:
-    """Return a host without scheme and slash.
+    """Return a host, without the scheme and the trailing slash.
 
     Raises:
-        InvalidValueError: it is none.
+        InvalidValueError: it is not a host.
     """
     match = re.fullmatch(r"(?:https://)?([A-Za-z0-9.:\[\]-]+)/?", parse_text(value))
     if match is None:
@@ -108,7 +108,7 @@ def parse_scope(value: Any) -> str:
     """Return a scope.
 
     Raises:
-        InvalidValueError: it is none.
+        InvalidValueError: it does not end in "/.default".
     """
     if not re.fullmatch(r"\S+/\.default", parse_text(value)):
         raise InvalidValueError(
@@ -118,10 +118,10 @@ def parse_scope(value: Any) -> str:
 
 
 def parse_credential(value: Any) -> Any:
-    """Return a credential, or what leads to one.
+    """Return a credential, a callable that makes one, or a dotted path.
 
     Raises:
-        InvalidValueError: it is none.
+        InvalidValueError: it is none of these, or is asynchronous.
     """
     if not (isinstance(value, str) or callable(value) or hasattr(value, "get_token")):
         raise InvalidValueError(
@@ -139,7 +139,12 @@ def parse_credential(value: Any) -> Any:
 
 
 def parse_number(low: float, high: float, what: str) -> Parse:
-    """Return a parser of numbers above ``low`` and up to ``high``."""
+    """Return a parser of numbers above ``low`` and up to ``high``.
+
+    Parameters:
+        low, high: the bounds.
+        what: the number in the error's message.
+    """
 
     def parse(value: Any) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float):
@@ -159,12 +164,12 @@ class Key:
     """A key of an entry of ``ENTRA_REDIS``.
 
     Parameters:
-        parse: returns its value, checked.
-        kinds: the kinds that know it; none: all of them.
-        required: the kinds that can't do without it.
-        exclusive: the kinds that take one alone of all keys so marked.
-        variable: the environment variable of azure-identity's EnvironmentCredential or
-            WorkloadIdentityCredential that means the same.
+        parse: checks its value and returns it parsed.
+        kinds: the kinds that have it; empty: all kinds.
+        required: the kinds that require it.
+        exclusive: the kinds that take only one of the keys marked with that kind.
+        variable: the environment variable with the same meaning, of azure-identity's
+            EnvironmentCredential or WorkloadIdentityCredential.
     """
 
     parse: Parse
@@ -175,10 +180,10 @@ class Key:
 
 
 def declare(parse: Parse, **facts: Any) -> dict[str, Key]:
-    """Return the metadata of a dataclass' field that declares a key.
+    """Return the metadata by which a dataclass' field declares a key.
 
     Parameters:
-        parse: returns its value, checked.
-        facts: what :class:`Key` has besides.
+        parse: checks the key's value and returns it parsed.
+        facts: the other arguments of :class:`Key`.
     """
     return {"key": Key(parse, **facts)}

@@ -1,7 +1,7 @@
 """A cache's ``LOCATION``: the one place that reads the URLs of servers.
 
-redis-py's own parser, which this follows, makes connections of a URL. It would bring in
-redis-py, for which a system check is not worth waiting.
+It reads them as redis-py's own parser does, but without importing redis-py, which would
+make the system checks slow.
 """
 
 import ipaddress
@@ -20,14 +20,15 @@ PORT = 6379
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """A server's URL, read.
+    """A server's URL and its parts.
 
     Parameters:
+        url: the URL.
         scheme: one of ``SCHEMES``.
-        host, port: where it listens, with Redis' defaults filled in.
-        path: of a Unix socket, or what stands for the number of a database.
-        said: what the URL says of the connection, by the names of redis-py's arguments,
-            as text; without what it does not say.
+        host, port: the server's address, with Redis' defaults filled in.
+        path: the path of a Unix socket, or the number of a database.
+        arguments: the arguments for redis-py's connections that the URL contains, as
+            text, by their names.
     """
 
     url: str = field(repr=False)
@@ -35,13 +36,13 @@ class Location:
     host: str
     port: int
     path: str = field(repr=False)
-    said: Mapping[str, str] = field(repr=False)
+    arguments: Mapping[str, str] = field(repr=False)
 
     @property
-    def bare(self) -> str | None:
-        """The URL without what may be secret in it; ``None`` where that can't be told.
+    def redacted(self) -> str | None:
+        """The URL without parts that may be secret; ``None``: any part may be.
 
-        A password that is not escaped may be in any part of it.
+        A password that is not escaped may reach into any part of the URL.
         """
         url = urlsplit(self.url)
         if "@" in url.path + url.query + url.fragment:
@@ -60,72 +61,81 @@ class Location:
         """Return the number of the database that a cache uses.
 
         Parameters:
-            connection: the options that go on to redis-py, which the URL overrides.
+            connection: the options that are passed on to redis-py. The URL overrides
+                them.
         """
-        said: dict[str, Any] = dict(self.said)
+        arguments: dict[str, Any] = dict(self.arguments)
         path = unquote(self.path).replace("/", "")
-        # redis-py passes over a path that is no number, and a socket's is a file's.
+        # redis-py ignores a path that is not a number; a Unix socket's path is a file.
         if path.isdigit() and self.scheme != "unix":
-            said = {"db": int(path), **said}
-        return str({**connection, **said}.get("db") or 0)
+            arguments = {"db": int(path), **arguments}
+        return str({**connection, **arguments}.get("db") or 0)
 
 
 def read_url(server: Any) -> Location | None:
-    """Return what the URL of a server says; ``None``: it is no such URL."""
+    """Return a server's URL and its parts; ``None``: it is not the URL of a server."""
     try:
         if not server.startswith(tuple(f"{scheme}://" for scheme in SCHEMES)):
             return None
         url = urlsplit(server)
-        said = {key: values[0] for key, values in parse_qs(url.query).items()}
+        arguments = {key: values[0] for key, values in parse_qs(url.query).items()}
         given = {
             "username": url.username,
             "password": url.password,
             "host": url.hostname,
         }
-        port = url.port  # raises where it is none
+        port = url.port  # raises ValueError if it is not a number
     except (ValueError, TypeError, AttributeError):
         return None
-    # Of a password with a "/" or "#" that is not escaped; a socket may be named so.
+    # The "@" follows a password with an unescaped "/" or "#"; but a Unix socket's path
+    # may have one, too.
     if "@" in url.path + url.fragment and (url.netloc or url.scheme != "unix"):
         return None
-    said |= {key: unquote(value) for key, value in given.items() if value}
-    host = said.get("host", "localhost")
-    return Location(server, url.scheme, host, port or PORT, url.path, said)
+    arguments |= {key: unquote(value) for key, value in given.items() if value}
+    host = arguments.get("host", "localhost")
+    return Location(server, url.scheme, host, port or PORT, url.path, arguments)
 
 
 def split_location(location: Any) -> tuple[str, ...]:
-    """Return the servers of a ``LOCATION``, as Django's ``RedisCache`` splits it.
+    """Return the servers of a ``LOCATION``, split as Django's ``RedisCache`` does.
 
-    Whatever is neither text nor a list (``None``, of a variable that isn't set) is
-    left to :func:`parse_options` to find fault with.
+    A value that is neither text nor a list, such as the ``None`` of an unset variable,
+    is returned as it is: :func:`parse_options` reports it.
     """
     if isinstance(location, str):
         return tuple(re.split("[;,]", location))
     return tuple(location) if isinstance(location, Iterable) else (location,)
 
 
-def bare_urls(servers: Iterable[Any]) -> list[str]:
-    """Return the servers' URLs without what may be secret in them; "?" where that can't
-    be told of one: what is not escaped may even have been taken for several."""
+def redacted_urls(servers: Iterable[Any]) -> list[str]:
+    """Return the servers' URLs without parts that may be secret.
+
+    It is "?" alone if any part of one may be secret: a password with an unescaped comma
+    or semicolon has been split into several "servers".
+    """
     found = []
     for server in servers:
         location = read_url(server)
-        bare = location.bare if location else None
-        if bare is None:
+        redacted = location.redacted if location else None
+        if redacted is None:
             return ["?"]
-        found.append(bare)
+        found.append(redacted)
     return found or ["?"]
 
 
 def transport(scheme: str, connection: Mapping[str, Any]) -> str:
-    """Return the scheme that a connection really has.
+    """Return the scheme that a connection has in fact.
 
-    A class in ``OPTIONS`` goes before the one that the URL's scheme asks for.
+    A ``connection_class`` in ``OPTIONS`` counts more than the URL's scheme.
+
+    Parameters:
+        scheme: the URL's scheme.
+        connection: the options that are passed on to redis-py.
     """
     kind = connection.get("connection_class")
     if not isinstance(kind, type):
         return scheme
-    # Whoever has such a class has imported redis-py, which this module does without.
+    # Where there is such a class, redis-py has been imported; this module does not.
     classes = sys.modules.get("redis.connection")
     if classes is None:
         return "redis"
@@ -135,10 +145,10 @@ def transport(scheme: str, connection: Mapping[str, Any]) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host name or address is this very machine.
+    """Whether a host name or address is this machine's loopback interface.
 
-    The one name that may be is localhost, and it is only where it resolves to
-    loopback addresses alone: a hosts file or a DNS server may lead it elsewhere.
+    Of names, only localhost may be, and only if it resolves to loopback addresses
+    alone: a hosts file or a DNS server may have other addresses for it.
     """
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback

@@ -13,25 +13,24 @@ from .services import service_of
 
 _CREDENTIALS = ("username", "password", "credential_provider")
 _DAY = 86400.0
-#: Options of django-redis, and what stands for them here.
+#: Options of django-redis, and the advice what to write instead.
 _DJANGO_REDIS: Mapping[str, str] = {
     "CLIENT_CLASS": "Remove it.",
     "CLOSE_CONNECTION": "Remove it: connections outlive requests.",
     "CONNECTION_FACTORY": "Remove it.",
     "CONNECTION_POOL_CLASS": "It is 'pool_class' here.",
-    "CONNECTION_POOL_CLASS_KWARGS": "Write what is in it straight into OPTIONS.",
-    "CONNECTION_POOL_KWARGS": "Write what is in it straight into OPTIONS.",
+    "CONNECTION_POOL_CLASS_KWARGS": "Write its contents directly into OPTIONS.",
+    "CONNECTION_POOL_KWARGS": "Write its contents directly into OPTIONS.",
     "LOG_IGNORED_EXCEPTIONS": "Remove it: an outage is logged once.",
     "PASSWORD": "It is 'password' here, which only a cache without an identity has.",
     "PICKLE_VERSION": "Remove it, or set 'serializer' to one of your own.",
     "REDIS_CLIENT_CLASS": "Remove it.",
-    "REDIS_CLIENT_KWARGS": "Write what is in it straight into OPTIONS.",
+    "REDIS_CLIENT_KWARGS": "Write its contents directly into OPTIONS.",
     "REVERSE_KEY_FUNCTION": "Remove it: keys() finds out what KEY_FUNCTION adds.",
     "SOCKET_CONNECT_TIMEOUT": "It is 'socket_connect_timeout' here.",
     "SOCKET_TIMEOUT": "It is 'socket_timeout' here.",
 }
-#: Values of django-redis' options whose names are known here, too, and what stands for
-#: them.
+#: Advice for values of django-redis in options that exist in this package, too.
 _DJANGO_REDIS_VALUES: Mapping[str, str] = {
     "compressor": "It should be such as "
     "'django_entra_redis.compressors.ZlibCompressor', which reads what django-redis "
@@ -40,7 +39,7 @@ _DJANGO_REDIS_VALUES: Mapping[str, str] = {
     "'django_entra_redis.serializers.JSONSerializer', which reads what django-redis "
     "has written.",
 }
-# BaseCache takes these two from OPTIONS; they are nothing to redis-py.
+# Django's BaseCache reads these two from OPTIONS; redis-py does not know them.
 _BASE_CACHE = ("MAX_ENTRIES", "CULL_FREQUENCY")
 
 
@@ -54,7 +53,7 @@ def _is_number(value: Any, most: float = _DAY) -> bool:
 
 
 def _is_table(value: Any, fits: Mapping[str, Callable[[Any], bool]]) -> bool:
-    """Whether a value switches something off or on, or is a table of its settings."""
+    """Whether a value is None, True or False, or a dict of settings that all fit."""
     if isinstance(value, Mapping):
         return all(key in fits and fits[key](value[key]) for key in value)
     return value is None or isinstance(value, bool)
@@ -73,12 +72,12 @@ def _is_utf8(value: Any) -> bool:
         return False
 
 
-#: Of an option: whether its value can be used, and what it should be.
+#: By option: a function that tells whether a value can be used, and what it should be.
 Rules = Mapping[str, tuple[Callable[[Any], bool], str]]
 
 _FLAG = (_is_flag, "True or False")
-#: Options of redis-py's that leave no choice, in OPTIONS or in a URL: redis-py itself
-#: does as they say only where hiredis is not installed, or not at all.
+#: Options of redis-py's that can have one value only, in OPTIONS or in a URL. redis-py
+#: itself supports other values only without hiredis, or not at all.
 FIXED: Rules = {
     "encoding": (
         _is_utf8,
@@ -155,11 +154,11 @@ _VALUES: Rules = {
 
 @dataclass(frozen=True, slots=True)
 class Stampede:
-    """How ``get_or_set()`` keeps a key's expiry from setting off many computations.
+    """How ``get_or_set()`` prevents many computations at a key's expiry.
 
     Parameters:
-        beta: how much earlier than is best on average a value is computed anew: 1.0 is
-            the best, more is earlier, 0 never early.
+        beta: how early a value is computed anew before it expires: 1.0 is best on
+            average, more is earlier, 0 is never before.
     """
 
     beta: float = 1.0
@@ -167,14 +166,14 @@ class Stampede:
 
 @dataclass(frozen=True, slots=True)
 class ClientSideCaching:
-    """Copies in this process of values that it has read.
+    """The settings of the client-side cache: copies of values in this process.
 
     Parameters:
-        max_bytes: what they take at most.
-        max_value_bytes: of a larger value there is no copy.
-        max_staleness: seconds that a copy is used at most without proof that Redis
-            would tell if it had changed.
-        prefixes: what the names of their keys begin with; ``None``: anything.
+        max_bytes: bytes that all copies take at most.
+        max_value_bytes: bytes of a value of which a copy is kept at most.
+        max_staleness: seconds for which copies are used without a sign of life of the
+            connection on which Redis invalidates them.
+        prefixes: prefixes of the names of keys that are copied; ``None``: all keys.
     """
 
     max_bytes: int = 32 * 1024 * 1024
@@ -189,21 +188,19 @@ class ClientSideCaching:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheOptions:
-    """What a cache's settings ask for.
+    """The settings of a cache, checked.
 
     Parameters:
-        servers: one URL or several; the first is written to.
-        identity: entry of ``ENTRA_REDIS``, or ``None`` for no Entra at all.
+        servers: one or several URLs; the first server takes the writes.
+        identity: entry of ``ENTRA_REDIS``; ``None``: no Entra at all.
         pool_timeout: seconds to wait for a free connection.
-        idle_timeout: seconds after which an idle connection is closed; ``None`` for
-            never.
-        node_domain: where a cluster announces its nodes by names: the domain below
-            which a node's certificate is to be for its own name, not for that in
-            ``LOCATION``.
+        idle_timeout: seconds after which an idle connection is closed; ``None``: never.
+        node_domain: the domain of a cluster's nodes: the certificate of a node below it
+            must be for the node's own name, not for the one in ``LOCATION``.
         client_side_cache: ``None``: all values come from the server.
-        stampede: ``None``: no value is computed before it expires, nor is another
-            process waited for.
-        connection: what goes on to redis-py.
+        stampede: ``None``: ``get_or_set()`` does not compute a value before it expires,
+            and does not wait for other processes.
+        connection: the options that are passed on to redis-py.
     """
 
     servers: tuple[str, ...] = field(repr=False)
@@ -225,11 +222,11 @@ class CacheOptions:
     connection: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def exposes_token(self, scheme: str, host: str) -> bool:
-        """Whether a token would cross the network to a host in plain text.
+        """Whether a token would be sent to another host in plain text.
 
         Parameters:
-            scheme: of the connection that carries it, as :func:`transport` gives it.
-            host: what it leads to.
+            scheme: the connection's scheme, see :func:`transport`.
+            host: the host that it connects to.
         """
         return (
             self.identity is not None
@@ -239,12 +236,12 @@ class CacheOptions:
         )
 
 
-#: Those of them that are tables of their own: ``None`` is off, ``True`` the defaults.
+#: Options whose value is a dict of settings: ``None`` is off, ``True`` the defaults.
 _TABLES: Mapping[str, Callable[..., Any]] = {
     "client_side_cache": ClientSideCaching,
     "stampede": Stampede,
 }
-#: Those of them that are not redis-py's.
+#: Options of this package; all others are redis-py's.
 OWN = tuple(
     one.name
     for one in fields(CacheOptions)
@@ -259,19 +256,22 @@ def parse_options(
     *,
     clustered: bool = False,
 ) -> CacheOptions:
-    """Check what a cache's settings ask for.
+    """Check a cache's settings.
 
     Parameters:
         servers: the URLs in ``LOCATION``.
         options: its ``OPTIONS``.
         where: what to call the cache in a message.
-        clustered: whether its keys lie on the nodes of a Redis Cluster.
+        clustered: whether the cache is on a Redis Cluster.
 
     Raises:
-        ConfigurationError: with all that is wrong of the first kind found.
+        ConfigurationError: the settings have problems.
     """
     at = f"{where}['OPTIONS']"
-    problems = [*_doubles(options, at), *_option_problems(in_lower_case(options), at)]
+    problems = [
+        *_duplicates(options, at),
+        *_option_problems(in_lower_case(options), at),
+    ]
     rest = {
         key: value
         for key, value in in_lower_case(options).items()
@@ -289,22 +289,22 @@ def parse_options(
         if clustered:
             problems += _cluster_problems(checked, where)
     if problems:
-        # Several servers have often the same fault; it is told once.
+        # Without duplicates: several servers often have the same problem.
         raise ConfigurationError(list(dict.fromkeys(problems)))
     return checked
 
 
 def in_lower_case(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``OPTIONS`` with the names of this package's own in lower case.
+    """Return ``OPTIONS`` with the names of this package's options in lower case.
 
-    django-environ, and others that read a cache's settings from a URL, write the names
-    of all options in upper case.
+    django-environ, and other packages that read a cache's settings from a URL, make the
+    names of all options upper case.
     """
     own = {name.upper(): name for name in OWN}
     return {own.get(key, key): value for key, value in options.items()}
 
 
-def _doubles(options: Mapping[str, Any], at: str) -> Iterator[Problem]:
+def _duplicates(options: Mapping[str, Any], at: str) -> Iterator[Problem]:
     for key in OWN:
         if key in options and key.upper() in options:
             message = f"it is given twice, as {key!r} too."
@@ -329,7 +329,13 @@ def _value_problems(
     given: Mapping[str, Any],
     at: Callable[[str], str],
 ) -> Iterator[Problem]:
-    """Yield what is wrong with the values of options; ``at`` says where one stands."""
+    """Yield the problems of options' values.
+
+    Parameters:
+        rules: the rules.
+        given: the options.
+        at: returns the place of an option in the settings, for the message.
+    """
     for key, (fits, hint) in rules.items():
         if key in given and not fits(given[key]):
             message = "its value can't be used."
@@ -338,7 +344,7 @@ def _value_problems(
 
 def _server_problems(options: CacheOptions, where: str) -> list[Problem]:
     problems = []
-    # An empty list names as little as an empty string does.
+    # An empty list is reported as an empty URL.
     for server in options.servers or ("",):
         location = read_url(server)
         if location is None:
@@ -353,12 +359,12 @@ def _server_problems(options: CacheOptions, where: str) -> list[Problem]:
             )
             continue
         problems += _value_problems(
-            FIXED, location.said, lambda key: f"{where}['LOCATION'] ({key})"
+            FIXED, location.arguments, lambda key: f"{where}['LOCATION'] ({key})"
         )
         if options.identity is None:
             continue
-        # As redis-py has it: what the URL says goes before what OPTIONS say.
-        connection = {**options.connection, **location.said}
+        # As in redis-py, the URL overrides OPTIONS.
+        connection = {**options.connection, **location.arguments}
         stray = [key for key in _CREDENTIALS if connection.get(key) not in (None, "")]
         if stray:
             problems.append(
@@ -387,11 +393,11 @@ def _server_problems(options: CacheOptions, where: str) -> list[Problem]:
 
 
 def _cluster_problems(options: CacheOptions, where: str) -> Iterator[Problem]:
-    """Yield what a cluster can't do."""
+    """Yield the problems of settings that a cluster does not support."""
     for server in options.servers:
         location = read_url(server)
         if location is None:
-            continue  # It is no URL, and told so.
+            continue  # Another problem reports that.
         if location.scheme == "unix":
             yield Problem(
                 "E026",
@@ -405,14 +411,14 @@ def _cluster_problems(options: CacheOptions, where: str) -> Iterator[Problem]:
 
 
 def database_problems(options: CacheOptions, where: str) -> list[Problem]:
-    """Return which databases Azure does not have, as far as host names tell.
+    """Return the problems of database numbers that Azure does not have.
 
-    A name may lead to another product than it says, so that no cache is refused for it.
+    They are warnings: the service is only guessed from the host name.
     """
     found = []
-    # What is no URL is an error of its own.
+    # A server that is not a URL is reported by another problem.
     for location in filter(None, map(read_url, options.servers)):
-        host = {**options.connection, **location.said}.get("host", "")
+        host = {**options.connection, **location.arguments}.get("host", "")
         service, database = service_of(str(host)), location.database(options.connection)
         if service is not None and service.one_database and database != "0":
             found.append(_no_database("E027", where, service.name, database))

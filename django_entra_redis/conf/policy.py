@@ -1,11 +1,11 @@
-"""The renewal policy that an identity's settings ask for."""
+"""The renewal policy in an identity's settings."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """When to renew and how long to wait.
+    """When to renew a token, and how long to wait for it.
 
     Parameters:
         ratio: share of a token's life after which it is renewed.

@@ -1,7 +1,8 @@
-"""Azure's Redis services, told apart by the ends of their host names.
+"""Azure's Redis services, recognized by the suffixes of their host names.
 
-A host name may lead to another product than it says: a migration has that of an Azure
-Cache for Redis point at an Azure Managed Redis. What a server refuses goes before it.
+A host name may lead to another service than its suffix says: after a migration that of
+an Azure Cache for Redis leads to an Azure Managed Redis. The server's replies count
+more than its name.
 """
 
 from collections.abc import Mapping
@@ -13,9 +14,9 @@ class Service:
     """One of Azure's Redis services.
 
     Parameters:
-        name: Azure's.
-        port: where it listens for TLS.
-        one_database: whether it has database 0 alone.
+        name: Azure's name for it.
+        port: its port for TLS.
+        one_database: whether it has database 0 only.
     """
 
     name: str
@@ -26,8 +27,8 @@ class Service:
 MANAGED = Service("Azure Managed Redis", 10000, one_database=True)
 CACHE = Service("Azure Cache for Redis", 6380, one_database=False)
 
-#: By the end of the host name: the public cloud, China, the United States' government,
-#: and the sovereign clouds.
+#: By the suffix of the host name: the public cloud, China, the United States'
+#: government, and the sovereign clouds.
 SERVICES: Mapping[str, Service] = {
     ".redis.azure.net": MANAGED,
     ".redis.chinacloudapi.cn": MANAGED,
@@ -46,6 +47,6 @@ SERVICES: Mapping[str, Service] = {
 
 
 def service_of(host: str) -> Service | None:
-    """Return the service that a host name is of; ``None`` if it is not one's."""
+    """Return the service that a host name belongs to; ``None``: none of Azure's."""
     name = host.lower().rstrip(".")
     return next((SERVICES[end] for end in SERVICES if name.endswith(end)), None)

@@ -11,7 +11,7 @@ from django.utils.module_loading import import_string
 from redis.connection import Connection, SSLConnection, UnixDomainSocketConnection
 
 from .._errors import Problem
-from ..conf.location import bare_urls, read_url
+from ..conf.location import read_url, redacted_urls
 from ..conf.options import FIXED, OWN, CacheOptions
 
 #: Options of redis-py's cluster client, which no connection knows.
@@ -73,9 +73,9 @@ def unknown_options(
             place = f"{where}['OPTIONS'][{key!r}]"
             found.append(Problem("E028", place, message, _hint(key, taken)))
         location = read_url(server)
-        for key in (location.said.keys() if location else set()) - taken:
+        for key in (location.arguments.keys() if location else set()) - taken:
             place, hint = f"{where}['LOCATION'] ({key})", _hint(key, taken)
-            if bare_urls([server]) == ["?"]:
+            if redacted_urls([server]) == ["?"]:
                 # The "option" may be a part of an unescaped password: it is not shown.
                 place, hint = (
                     f"{where}['LOCATION']",

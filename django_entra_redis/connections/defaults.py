@@ -94,10 +94,10 @@ def with_defaults(server: str, options: CacheOptions) -> CacheOptions:
         defaults |= _TCP_DEFAULTS
     if issubclass(kind, SSLConnection):
         location = read_url(server)
-        said = location.said if location else {}
+        arguments = location.arguments if location else {}
         # redis-py 5.3 does not check the certificate's host name by default.
-        asked = {**given, **said}.get("ssl_cert_reqs", "required")
-        defaults["ssl_check_hostname"] = asked not in (None, "none", 0)
+        verify = {**given, **arguments}.get("ssl_cert_reqs", "required")
+        defaults["ssl_check_hostname"] = verify not in (None, "none", 0)
     for key in defaults.keys() - set(_NONE_COUNTS):
         if key in given and given[key] is None:
             del given[key]

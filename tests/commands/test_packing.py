@@ -65,5 +65,7 @@ def test_timeouts_are_not_kept_for_ever() -> None:
 @pytest.mark.parametrize("value", [True, None, object(), {"a": 1}])
 def test_what_is_no_bytes(value: Any) -> None:
     """A serializer that gives something else is told so."""
-    with pytest.raises(TypeError, match="A serializer is to give bytes, str, int or"):
+    with pytest.raises(
+        TypeError, match="A serializer should return bytes, str, int or"
+    ):
         pack_set("key", value, None)

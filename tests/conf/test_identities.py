@@ -270,8 +270,8 @@ def test_entry_is_no_dictionary(entry: object) -> None:
     [
         ("TENANTID", "Did you mean 'TENANT_ID'?"),
         ("tenant_id", "Did you mean 'TENANT_ID'?"),
-        ("SECRET_OF_MINE", "Known are: KIND, TENANT_ID"),
-        (5, "Known are: KIND"),
+        ("SECRET_OF_MINE", "The keys are KIND, TENANT_ID"),
+        (5, "The keys are KIND"),
     ],
 )
 def test_unknown_key(key: object, hint: str) -> None:
