@@ -1705,8 +1705,9 @@ def test_unknown_trouble(emulator: Emulator) -> None:
         with pytest.raises(ValueError, match="not 'nonsense'"):
             ask("nonsense")
     for order in (control.break_tls, control.break_redis):
-        with pytest.raises(urllib.error.HTTPError, match="400"):
+        with pytest.raises(urllib.error.HTTPError, match="400") as caught:
             order("nonsense")
+        caught.value.close()
         order(None)
 
 
