@@ -260,9 +260,9 @@ class Connection:
             self._client.write(b"-%s\r\n" % (words or _REFUSAL))
             self.last_reply_at = self._gateway.clock.monotonic()
             return b""
-        if words is not None:
-            return self._refusals.ask(words)
-        return Command(tuple(arguments)).encoded()
+        # Redis 7.2 and newer leave out their own refusal of an AUTH if the client has
+        # yet to get a reply to a command before it (redis/redis#15640).
+        return self._refusals.ask(words or _REFUSAL)
 
     def _refuse(self) -> None:
         assert self._client is not None

@@ -25,6 +25,7 @@ from ..commands.packing import pack_all
 from ..credentials.reauthentication import Action, next_action
 from ..credentials.renewal import Renewal
 from ..identity.token import Token
+from .authentication import MARK, REPLIES, is_accepted, pack_auth, pack_marked_auth
 from .protocol import (
     ConnectionClosedError,
     ConnectionLostError,
@@ -178,7 +179,9 @@ class MultiplexedConnection:
             self._held = current
         elif action is Action.AUTHENTICATE and not self._authenticating:
             self._authenticating = True
-            sent = hidden(lambda: link.submit(_pack_auth(current)))
+            sent = hidden(
+                lambda: link.submit(pack_marked_auth(current), REPLIES, mark=MARK)
+            )
             sent.add_done_callback(
                 lambda reply: self._authenticated(link, current, reply)
             )
@@ -191,10 +194,10 @@ class MultiplexedConnection:
         self._authenticating = False
         if reply.exception() is not None or link is not self._link:
             return
-        if isinstance(reply.result(), Exception):
-            self._leave(link)  # The next connection finds out why.
-        else:
+        if is_accepted(reply.result()):
             self._held = token
+        else:
+            self._leave(link)  # The next connection finds out why.
 
     # -- connecting ------------------------------------------------------------------
 
@@ -336,7 +339,7 @@ class MultiplexedConnection:
     def _pack_greeting(self, token: Token | None) -> bytes:
         packed = pack_all(self.target.greeting)
         if token is not None:
-            return _pack_auth(token) + packed
+            return pack_auth(token) + packed
         if self.target.credentials:
             return pack_all([("AUTH", *self.target.credentials)]) + packed
         return packed
@@ -346,10 +349,6 @@ def _retrieve(task: "asyncio.Task[RedisProtocol]") -> None:
     """Retrieve what a task raised, so that asyncio does not log that nobody has."""
     if not task.cancelled():
         task.exception()
-
-
-def _pack_auth(token: Token) -> bytes:
-    return pack_all([("AUTH", token.username, token.value)])
 
 
 def _failure_in(reply: Any, count: int) -> Exception | None:

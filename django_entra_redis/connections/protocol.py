@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import Any
 
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import InvalidResponse
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from ..commands.resp import INCOMPLETE, PLAIN, UNREADABLE, make_reader, verify
@@ -56,13 +57,27 @@ class ReplyTimeoutError(RedisTimeoutError):
 class _Call:
     """Commands to send, how many replies are to come, and who waits for them."""
 
-    __slots__ = ("count", "future", "moved", "packed", "replies", "sent_at", "timer")
+    __slots__ = (
+        "count",
+        "future",
+        "mark",
+        "moved",
+        "packed",
+        "replies",
+        "sent_at",
+        "timer",
+    )
 
     def __init__(
-        self, packed: bytes, count: int, future: "asyncio.Future[Any]"
+        self,
+        packed: bytes,
+        count: int,
+        mark: bytes | None,
+        future: "asyncio.Future[Any]",
     ) -> None:
         self.packed = packed
         self.count = count
+        self.mark = mark
         self.future = future
         self.replies: list[Any] = []
         self.timer: asyncio.TimerHandle | None = None
@@ -117,16 +132,20 @@ class RedisProtocol(asyncio.Protocol):
         self._moved = 0
         self._watch: asyncio.Handle | None = None
 
-    def submit(self, packed: bytes, count: int = 0) -> "asyncio.Future[Any]":
+    def submit(
+        self, packed: bytes, count: int = 0, *, mark: bytes | None = None
+    ) -> "asyncio.Future[Any]":
         """Send commands in this turn of the loop; return a future of the reply.
 
         Parameters:
             packed: the commands.
             count: 0 for one command, else how many there are: the result is a list
                 then. An error reply stands in its place as an exception.
+            mark: the last of several replies, if it is known. One that comes too early
+                tells that a reply is missing.
         """
         future: asyncio.Future[Any] = self._loop.create_future()
-        call = _Call(packed, count, future)
+        call = _Call(packed, count, mark, future)
         if self.closed:
             call.fail(self._broken(sent=False))
             return future
@@ -214,6 +233,10 @@ class RedisProtocol(asyncio.Protocol):
                 call = sent[0]
                 if call.count:
                     call.replies.append(reply)
+                    early = len(call.replies) < call.count
+                    if call.mark is not None and early and reply == call.mark:
+                        # What follows would be taken for the answer to something else.
+                        raise InvalidResponse("an answer is missing")
                     reply = call.replies
                 if len(call.replies) == call.count:
                     sent.popleft()

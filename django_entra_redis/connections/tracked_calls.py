@@ -16,6 +16,7 @@ from redis.exceptions import (
 
 from ..commands.packing import pack_all
 from ..identity.token import Token
+from .authentication import REPLIES, is_accepted
 from .copies import Fill
 
 #: Tells whether the connection lives, and whether it leads to a replica.
@@ -205,20 +206,14 @@ class Authentication(Call):
     __slots__ = ("token",)
 
     def __init__(self, token: Token) -> None:
-        super().__init__(1)
+        super().__init__(REPLIES)
         self.token = token
 
     def finish(self, wire: Any, *, lost: bool) -> None:
         """Take note of the answer."""
         if not lost:
-            refused = isinstance(self.replies[0], Exception)
-            wire.authenticated(None if refused else self.token)
+            wire.authenticated(self.token if is_accepted(self.replies) else None)
         super().finish(wire, lost=lost)
-
-
-def pack_auth(token: Token) -> bytes:
-    """Return AUTH with a token."""
-    return pack_all([("AUTH", token.username, token.value)])
 
 
 def pack_fetch(key: str) -> bytes:

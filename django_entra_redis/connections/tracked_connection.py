@@ -27,6 +27,7 @@ from ..commands.resp3 import PUSH, make_push_reader
 from ..credentials.reauthentication import Action, next_action
 from ..credentials.renewal import Renewal
 from ..identity.token import Token
+from .authentication import pack_marked_auth
 from .copies import Copies
 from .refusals import read_error
 from .tracked_calls import (
@@ -36,7 +37,6 @@ from .tracked_calls import (
     Authentication,
     Call,
     Fetch,
-    pack_auth,
     pack_fetch,
 )
 
@@ -241,7 +241,7 @@ class TrackedConnection:
             with self._gate:
                 if not (self._busy or self.closed or self._authenticating):
                     self._authenticating = True
-                    self._send(pack_auth(current), Authentication(current))
+                    self._send(pack_marked_auth(current), Authentication(current))
 
     def authenticated(self, token: Token | None) -> None:
         """Take note of the answer to AUTH.

@@ -27,10 +27,11 @@ from ..commands.packing import pack_all
 from ..commands.resp import INCOMPLETE
 from ..commands.resp3 import make_push_reader
 from ..identity.token import Token
+from .authentication import pack_auth
 from .copies import Copies
 from .multiplexed import Target
 from .refusals import greeting_error, read_error
-from .tracked_calls import Ask, is_replica, pack_auth
+from .tracked_calls import Ask, is_replica
 from .tracked_connection import BROKEN, PIECE, TrackedConnection
 
 logger = logging.getLogger(__name__)

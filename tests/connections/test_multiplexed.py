@@ -424,6 +424,38 @@ def test_token_moves_on() -> None:
     with_tokens(test, entra)
 
 
+def test_a_refusal_that_is_left_out() -> None:
+    """Redis 8 does not tell of one behind other commands: replies are not mixed up."""
+
+    def answer(peer: Peer, command: list[bytes]) -> bytes | None:
+        if command[0] == b"AUTH":
+            # Refused in the midst of commands; a new connection is let in.
+            return b"+OK\r\n" if len(peer.commands) == 1 else None
+        return pong(peer, command)
+
+    async def ask(channel: Connection, key: str) -> str:
+        try:
+            reply = await channel.call(pack_all([("GET", key)]))
+        except ConnectionLostError:
+            return "lost"
+        return "right" if reply == key.encode() else "wrong"
+
+    async def test(host: PeerHost) -> None:
+        tokens = Tokens()
+        with channel_to(host, provide=lambda: tokens) as channel:
+            channel._offset = 0.0
+            assert await ask(channel, "first") == "right"
+            tokens.renew()
+            asked = (ask(channel, f"key-{number}") for number in range(20))
+            found = set(await asyncio.gather(*asked))
+            assert "wrong" not in found
+            assert "lost" in found
+            assert await ask(channel, "last") == "right"
+            assert len(host.peers) == 2
+
+    in_loop(test, answer)
+
+
 def test_token_that_has_expired() -> None:
     """Its connection is left for a new one."""
     entra = Entra()
