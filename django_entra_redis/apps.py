@@ -6,6 +6,7 @@ import importlib
 import logging
 import threading
 import time
+from typing import Any
 
 from django.apps import AppConfig
 
@@ -25,10 +26,14 @@ class EntraRedisConfig(AppConfig):
     name = "django_entra_redis"
     verbose_name = "Redis with Entra ID"
 
+    def __init__(self, app_name: str, app_module: Any) -> None:
+        super().__init__(app_name, app_module)
+        # Before the apps are ready: some read their Redis URL as they are imported.
+        redis_urls.register()
+
     def ready(self) -> None:
         """See to it that the renewal starts; return at once."""
         import_module(".checks", __package__)
-        redis_urls.register()
         _starter.start()
 
 
