@@ -21,6 +21,8 @@ import urllib3
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.serialization import pkcs12
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
 from django_entra_redis.conf.identities import Identity, parse_identity
 from django_entra_redis.credentials.renewal import Renewal
@@ -1034,9 +1036,28 @@ def test_key_of_azure_arc(
     assert [r for r in caplog.records if r.levelno >= logging.ERROR] == []
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b" \n", b"\xff\x00\xff", "ey".encode("utf-16")]
+#: What holds no token: nothing, bytes that are no print, or several words.
+no_tokens = (
+    st.text(st.sampled_from(" \t\r\n"), max_size=3).map(str.encode)
+    | st.builds(
+        lambda before, odd, after: before + odd + after,
+        st.binary(max_size=5),
+        st.sampled_from([b"\xff", b"\0", b"a b", b"a\nb", "é".encode(), b"a\x7f"]),
+        st.from_regex(rb"[!-~]{1,5}", fullmatch=True),
+    )
+    | st.text(st.characters(codec="ascii"), min_size=1).map(
+        lambda text: text.encode("utf-16")
+    )
 )
+
+
+@settings(
+    max_examples=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(content=no_tokens)
+@example(content=b"")
 def test_token_file_that_holds_no_token(
     host: Host, tmp_path: Path, content: bytes
 ) -> None:
@@ -1047,6 +1068,7 @@ def test_token_file_that_holds_no_token(
     error = failure(workload(host, path))
     assert error.code == "token_file_unusable"
     assert str(error).startswith(f"TOKEN_FILE '{path}' ")
+    assert str(error).isprintable()
     assert len(host.emulator.requests) == before
 
 
