@@ -116,6 +116,7 @@ def introduce(emulator: Emulator) -> None:
     say(f"Entra authority   {emulator.authority_host}")
     say(f"IMDS              {emulator.imds_url}")
     say(f"App Service       {emulator.app_service_endpoint}")
+    say(f"Service Fabric    {emulator.service_fabric_endpoint}")
     say(f"controls          {emulator.control_url}")
     say(f"CA certificate    {emulator.ca_file}")
     say(f"description       {emulator.directory / 'emulator.json'}")

@@ -50,9 +50,11 @@ from emulator.journal import (
 )
 from emulator.managed_identity import (
     APP_SERVICE_PATH,
+    SERVICE_FABRIC_PATH,
     AppService,
     Imds,
     ManagedIdentities,
+    ServiceFabric,
 )
 from emulator.profiles import FULL_ACCESS, IMDS_LIMIT, Profile, find_profile
 from emulator.server import Server, ServerError
@@ -66,6 +68,7 @@ KINDS = (
     "managed_identity",
     "user_assigned",
     "app_service",
+    "service_fabric",
 )
 T = TypeVar("T")
 _MACHINE = "Microsoft.Compute/virtualMachines/emulator"
@@ -77,6 +80,7 @@ _FAULTY = {
     "authority": ("token", "discovery"),
     "imds": ("imds",),
     "app_service": ("app_service",),
+    "service_fabric": ("service_fabric",),
 }
 _FEDERATED_LIFETIME = 3600.0
 # Seconds between two looks at which connections are idle.
@@ -130,12 +134,14 @@ class Emulator:
         self.tenant_id = new_id()
         self.application_expired_secret = secrets.token_urlsafe(30)
         self.app_service_header = secrets.token_hex(16).upper()
+        self.service_fabric_secret = secrets.token_hex(16).upper()
         self._ports = {
             "gateway": port,
             "plaintext": plaintext_port,
             "authority": authority_port,
             "imds": imds_port,
             "app_service": app_service_port,
+            "service_fabric": 0,
             "control": control_port,
         }
         self._redis_server = redis_server
@@ -282,6 +288,7 @@ class Emulator:
             "authority": self._serve_authority,
             "imds": self._serve_imds,
             "app_service": self._serve_app_service,
+            "service_fabric": self._serve_service_fabric,
             "control": self._serve_control,
         }.items():
             self._listeners[name] = Listener(self._ports[name], serve)
@@ -296,6 +303,9 @@ class Emulator:
         self.imds_url = f"http://127.0.0.1:{ports['imds']}"
         self.app_service_endpoint = (
             f"http://127.0.0.1:{ports['app_service']}{APP_SERVICE_PATH}"
+        )
+        self.service_fabric_endpoint = (
+            f"https://{HOST}:{ports['service_fabric']}{SERVICE_FABRIC_PATH}"
         )
 
     def _listen_for(self, member: Member) -> Listener:
@@ -339,6 +349,9 @@ class Emulator:
         self._imds = Imds(clock, self._identities, faults, journal, self)
         self._app_service = AppService(
             clock, self._identities, faults, journal, self.app_service_header
+        )
+        self._service_fabric = ServiceFabric(
+            clock, self._identities, faults, journal, self.service_fabric_secret
         )
         self._control = ControlEndpoint(self)
         self._gateway = Gateway(clock, self._directory, journal, self, self.profile)
@@ -457,6 +470,11 @@ class Emulator:
     async def _serve_app_service(self, sock: socket.socket) -> None:
         if not await self._reset(sock, "app_service"):
             await self._serve_http(sock, self._dated(self._app_service.handle), None)
+
+    async def _serve_service_fabric(self, sock: socket.socket) -> None:
+        if not await self._reset(sock, "service_fabric"):
+            handle = self._dated(self._service_fabric.handle)
+            await self._serve_http(sock, handle, self._handshakes.pinned)
 
     async def _serve_control(self, sock: socket.socket) -> None:
         await self._serve_http(sock, self._control.handle, self._tls)
@@ -600,6 +618,11 @@ class Emulator:
                 "IDENTITY_ENDPOINT": self.app_service_endpoint,
                 "IDENTITY_HEADER": self.app_service_header,
             },
+            "service_fabric": {
+                "IDENTITY_ENDPOINT": self.service_fabric_endpoint,
+                "IDENTITY_HEADER": self.service_fabric_secret,
+                "IDENTITY_SERVER_THUMBPRINT": self._handshakes.thumbprint,
+            },
         }
         if kind not in kinds:
             raise ValueError(f"kind is one of {', '.join(kinds)}, not {kind!r}")
@@ -627,6 +650,8 @@ class Emulator:
             "imds_url": self.imds_url,
             "app_service_endpoint": self.app_service_endpoint,
             "app_service_header": self.app_service_header,
+            "service_fabric_endpoint": self.service_fabric_endpoint,
+            "service_fabric_secret": self.service_fabric_secret,
             "ca_file": str(self.ca_file),
             "federated_token_file": str(self.federated_token_file),
             "tenant_id": self.tenant_id,

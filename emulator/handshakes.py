@@ -6,6 +6,9 @@ from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+
 from emulator.certificates import CertificateAuthority
 from emulator.files import write_private
 from emulator.profiles import Profile
@@ -42,6 +45,11 @@ class Handshakes:
         self.right = self._context(self._right_pem())
         self.redis: ssl.SSLContext | None = self.right
         self.refusal: bytes | None = None
+        # Service Fabric's, of no authority that anybody trusts: its thumbprint is told.
+        pinned = CertificateAuthority().server_pem(HOST)
+        self.pinned = self._context(pinned)
+        certificate = x509.load_pem_x509_certificate(pinned)
+        self.thumbprint = certificate.fingerprint(hashes.SHA1()).hex().upper()
 
     def set_fault(self, mode: str | None) -> None:
         """Have the gateway receive new connections in a wrong way; None ends that."""

@@ -1,4 +1,4 @@
-"""The endpoints of managed identity: IMDS on a VM, and App Service's."""
+"""The endpoints of managed identity: IMDS on a VM, App Service's, Service Fabric's."""
 
 import hmac
 import math
@@ -19,6 +19,7 @@ from emulator.web import Request, Response
 
 IMDS_PATH = "/metadata/identity/oauth2/token"
 APP_SERVICE_PATH = "/msi/token"
+SERVICE_FABRIC_PATH = "/metadata/identity/oauth2/token"
 # Where tokens are repeated, the share of its life in which one is handed out again.
 REPEATED = 0.8
 
@@ -303,4 +304,58 @@ class AppService(_Endpoint):
             "access_token": token.value,
             "expires_on": str(math.floor(token.expires_at)),
             "token_type": "Bearer",
+        }
+
+
+class ServiceFabric(_Endpoint):
+    """The endpoint of a node of Service Fabric, whose certificate is pinned.
+
+    An application there has the one identity that its manifest gives it.
+    """
+
+    name = "service_fabric"
+    path = SERVICE_FABRIC_PATH
+    api_version = "2019-07-01-preview"
+    names: ClassVar[dict[str, str]] = {}
+
+    def __init__(
+        self,
+        clock: Clock,
+        identities: ManagedIdentities,
+        faults: Faults,
+        journal: Journal,
+        secret: str,
+    ) -> None:
+        super().__init__(clock, identities, faults, journal)
+        self._secret = secret
+
+    def check(self, request: Request) -> None:
+        """Ask for the secret header, then the rest."""
+        if not hmac.compare_digest(
+            request.headers.get("secret", "").encode(), self._secret.encode()
+        ):
+            raise IdentityError(
+                401,
+                "SecretHeaderNotFound",
+                "Secret is not found in the request headers.",
+                "secret_header",
+            )
+        super().check(request)
+
+    def refusal(self, error: IdentityError) -> dict[str, Any]:
+        """Return Service Fabric's form (microsoft/service-fabric#416)."""
+        return {
+            "error": {
+                "correlationId": "emulated",
+                "code": error.error,
+                "message": str(error),
+            }
+        }
+
+    def answer(self, token: IssuedToken, remaining: float) -> dict[str, Any]:
+        """Return the expiry alone, as a number."""
+        return {
+            "token_type": "Bearer",
+            "access_token": token.value,
+            "expires_on": math.floor(token.expires_at),
         }

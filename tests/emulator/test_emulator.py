@@ -13,6 +13,7 @@ import threading
 import time
 import urllib.error
 import uuid
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -536,6 +537,18 @@ def app_service(
     )
 
 
+def service_fabric(emulator: Emulator, secret: str | None = None) -> requests.Response:
+    """Ask Service Fabric's endpoint, whatever its certificate is."""
+    with warnings.catch_warnings(action="ignore"):
+        return requests.get(
+            emulator.service_fabric_endpoint,
+            params={"api-version": "2019-07-01-preview", "resource": RESOURCE},
+            headers={"Secret": secret or emulator.service_fabric_secret},
+            timeout=PATIENCE,
+            verify=False,
+        )
+
+
 def oid(answer: dict[str, Any]) -> str:
     """Return whose token an answer holds."""
     claims = jwt.decode(answer["access_token"], options={"verify_signature": False})
@@ -562,6 +575,17 @@ def test_app_service(emulator: Emulator) -> None:
     assert abs(int(answer["expires_on"]) - time.time() - 3600) < 60
     assert "expires_in" not in answer
     assert emulator.requests[-1].endpoint == "app_service"
+
+
+def test_service_fabric(emulator: Emulator) -> None:
+    """Service Fabric gives the expiry as a number, to who knows the secret."""
+    answer = service_fabric(emulator).json()
+    assert oid(answer) == emulator.system_assigned.object_id
+    assert abs(answer["expires_on"] - time.time() - 3600) < 60
+    assert emulator.requests[-1].endpoint == "service_fabric"
+    response = service_fabric(emulator, secret="wrong")
+    assert response.status_code == 401
+    assert response.json()["error"]["code"] == "SecretHeaderNotFound"
 
 
 def test_user_assigned(emulator: Emulator) -> None:
@@ -713,7 +737,7 @@ def test_faults_that_answer(
     assert emulator.stats.token_failures == 5
 
 
-@pytest.mark.parametrize("ask", [token, imds, app_service])
+@pytest.mark.parametrize("ask", [token, imds, app_service, service_fabric])
 def test_reset(
     emulator: Emulator, ask: Callable[[Emulator], requests.Response]
 ) -> None:

@@ -101,6 +101,24 @@ def test_token(fabric: Fabric, emulator: Emulator, form: type) -> None:
     fetch()
 
 
+@pytest.mark.parametrize("fault", [None, "429", "500"])
+def test_emulated(
+    emulator: Emulator, monkeypatch: pytest.MonkeyPatch, fault: str | None
+) -> None:
+    """The emulator's endpoint is one, too, and its certificate is its own."""
+    for name, value in emulator.environ("service_fabric").items():
+        monkeypatch.setenv(name, value)
+    if fault is None:
+        assert managed()().username == emulator.system_assigned.object_id
+        monkeypatch.setenv("IDENTITY_HEADER", "wrong")
+        assert failure(managed()).code == "managed_identity_refused"
+        monkeypatch.setenv("IDENTITY_SERVER_THUMBPRINT", "00" * 20)
+        assert failure(managed()).code == "token_endpoint_untrusted"
+    else:
+        emulator.faults.fail(fault, endpoint="service_fabric")
+        assert failure(managed()).code == "token_endpoint_failing"
+
+
 @pytest.mark.parametrize(
     "spelling", [str.lower, lambda text: f"{text[:2]}:{text[2:]}\n"]
 )
