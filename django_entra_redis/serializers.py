@@ -67,6 +67,12 @@ class JSONSerializer:
 
     Whoever can write to the cache can run no code by it. Tuples come back as lists,
     keys as strings, dates as text.
+
+    >>> serializer = JSONSerializer()
+    >>> serializer.dumps({"menu": ("home", "about")})
+    b'{"menu":["home","about"]}'
+    >>> serializer.loads(serializer.dumps({"menu": ("home", "about")}))
+    {'menu': ['home', 'about']}
     """
 
     def dumps(self, obj: Any) -> Any:

@@ -6,7 +6,19 @@ from datetime import datetime
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """What can be told of an identity: never its token."""
+    """A snapshot of an identity: what can be told of it, which is never its token.
+
+    Parameters:
+        identity: its name in ``ENTRA_REDIS``.
+        kind: the kind that is in use, such as ``"managed_identity"``.
+        oid: the object ID of the principal; ``None`` before the first token.
+        expires_at: when the token expires, as an aware datetime.
+        renewed_at: when the token arrived.
+        next_renewal_at: when the next one is asked for.
+        renewals: tokens that have replaced another.
+        failures: requests for a token that have failed.
+        last_error: the text of the last failure, if there was one.
+    """
 
     identity: str
     kind: str

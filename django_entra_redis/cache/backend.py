@@ -52,7 +52,10 @@ _DECISIVE = ("options", "read_options", "copying")
 class EntraRedisCache(
     ReplacedMethods, CopyingMethods, ComputingMethods, KeyspaceMethods, RedisCache
 ):
-    """Django's Redis cache, let in with a Microsoft Entra ID token.
+    """Django's Redis cache, authenticated with Microsoft Entra ID tokens.
+
+    It is a ``BACKEND`` in ``CACHES``. It has all methods of Django's cache, synchronous
+    and asynchronous, and those of django-redis for expiries, patterns and locks.
 
     Parameters:
         server: ``LOCATION``: one URL, several with commas between, or a list.

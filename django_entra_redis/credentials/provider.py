@@ -77,7 +77,13 @@ class RedisToken(TokenInterface):
 
 
 class EntraCredentialProvider(StreamingCredentialProvider):
-    """Hands out the Redis user name and token of an identity.
+    """A credential provider for redis-py: an identity's Redis user name and token.
+
+    However many are made, an identity has one token and one renewal thread in a
+    process.
+
+    >>> EntraCredentialProvider("reports")
+    EntraCredentialProvider('reports')
 
     Parameters:
         identity: entry of ``ENTRA_REDIS``. It is read at first use, and anew when the
@@ -140,6 +146,9 @@ class EntraCredentialProvider(StreamingCredentialProvider):
 
 def get_credential_provider(identity: str = "default") -> EntraCredentialProvider:
     """Return a provider for an identity.
+
+    Parameters:
+        identity: entry of ``ENTRA_REDIS``.
 
     Raises:
         ConfigurationError: the identity's settings are missing or wrong.

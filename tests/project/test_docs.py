@@ -4,6 +4,7 @@ Blocks and tables are found by what is in them, wherever they stand.
 """
 
 import copy
+import doctest
 import json
 import re
 import runpy
@@ -36,6 +37,8 @@ from tests.support.commands import (
     environments_in,
     python_modules_in,
 )
+
+from .test_house import PUBLIC
 
 PAGES = {
     file: file.read_text(encoding="utf-8")
@@ -324,6 +327,24 @@ def test_errors() -> None:
             if base.__module__ != "django_entra_redis._errors"
         }
         assert [base for base in bases if f"`{base}`" not in text] == []
+
+
+# -- docstrings
+
+
+def test_docstrings_examples() -> None:
+    """What they show is what comes out."""
+    shown = 0
+    for name in PUBLIC:
+        module, _, attribute = name.rpartition(".")
+        public = getattr(import_module(module), attribute)
+        finder = doctest.DocTestFinder(recurse=False)
+        scope = vars(import_module(getattr(public, "__module__", module)))
+        for test in finder.find(public, name, globs=dict(scope)):
+            result = doctest.DocTestRunner().run(test)
+            assert result.failed == 0, name
+            shown += result.attempted
+    assert shown > 5
 
 
 # -- what is found
