@@ -1,4 +1,4 @@
-"""Arguments of the cache's methods, as Redis wants them."""
+"""Arguments of the cache's methods, converted to what Redis takes."""
 
 import operator
 from datetime import datetime, timedelta
@@ -8,10 +8,10 @@ _SECOND = timedelta(seconds=1)
 
 
 def whole(delta: Any) -> int:
-    """Return what is to be added to a number; text is read, as Redis reads it.
+    """Return the number to add, as an integer; text is parsed, as Redis parses it.
 
     Raises:
-        TypeError, ValueError: it is no integer.
+        TypeError, ValueError: it is not an integer.
     """
     kind: type[Exception] = TypeError
     try:
@@ -24,23 +24,31 @@ def whole(delta: Any) -> int:
 
 
 def duration(timeout: Any, per_second: int) -> int:
-    """Return a duration as Redis wants it; a number is one already.
+    """Return a duration as a number.
+
+    Parameters:
+        timeout: a timedelta, or a number, which is returned as an integer.
+        per_second: 1 for seconds, 1000 for milliseconds.
 
     Raises:
-        TypeError, ValueError: it is no duration.
+        TypeError, ValueError: it is not a duration.
     """
     if isinstance(timeout, timedelta):
         return timeout * per_second // _SECOND
-    hint = "; persist() has the key live for ever" if timeout is None else ""
+    hint = "; persist() removes a key's timeout" if timeout is None else ""
     unit = "seconds" if per_second == 1 else "milliseconds"
     return _number(timeout, f"timeout should be {unit} or a timedelta", hint)
 
 
 def moment(when: Any, per_second: int) -> int:
-    """Return a moment as Redis wants it; a number is one already.
+    """Return a moment as a number since the epoch.
+
+    Parameters:
+        when: a datetime, or a number, which is returned as an integer.
+        per_second: 1 for seconds, 1000 for milliseconds.
 
     Raises:
-        TypeError, ValueError: it is no moment.
+        TypeError, ValueError: it is not a moment.
     """
     if isinstance(when, datetime):
         return int(when.timestamp() * per_second)

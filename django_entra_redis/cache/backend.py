@@ -1,4 +1,4 @@
-"""The cache backend."""
+"""The cache backends, for one server and for a Redis Cluster."""
 
 import random
 from collections.abc import Callable, Iterable, Mapping
@@ -62,7 +62,7 @@ class EntraRedisCache(
         params: the other settings of the cache.
     """
 
-    #: Whether its keys lie on several nodes.
+    #: Whether the cache is on a Redis Cluster.
     clustered = False
 
     def __init__(self, server: str | list[str], params: dict[str, Any]) -> None:
@@ -248,7 +248,7 @@ class EntraRedisCache(
     # -- keys ------------------------------------------------------------------------
 
     def make_and_validate_key(self, key: str, version: int | None = None) -> str:
-        """Return a key as Redis gets it; warn of one that memcached would not take."""
+        """Return the key in Redis; warn of one that memcached would not take."""
         made: str
         if self._makes_keys or self.key_func is not default_key_func:
             made = self.make_key(key, version=version)
@@ -290,8 +290,8 @@ class EntraRedisCache(
     def _named(
         self, keys: Iterable[Any], version: int | None
     ) -> tuple[list[str], list[Any]]:
-        """Return keys as Redis has them, with the name of each, the last if several
-        names make one key."""
+        """Return the keys in Redis, and their names: for names with the same key, the
+        last one."""
         names = list(keys)
         named = dict(
             zip(self._make_and_validate_keys(names, version), names, strict=True)
@@ -318,7 +318,7 @@ class EntraRedisCache(
         timeout: Any = DEFAULT_TIMEOUT,
         version: int | None = None,
     ) -> bool:
-        """Set a key that is not there; return whether it was set."""
+        """Set a key that does not exist; return whether it was set."""
         made = self.make_and_validate_key(key, version=version)
         return self._single_key.add(made, value, self._seconds(timeout))
 
@@ -584,8 +584,8 @@ class EntraRedisClusterCache(EntraRedisCache):
     """The same on a Redis Cluster: Azure's OSS cluster policy.
 
     Parameters:
-        server: ``LOCATION``: the URL of the cluster's endpoint; where it has several,
-            each leads to all of it.
+        server: ``LOCATION``: the URL of the cluster's endpoint, or several, each of
+            which leads to the whole cluster.
         params: the other settings of the cache.
     """
 
@@ -604,7 +604,7 @@ class EntraRedisClusterCache(EntraRedisCache):
         )
 
     def get_topology(self) -> "Topology":
-        """Return what knows the cluster's nodes, and which has which key."""
+        """Return the cluster's topology: its nodes and their slots."""
         client: Any = self._cache
         topology: Topology = client.topology
         return topology
@@ -623,7 +623,7 @@ def entra_caches() -> dict[str, EntraRedisCache]:
         try:
             cache = caches[alias]
         except Exception:
-            continue  # Another one's trouble, for which Django has its own words.
+            continue  # Django reports the error of another backend itself.
         if isinstance(cache, EntraRedisCache):
             found[alias] = cache
     return found
@@ -638,4 +638,4 @@ def _is_own(value: Any) -> bool:
 
 def _exclude(nx: bool, xx: bool) -> None:
     if nx and xx:
-        raise ValueError("Of nx and xx only one can be asked for.")
+        raise ValueError("nx and xx exclude each other: set one of them.")

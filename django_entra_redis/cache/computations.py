@@ -1,4 +1,4 @@
-"""The values that a process is computing, and what it knows of those that it has."""
+"""The computations of ``get_or_set()`` in this process, and the facts of values."""
 
 import asyncio
 import threading
@@ -14,17 +14,17 @@ from asgiref.sync import SyncToAsync
 from .._fork import Order, in_child
 from ..commands.stampede import Facts
 
-#: Seconds after which a process asks anew what is known of a value, and of how many
-#: values it remembers that.
+#: Seconds after which a process fetches the facts of a value again, and the number of
+#: values whose facts it remembers.
 KNOWN = 60.0
 MOST_KNOWN = 10_000
 
 
 class Computation:
-    """A value that is being computed.
+    """The computation of a value, which is under way.
 
     Parameters:
-        loop: the event loop in which, if that is not a thread's whole business.
+        loop: the event loop that it runs in; ``None``: it runs in a thread.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop | None) -> None:
@@ -32,38 +32,38 @@ class Computation:
         self.waiters = 0
         #: The computation of another key that this one waits for.
         self.behind: Computation | None = None
-        #: Gives a copy of the value for each who asks.
+        #: Its result is a function that returns a new copy of the value.
         self.future: Future[Any] = Future()
-        # Then no task that is cancelled as it waits cancels it for the others.
+        # A running future can't be cancelled, not even by a waiter that is cancelled.
         self.future.set_running_or_notify_cancel()
 
 
 class Computations:
-    """The values that a process is computing."""
+    """The computations that are under way in this process."""
 
     def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
-        """Begin anew, as a child process must: nothing is computed there yet."""
-        # Guards the dictionary and all attributes of what is in it. Reentrant for the
-        # sake of signal handlers that use the cache.
+        """Forget all computations, as a child process must."""
+        # Guards the dictionary and the attributes of its values. Reentrant, since a
+        # signal handler may use the cache.
         self._lock = threading.RLock()
-        # Weakly, so that nobody waits for one any more that an exception from a signal
-        # handler has had somebody lose.
+        # Weak references: a computation that its thread has lost, by an exception from
+        # a signal handler, must not keep others waiting.
         self._under_way: WeakValueDictionary[Hashable, Computation] = (
             WeakValueDictionary()
         )
 
     def under_way(self) -> dict[Hashable, Computation]:
-        """Return them, by what they compute."""
+        """Return the computations by their keys."""
         with self._lock:
             return dict(self._under_way)
 
     def lead(
         self, key: Hashable, loop: asyncio.AbstractEventLoop | None
     ) -> Computation | None:
-        """Begin a computation; ``None``: somebody else has."""
+        """Begin a computation; ``None``: one is under way already."""
         with self._lock:
             if key in self._under_way:
                 return None
@@ -76,17 +76,21 @@ class Computations:
         own: tuple[Computation, ...],
         blocked: asyncio.AbstractEventLoop | None,
     ) -> Computation | None:
-        """Return the computation to wait for; ``None``: there is none that would end.
+        """Return the computation to wait for; ``None``: compute the value yourself.
+
+        There may be none under way, or to wait for it may be a deadlock.
 
         Parameters:
-            own: the computations that whoever asks is in the middle of.
-            blocked: the event loop that would do nothing else meanwhile.
+            key: the key.
+            own: the computations that the caller is in the middle of.
+            blocked: the event loop that the wait would block.
         """
         with self._lock:
             found = self._under_way.get(key)
             behind = found
             while behind is not None:
-                # It would wait for itself, or for what its thread is to go on with.
+                # A deadlock: the caller would wait for itself, or block the event loop
+                # that has to end the computation.
                 if behind in own or (blocked is not None and behind.loop is blocked):
                     return None
                 behind = behind.behind
@@ -97,13 +101,13 @@ class Computations:
             return found
 
     def leave(self, own: tuple[Computation, ...]) -> None:
-        """Wait no longer."""
+        """Note that the caller has stopped waiting."""
         with self._lock:
             if own:
                 own[-1].behind = None
 
     def end(self, key: Hashable, computation: Computation) -> bool:
-        """Have nobody join any more; return whether somebody has."""
+        """Let no caller join a computation any more; return whether one has joined."""
         with self._lock:
             if self._under_way.get(key) is computation:
                 del self._under_way[key]
@@ -113,29 +117,29 @@ class Computations:
 computations = Computations()
 in_child(computations.reset, Order.LOCKS)
 
-#: Those that this thread or task is in the middle of, the outermost first.
+#: The computations that this thread or task is in the middle of, the outermost first.
 own: ContextVar[tuple[Computation, ...]] = ContextVar("own", default=())
 
 
 class Ledger:
-    """What a process knows of the values that it has computed or read.
+    """The facts of values that this process has computed or read.
 
     Parameters:
-        monotonic: clock to tell the time by.
+        monotonic: the clock, in seconds.
     """
 
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._monotonic = monotonic
-        # By key: the facts, when they were so, and until when to believe them. Each
-        # use is atomic.
+        # By key: the facts, the time to which they refer, and the time until which they
+        # are used. Each access is atomic.
         self._known: dict[Hashable, tuple[Facts, float, float]] = {}
 
     def forget(self) -> None:
-        """Know nothing any more."""
+        """Forget all facts."""
         self._known.clear()
 
     def put(self, key: Hashable, facts: Facts) -> None:
-        """Remember what is known of a value."""
+        """Remember the facts of a value."""
         now = self._monotonic()
         self._known.pop(key, None)
         self._known[key] = (facts, now, now + min(facts.left, KNOWN))
@@ -143,7 +147,7 @@ class Ledger:
             self._known.pop(next(iter(self._known)), None)
 
     def get(self, key: Hashable) -> Facts | None:
-        """Return what is known of a value as of now; ``None`` if nothing is."""
+        """Return the facts of a value as of now; ``None``: they are not known."""
         now = self._monotonic()
         facts, since, until = self._known.get(key, (None, 0.0, 0.0))
         if facts is None or now >= until:
@@ -163,7 +167,10 @@ def running_loop() -> asyncio.AbstractEventLoop | None:
 
 
 def waiting_loop() -> asyncio.AbstractEventLoop | None:
-    """Return the event loop that waits for this thread: it runs in it, or has handed it
-    work that was not to be done anywhere else, and may have more of it."""
+    """Return the event loop that this thread must not block, if there is one.
+
+    It runs in this thread, or has handed work to this thread (asgiref's
+    ``thread_sensitive``) and may hand it more.
+    """
     handed = getattr(SyncToAsync.threadlocal, "main_event_loop", None)
     return running_loop() or handed

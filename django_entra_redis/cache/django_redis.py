@@ -1,7 +1,6 @@
-"""django-redis' methods, on its names and semantics, beside Django's cache API.
+"""The methods of django-redis beyond Django's cache API, a mixin of the backend.
 
-A mixin: what it does is imported when it is first used, so that whoever wants Django's
-API alone pays nothing for it.
+Names and semantics are django-redis'. Modules for locks are imported at first use.
 """
 
 import copy
@@ -30,16 +29,17 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: How many of a command's unit make up a second.
+#: By command, its time units in a second.
 _PER_SECOND = {"EXPIRE": 1, "EXPIREAT": 1, "PEXPIRE": 1000, "PEXPIREAT": 1000}
-#: Keys that a SCAN looks at, unless ``itersize`` says otherwise.
+#: Keys that a SCAN examines, unless ``itersize`` says otherwise.
 _ITERSIZE = 1000
 
 
 class DjangoRedisClient:
-    """``cache.client`` as packages use it that are made for django-redis.
+    """``cache.client``, for packages that are made for django-redis.
 
-    What it does not have is the cache's: there, the cache has nothing else.
+    All other attributes are the cache's: in django-redis, the client has all methods of
+    the cache.
 
     Parameters:
         cache: the cache.
@@ -52,8 +52,8 @@ class DjangoRedisClient:
         """Return redis-py's client on the cache's connections.
 
         Parameters:
-            write: whether it must be the server that is written to.
-            tried: unused; django-redis' own has it.
+            write: whether it must be the server that takes the writes.
+            tried: unused; django-redis' client has this parameter.
         """
         client: Redis = self._backend.get_client(write=write)
         return client
@@ -74,7 +74,7 @@ class DjangoRedisClient:
 
 
 class KeyspaceMethods:
-    """How long keys live, which there are, locks."""
+    """Methods for timeouts, for finding keys, and for locks."""
 
     if TYPE_CHECKING:
         default_timeout: Any
@@ -85,17 +85,17 @@ class KeyspaceMethods:
 
         @cached_property
         def options(self) -> CacheOptions:
-            """What the settings ask for."""
+            """The cache's settings."""
             ...
 
         @cached_property
         def _cache(self) -> Client:
-            """What carries operations out."""
+            """The client."""
             ...
 
         @cached_property
         def _async_cache(self) -> AsyncCacheClient:
-            """What does so in an event loop."""
+            """The client for event loops."""
             ...
 
         @cached_property
@@ -104,29 +104,28 @@ class KeyspaceMethods:
             ...
 
         def make_and_validate_key(self, key: str, version: int | None = None) -> str:
-            """Return a key as Redis gets it."""
+            """Return the key in Redis, with prefix and version."""
             ...
 
         def get_client(self, key: str | None = None, *, write: bool = False) -> Redis:
             """Return redis-py's client."""
             ...
 
-    # -- redis-py's client, on the names of django-redis and django-redis-cache ------
+    # -- redis-py's client, by the names of django-redis and django-redis-cache ------
 
     @property
     def client(self) -> DjangoRedisClient:
-        """What packages take redis-py's client from: ``client.get_client()``."""
+        """The object of which packages call ``client.get_client()``."""
         return DjangoRedisClient(self)
 
     def get_master_client(self) -> "Redis":
-        """Return redis-py's client for the server that is written to."""
+        """Return redis-py's client for the server that takes the writes."""
         return self.get_client(write=True)
 
-    # -- how long keys live ----------------------------------------------------------
+    # -- timeouts --------------------------------------------------------------------
 
     def ttl(self, key: str, version: int | None = None) -> int | None:
-        """Return the seconds that a key will live: ``None`` for ever, 0 if it is not
-        there."""
+        """Return the seconds until a key expires: ``None``: never; 0: there is none."""
         made = self.make_and_validate_key(key, version)
         return self._cache.run(self._operations.time_to_live, "TTL", made)
 
@@ -146,7 +145,7 @@ class KeyspaceMethods:
         return await self._async_cache.run(self._operations.time_to_live, "PTTL", made)
 
     def persist(self, key: str, version: int | None = None) -> bool:
-        """Have a key live for ever; return whether it is there and did not."""
+        """Remove a key's timeout; return whether it exists and had one."""
         made = self.make_and_validate_key(key, version=version)
         return self._cache.run(self._operations.change_expiry, "PERSIST", made)
 
@@ -160,13 +159,14 @@ class KeyspaceMethods:
     def expire(
         self, key: str, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None
     ) -> bool:
-        """Have a key live for so long; return whether it is there.
+        """Set a key's timeout; return whether the key exists.
 
         Parameters:
+            key, version: the key.
             timeout: seconds or a timedelta; DEFAULT_TIMEOUT is the cache's TIMEOUT.
 
         Raises:
-            TypeError, ValueError: it is no duration; the key stays as it is.
+            TypeError, ValueError: it is not a duration; the key is not changed.
         """
         call = self._expire_call("EXPIRE", key, version, timeout)
         return bool(self._cache.run(*call))
@@ -195,13 +195,14 @@ class KeyspaceMethods:
     def expire_at(
         self, key: str, when: int | datetime, version: int | None = None
     ) -> bool:
-        """Have a key live until then; return whether it is there.
+        """Set when a key expires; return whether the key exists.
 
         Parameters:
+            key, version: the key.
             when: seconds since the epoch, or a datetime.
 
         Raises:
-            TypeError, ValueError: it is no moment; the key stays as it is.
+            TypeError, ValueError: it is not a moment; the key is not changed.
         """
         call = self._expire_at_call("EXPIREAT", key, version, when)
         return bool(self._cache.run(*call))
@@ -230,7 +231,7 @@ class KeyspaceMethods:
     def _expire_call(
         self, command: str, key: str, version: int | None, timeout: Any
     ) -> tuple[Any, ...]:
-        """Return the operation that has a key live for so long, and its arguments."""
+        """Return the operation that sets a key's timeout, and its arguments."""
         made = self.make_and_validate_key(key, version=version)
         if timeout is DEFAULT_TIMEOUT:
             if self.default_timeout is None:
@@ -242,12 +243,12 @@ class KeyspaceMethods:
     def _expire_at_call(
         self, command: str, key: str, version: int | None, when: Any
     ) -> tuple[Any, ...]:
-        """Return the operation that has a key live until then, and its arguments."""
+        """Return the operation that sets when a key expires, and its arguments."""
         made = self.make_and_validate_key(key, version=version)
         amount = moment(when, _PER_SECOND[command])
         return self._operations.change_expiry, command, made, amount
 
-    # -- which keys there are --------------------------------------------------------
+    # -- finding keys ----------------------------------------------------------------
 
     def keys(self, search: str = "*", version: int | None = None) -> list[str]:
         """Return the keys that match a glob pattern, without prefix and version."""
@@ -264,8 +265,8 @@ class KeyspaceMethods:
         """Iterate over the keys that match a glob pattern; some may come twice.
 
         Parameters:
-            itersize: keys that Redis looks at in one go. No connection is held
-                between two of them.
+            search, version: the pattern.
+            itersize: keys that one SCAN examines. No connection is held between two.
         """
         pattern, strip = self._pattern(search, version), self._strip(version)
         cursor: Any = 0
@@ -299,11 +300,12 @@ class KeyspaceMethods:
         prefix: str | None = None,
         itersize: int | None = None,
     ) -> int:
-        """Delete the keys that match a glob pattern; return how many there were.
+        """Delete the keys that match a glob pattern; return how many were deleted.
 
         Parameters:
-            prefix: in place of KEY_PREFIX.
-            itersize: keys that Redis looks at in one go, and deletes.
+            pattern, version: the pattern.
+            prefix: a prefix in place of KEY_PREFIX.
+            itersize: keys that one SCAN examines.
         """
         made = self._pattern(pattern, version, prefix)
         return self._cache.run(
@@ -330,24 +332,24 @@ class KeyspaceMethods:
         return f"{glob_escape(before)}{search}{glob_escape(after)}"
 
     def _pattern_of_all(self) -> KeyPattern:
-        """Return the pattern of this cache's keys, of all versions.
+        """Return the pattern of this cache's keys, with all versions.
 
         Raises:
-            ValueError: a KEY_FUNCTION hides which keys are this cache's.
+            ValueError: the KEY_FUNCTION makes keys that no pattern can match.
         """
         beside = copy.copy(self)
 
         def make(name: str, version: Any, more: str) -> str:
-            # A subclass may make keys in a way of its own, but of its prefix.
+            # By the cache's own method, which a subclass may override.
             beside.key_prefix = f"{self.key_prefix}{more}"
             return str(beside.make_key(name, version=version))
 
         return of_cache(make, self.version)
 
     def _strip(self, version: int | None) -> Callable[[Iterable[bytes]], Iterator[str]]:
-        """Return what takes prefix and version off keys as Redis has them.
+        """Return a function that removes prefix and version from keys in Redis.
 
-        One that is no text is none of the cache's, and left out.
+        It leaves out keys that are not text, since the cache has not made them.
         """
         before, after = self._around(version)
 
@@ -363,7 +365,7 @@ class KeyspaceMethods:
         return strip
 
     def around_name(self) -> tuple[str, str]:
-        """Return what stands before a key's name in Redis, and after it.
+        """Return the text before and after the name of a key in Redis.
 
         Raises:
             ValueError: the KEY_FUNCTION hides the name.
@@ -371,7 +373,7 @@ class KeyspaceMethods:
         return self._around(None)
 
     def _around(self, version: Any, prefix: str | None = None) -> tuple[str, str]:
-        """Return what stands before a key's name in Redis, and after it."""
+        """Return the text before and after the name of a key in Redis."""
         if prefix is None:
             made = self.make_key(NAME, version=version)
         else:
@@ -397,15 +399,16 @@ class KeyspaceMethods:
         blocking_timeout: float | None = None,
         thread_local: bool = True,
     ) -> "Lock":
-        """Return a lock that processes share: redis-py's, a context manager.
+        """Return redis-py's lock, a context manager that processes share.
 
         Parameters:
-            timeout: seconds after which it is free again, whoever holds it; ``None``
-                for never, also if its holder dies.
-            sleep: seconds between two tries.
+            key, version: the key of the lock.
+            timeout: seconds after which it is released in any case; ``None``: never,
+                even if its holder dies.
+            sleep: seconds between two attempts to acquire it.
             blocking: whether to wait for it.
-            blocking_timeout: seconds to wait at most; ``None`` for ever.
-            thread_local: whether only the thread that took it may let go of it.
+            blocking_timeout: seconds to wait at most; ``None``: without end.
+            thread_local: whether only the thread that acquired it may release it.
         """
         lock: Lock = self._cache.get_lock_client().lock(
             self.make_and_validate_key(key, version=version),

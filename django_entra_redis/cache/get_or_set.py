@@ -1,7 +1,7 @@
-"""``get_or_set()`` and ``aget_or_set()``.
+"""``get_or_set()`` and ``aget_or_set()``, a mixin of the backend.
 
-A mixin: what it does for a value that is not there is imported when it is first used,
-for start-up time.
+The computation of missing values (:mod:`.stampede`) is imported at first use, to keep
+the start of a process short.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -21,28 +21,28 @@ if TYPE_CHECKING:
     from ..conf.options import CacheOptions
     from .stampede import Call, Steps
 
-#: Stands for a value that is not there.
+#: The result of ``get()`` for a key that does not exist.
 _MISSING: Any = object()
 
 
 class ComputingMethods:
-    """Values that are computed if they are not there."""
+    """The methods that compute a value if its key does not exist."""
 
     if TYPE_CHECKING:
 
         @cached_property
         def options(self) -> CacheOptions:
-            """What the settings ask for."""
+            """The cache's settings."""
             ...
 
         @cached_property
         def _cache(self) -> Client:
-            """What carries operations out."""
+            """The client."""
             ...
 
         @cached_property
         def _async_cache(self) -> AsyncCacheClient:
-            """What does so in an event loop."""
+            """The client for event loops."""
             ...
 
         @cached_property
@@ -61,10 +61,10 @@ class ComputingMethods:
         timeout: Any = DEFAULT_TIMEOUT,
         version: int | None = None,
     ) -> Any:
-        """Return a key's value, computed by ``default`` if it is not there.
+        """Return a key's value, computed by ``default`` if the key does not exist.
 
-        Those that miss the same key meanwhile wait for that one computation, and get
-        what it got: the value, or the exception.
+        Other callers of this process that miss the same key meanwhile wait for this
+        computation, and get its result: the value, or the exception.
         """
         found = self.get(key, _MISSING, version=version)
         if found is not _MISSING and self.options.stampede is None:
@@ -82,7 +82,7 @@ class ComputingMethods:
     ) -> Any:
         """See :meth:`get_or_set`; ``default`` may be a coroutine function, too."""
         if type(self).get_or_set is not ComputingMethods.get_or_set:
-            # As Django has it from its version 6.1 on.
+            # A subclass overrides get_or_set(): Django 6.1 calls it here, too.
             return await sync_to_async(self.get_or_set)(key, default, timeout, version)
         found = await self.aget(key, _MISSING, version=version)
         if found is not _MISSING and self.options.stampede is None:
@@ -108,7 +108,7 @@ class ComputingMethods:
         *,
         native: bool = False,
     ) -> "Steps[Any]":
-        """Return what is to be done with what has been found."""
+        """Return the steps after a value has been found, or was missing."""
         call: Call = self._computing.Call(
             operations=self._operations,
             options=self.options.stampede,

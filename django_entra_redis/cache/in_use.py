@@ -1,4 +1,4 @@
-"""The identities in use, which are renewed from the start."""
+"""The identities in use, whose renewals start with the process."""
 
 from .._errors import ConfigurationError
 from ..conf.identities import identity_aliases
@@ -7,10 +7,10 @@ from .backend import entra_caches
 
 
 def identities_in_use() -> list[str]:
-    """Return the identities that caches name, and those that something has used.
+    """Return the identities that caches name, and those that have been used.
 
-    Other entries of the settings may be another deployment's, or a developer's. But
-    without any Entra cache they are for something else, Celery perhaps.
+    Other entries of the settings may be for another deployment, or for a developer's
+    machine. Without any Entra cache all entries count: they may be for Celery.
     """
     caches = entra_caches().values()
     identities = {cache.identity for cache in caches if cache.identity is not None}
@@ -25,5 +25,5 @@ def start_renewals() -> None:
         try:
             start_renewal(identity)
         except ConfigurationError:
-            # The system checks say what is wrong, and first use raises it.
+            # The system checks report it, and the first use raises it.
             continue

@@ -1,6 +1,6 @@
 """redis-py's lock for an event loop.
 
-Nothing here but the lock's own commands runs in a thread; waiting is the loop's.
+The lock's commands run in threads; the event loop itself waits for a lock to be free.
 """
 
 import asyncio
@@ -15,14 +15,14 @@ from redis.lock import Lock
 
 
 class AsyncLock:
-    """A lock that tasks of any process share.
+    """A lock that tasks of several processes share.
 
     Parameters:
-        make: returns redis-py's, not bound to a thread. On a cluster its client asks
-            for the nodes first: it is called in a thread, too.
-        sleep: seconds between two tries.
+        make: makes redis-py's lock, not bound to a thread. It is called in a thread,
+            since a cluster's client discovers the nodes first.
+        sleep: seconds between two attempts to acquire it.
         blocking: whether to wait for it.
-        blocking_timeout: seconds to wait at most; ``None`` for ever.
+        blocking_timeout: seconds to wait at most; ``None``: without end.
     """
 
     def __init__(
@@ -41,9 +41,8 @@ class AsyncLock:
 
     @property
     def _lock(self) -> Lock:
-        # The threads of tasks that share it may make one each, but all take the same:
-        # it alone knows the token of whoever has the lock. ``setdefault`` is atomic,
-        # and, unlike a lock of our own, never held at a fork.
+        # Several threads may each make one, but all use the same: it keeps the token of
+        # the holder. ``setdefault`` is atomic and, unlike a lock, not held at a fork.
         if not self._made:
             self._made.setdefault("lock", self._make())
         return self._made["lock"]
@@ -51,16 +50,16 @@ class AsyncLock:
     async def acquire(
         self, *, blocking: bool | None = None, blocking_timeout: float | None = None
     ) -> bool:
-        """Take the lock; return whether it was to be had.
+        """Acquire the lock; return whether that succeeded.
 
         Parameters:
-            blocking, blocking_timeout: in place of those that it was made with.
+            blocking, blocking_timeout: in place of the arguments of the constructor.
         """
         wait = self._blocking if blocking is None else blocking
         limit = self._blocking_timeout if blocking_timeout is None else blocking_timeout
         clock = asyncio.get_running_loop().time
         deadline = None if limit is None else clock() + limit
-        # As redis-py does it: there is one try at least, and none after the deadline.
+        # As in redis-py, there is one attempt at least, and none after the deadline.
         while not await self._try():
             late = deadline is not None and clock() + self._sleep > deadline
             if late or not wait:
@@ -69,26 +68,26 @@ class AsyncLock:
         return True
 
     async def release(self) -> None:
-        """Let go of it.
+        """Release the lock.
 
         Raises:
-            LockError: it is not ours, or not any more.
+            LockError: this lock object does not hold it, or not any more.
         """
-        # A task that is cancelled meanwhile lets go of it all the same.
+        # It is released even if the task is cancelled meanwhile.
         releasing = _in_thread(lambda: self._lock.release())
         cancelled = await _outlast(releasing)
         if cancelled is not None:
-            releasing.exception()  # has been seen
+            releasing.exception()  # retrieved, so that asyncio does not log it
             raise cancelled
         releasing.result()
 
     async def extend(
         self, additional_time: float, *, replace_ttl: bool = False
     ) -> bool:
-        """Hold it for longer.
+        """Extend the time for which the lock is held.
 
         Raises:
-            LockError: it is not ours, or not any more, or has no timeout.
+            LockError: this lock object does not hold it, or it has no timeout.
         """
         return bool(
             await _in_thread(
@@ -97,11 +96,11 @@ class AsyncLock:
         )
 
     async def locked(self) -> bool:
-        """Return whether anybody has it."""
+        """Return whether the lock is held, by whomever."""
         return bool(await _in_thread(lambda: self._lock.locked()))
 
     async def owned(self) -> bool:
-        """Return whether we have it."""
+        """Return whether this lock object holds it."""
         return bool(await _in_thread(lambda: self._lock.owned()))
 
     async def __aenter__(self) -> Self:
@@ -118,8 +117,7 @@ class AsyncLock:
         await self.release()
 
     async def _try(self) -> bool:
-        # A task that is cancelled meanwhile must not leave a lock behind that nobody
-        # knows of.
+        # If the task is cancelled meanwhile, a lock that has been acquired is released.
         trying = _in_thread(lambda: self._lock.acquire(blocking=False))
         cancelled = await _outlast(trying)
         if cancelled is None:
@@ -131,17 +129,20 @@ class AsyncLock:
 
 
 def _in_thread(call: Callable[[], Any]) -> "asyncio.Future[Any]":
-    """Call a function of the lock's; not in the thread that all of Django's share.
+    """Call a function of the lock in a thread of the loop's default executor.
 
-    It is no task, which the end of a loop would cancel.
+    Django's shared thread would be blocked by it. The result is a future, not a task:
+    asyncio cancels tasks at the end of a loop.
     """
     run = contextvars.copy_context().run
     return asyncio.get_running_loop().run_in_executor(None, run, call)
 
 
 async def _outlast(future: "asyncio.Future[Any]") -> asyncio.CancelledError | None:
-    """Wait until a future is done, however often this task is cancelled meanwhile;
-    return the last of these cancellations."""
+    """Wait until a future is done, even if this task is cancelled meanwhile.
+
+    Returns the last of these cancellations, for the caller to raise.
+    """
     cancelled = None
     while not future.done():
         try:

@@ -1,8 +1,9 @@
-"""Methods of a cache that tools replace, such as Sentry and django-debug-toolbar.
+"""Support for tools that replace a cache's methods (Sentry, django-debug-toolbar).
 
-They put a function of their own in the place of ``get``, ``set`` and so on of the cache
-object. Django's asynchronous methods end in these, in a thread, so that such a tool
-sees them, too; those of this package do the same from then on, on that object.
+They replace ``get``, ``set`` and so on of a cache object by functions of their own.
+Django's asynchronous methods call the synchronous ones in a thread, so that such a tool
+sees asynchronous calls, too. This package's asynchronous methods do not; once a method
+is replaced, its asynchronous twin on that object does what Django's does.
 """
 
 import functools
@@ -13,7 +14,7 @@ from asgiref.sync import async_to_sync, sync_to_async
 
 
 class ReplacedMethods:
-    """Has ``aget()`` go through ``get()`` once that has been replaced, and so on."""
+    """Makes ``aget()`` call ``get()`` once that has been replaced, and so on."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
@@ -28,7 +29,7 @@ class ReplacedMethods:
 
 
 async def _call(cache: Any, name: str, *args: Any, **kwargs: Any) -> Any:
-    """Call what has been put in a method's place, as Django does it."""
+    """Call a replaced method in a thread, as Django does."""
     if name == "get_or_set":
         args = tuple(_synchronous(given) for given in args)
         kwargs = {key: _synchronous(given) for key, given in kwargs.items()}

@@ -1,7 +1,7 @@
-"""Health of the identities and caches of a process, right now.
+"""The health of this process's identities and caches, for probes and monitors.
 
-For probes and monitors, which strangers may be able to read: neither errors' texts nor
-principals are in it. The log and ``entra_redis_check`` have those.
+Strangers may be able to read it: it has neither the texts of errors nor the object IDs
+of principals, which are in the log and in ``entra_redis_check``.
 """
 
 import time
@@ -19,19 +19,20 @@ from ..cache.in_use import identities_in_use
 from ..clients.single_flight import SingleFlight
 from ..credentials.provider import get_credential_provider
 
-#: Seconds that a probe waits for the caches' answers: probes that nobody has configured
-#: give up after 1 s (Kubernetes) to 5 s.
+#: Seconds that a probe waits for the caches' replies. By default probes give up after
+#: 1 s (Kubernetes) to 5 s.
 PING_TIMEOUT = 3.0
 
 
 @dataclass(frozen=True, slots=True)
 class IdentityHealth:
-    """Whether an identity has a token that Redis takes, and for how long.
+    """Whether an identity has a valid token, and until when.
 
     Parameters:
         identity: its name.
         ok: whether it has a valid token.
-        expires_at, renewed_at, next_renewal_at, renewals, failures: its status's.
+        expires_at, renewed_at, next_renewal_at, renewals, failures: see
+            :class:`~..status.Status`.
     """
 
     identity: str
@@ -45,13 +46,13 @@ class IdentityHealth:
 
 @dataclass(frozen=True, slots=True)
 class CacheHealth:
-    """Whether a cache answers.
+    """Whether a cache replies.
 
     Parameters:
         cache: its alias.
-        ok: whether it answered.
-        ms: how long that took.
-        error: the kind of error if it did not, else ``None``.
+        ok: whether it replied.
+        ms: milliseconds that this took.
+        error: the class of the error if it did not, else ``None``.
     """
 
     cache: str
@@ -61,18 +62,18 @@ class CacheHealth:
 
 
 def identities_health() -> list[IdentityHealth]:
-    """Return how the identities in use are, without asking anybody."""
+    """Return the health of the identities in use, without any request."""
     return [_identity_health(identity) for identity in identities_in_use()]
 
 
 def caches_health(
     timeout: float = PING_TIMEOUT, *, all_caches: bool = False
 ) -> list[CacheHealth]:
-    """Return how the caches are that have an identity, by asking all at once.
+    """Return the health of the caches with an identity, by a PING to all at once.
 
     Parameters:
-        timeout: seconds after which one that has not answered counts as silent.
-        all_caches: whether those without an identity are asked, too.
+        timeout: seconds to wait for the replies.
+        all_caches: whether to include caches without an identity.
     """
     begun = time.perf_counter()
     calls = {
@@ -88,18 +89,18 @@ def caches_health(
 
 
 def cache_health(alias: str, cache: EntraRedisCache) -> CacheHealth:
-    """Return how a cache is, by asking it."""
+    """Return the health of a cache, by a PING."""
     begun = time.perf_counter()
     error = _ping(cache)
     if error == "ConnectionError":
-        # One that the server has closed says nothing about the next.
+        # The server may have closed this connection; a new one may work.
         error = _ping(cache)
     ms = (time.perf_counter() - begun) * 1000
     return CacheHealth(alias, error is None, round(ms, 2), error)
 
 
 def _ping(cache: EntraRedisCache) -> str | None:
-    """Return the kind of error that there was, if any."""
+    """Send a PING; return the class of the error, if there is one."""
     try:
         cache.get_client(write=True).ping()
     except (RedisError, OSError, ConfigurationError) as failure:
@@ -112,7 +113,7 @@ def _identity_health(identity: str) -> IdentityHealth:
         renewal = get_credential_provider(identity).renewal
     except ConfigurationError:
         return IdentityHealth(identity, ok=False)
-    # A probe may be all that a new process hears of for a while.
+    # In a new process a probe may be the first request.
     renewal.start()
     token, status = renewal.state.token, renewal.status()
     return IdentityHealth(
@@ -127,7 +128,7 @@ def _identity_health(identity: str) -> IdentityHealth:
 
 
 def _ask(alias: str) -> CacheHealth:
-    # A cache object of this very thread.
+    # Django makes a cache object for each thread, which this one is.
     return cache_health(alias, entra_caches()[alias])
 
 
@@ -138,8 +139,8 @@ def _outcome(alias: str, call: "Future[CacheHealth]", ms: float) -> CacheHealth:
     return CacheHealth(alias, False, ms, type(error).__name__)
 
 
-# By the cache's alias: however many probes wait, each cache is asked once at a time.
+# By the cache's alias: however many probes wait, each cache gets one PING at a time.
 _pings: dict[str, SingleFlight[CacheHealth]] = {}
 
-# There, no call is under way.
+# The parent's calls are not under way in a child process.
 in_child(_pings.clear, Order.CONNECTIONS)

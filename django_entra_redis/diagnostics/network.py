@@ -1,4 +1,4 @@
-"""A server of a cache as the network sees it: its name, its port, its TLS."""
+"""Checks of a server by the network: its name, its port, its TLS."""
 
 import contextlib
 import socket
@@ -14,7 +14,7 @@ from redis.exceptions import RedisError
 
 from .runner import StepError
 
-#: What OpenSSL finds wrong with a certificate (X509_V_ERR_..., "x509_vfy.h").
+#: Failure codes by OpenSSL's errors of certificates (X509_V_ERR_..., "x509_vfy.h").
 _CERTIFICATE_CODES: Mapping[int, str] = {
     9: "tls_not_yet_valid",
     10: "tls_expired",
@@ -26,11 +26,11 @@ _CERTIFICATE_CODES: Mapping[int, str] = {
 
 @dataclass(frozen=True, slots=True)
 class ProbedServer:
-    """A server of a cache.
+    """A server of a cache, under examination.
 
     Parameters:
-        pool: the cache's connections to it.
-        left: returns the seconds that are left.
+        pool: the cache's pool to it.
+        left: returns the seconds that are left for the check.
     """
 
     pool: Any
@@ -49,27 +49,27 @@ class ProbedServer:
 
     @property
     def name(self) -> str:
-        """What to call it in a message."""
+        """The server's name in messages."""
         if self.is_unix:
             return str(self.pool.connection_kwargs.get("path", ""))
         return "{}:{}".format(*self.address)
 
     def connection(self) -> Any:
-        """Return a connection of the pool's own kind, outside of the pool."""
+        """Return a new connection like those of the pool, outside the pool."""
         return self.pool.connection_class(**self.pool.connection_kwargs)
 
     def resolve(self) -> str:
-        """Look its name up.
+        """Resolve its host name; return the addresses.
 
         Raises:
-            StepError: there is no such name.
+            StepError: the name can't be resolved.
         """
         if self.is_unix:
             return "not used: a Unix socket"
         host, port = self.address
         try:
             found = socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM)
-        # UnicodeError: it can't be a name.
+        # UnicodeError: it is not a host name.
         except (OSError, UnicodeError) as error:
             text = getattr(error, "strerror", None) or error
             again = error.args[0] == socket.EAI_AGAIN
@@ -79,20 +79,20 @@ class ProbedServer:
         return f"{host} is {', '.join(addresses)}"
 
     def reach(self) -> str:
-        """Connect to its port.
+        """Connect to its port; return the address.
 
         Raises:
-            StepError: that can't be done.
+            StepError: the port can't be reached.
         """
         with self._open() as sock:
             peer = sock.getpeername()
         return f"connected to {self.name if self.is_unix else peer[0]}"
 
     def shake_hands(self) -> str:
-        """Have the TLS handshake, or see that there is to be none.
+        """Make the TLS handshake, or check that the server speaks plain text.
 
         Raises:
-            StepError: server and settings do not agree about that.
+            StepError: the handshake fails, or server and settings differ about TLS.
         """
         if not issubclass(self.pool.connection_class, SSLConnection):
             self._expect_plain_text()
@@ -101,7 +101,8 @@ class ProbedServer:
         if isinstance(failure, str):
             return failure
         if failure.code == "port_silent":
-            # Redis waits for the end of what it takes for a line.
+            # A Redis without TLS takes the handshake for the beginning of a line, and
+            # waits for the rest.
             with contextlib.suppress(StepError):
                 self._expect_plain_text()
                 failure = StepError("tls_plaintext_server", f"{self.name} speaks none.")
@@ -130,7 +131,7 @@ class ProbedServer:
         raise StepError(code, f"{self.name}: {text}.")
 
     def _connect(self, seconds: float) -> socket.socket:
-        """Connect to where the server is found, as the cache does."""
+        """Connect to the first host of the server that answers, as the cache does."""
         host, port = self.address
         tls = self.pool.connection_kwargs.get("tls")
         hosts = tls.hosts_of(host) if tls is not None else (host,)
@@ -140,15 +141,15 @@ class ProbedServer:
         return socket.create_connection((hosts[-1], port), seconds)
 
     def _patience(self) -> float:
-        # Half of what is left: a silent server is worth a second question.
+        # Half of what is left, since a silent server is asked twice.
         limit = self.pool.connection_kwargs.get("socket_timeout") or 60
         return float(min(self.left() / 2, limit))
 
     def _expect_plain_text(self) -> None:
-        """See that the server answers plain text as Redis does.
+        """Check that the server answers to plain text as Redis does.
 
-        A TLS server answers what is no handshake with an alert record (RFC 8446, 5.1),
-        or closes the connection.
+        A TLS server would answer with an alert record (RFC 8446, 5.1), or close the
+        connection.
         """
         with self._open() as sock:
             sock.settimeout(self._patience())
@@ -165,7 +166,7 @@ class ProbedServer:
             raise StepError("not_redis", f"{self.name} does not talk as Redis does.")
 
     def _try_handshake(self) -> StepError | str:
-        # As redis-py does it, with whatever the ssl_ entries in OPTIONS say.
+        # By redis-py's own method, with the ssl_ entries in OPTIONS.
         connection = self.connection()
         with self._open() as sock:
             sock.settimeout(self._patience())

@@ -1,6 +1,6 @@
 """An overview of the identities and caches of this process, for people to read.
 
-Errors of caches are told by their kinds alone; ``entra_redis_check`` says the rest.
+Of a cache's error it has the class alone; ``entra_redis_check`` has the details.
 """
 
 from collections.abc import Iterable
@@ -20,7 +20,7 @@ from .health import PING_TIMEOUT, CacheHealth, caches_health
 
 @dataclass(frozen=True, slots=True)
 class IdentityOverview:
-    """An identity's status, and where in its life the token is.
+    """An identity's status, and the state of its token.
 
     Parameters:
         identity: its name.
@@ -89,7 +89,7 @@ def overview(timeout: float = PING_TIMEOUT) -> Overview:
     """
     found = entra_caches()
     health = {item.cache: item for item in caches_health(timeout, all_caches=True)}
-    # Afterwards: whoever asks a cache has waited for a token.
+    # After the PINGs, which wait for a token if there is none yet.
     now = datetime.now(UTC)
     return Overview(
         now,
@@ -99,7 +99,7 @@ def overview(timeout: float = PING_TIMEOUT) -> Overview:
 
 
 def identity_overview(identity: str, now: datetime) -> IdentityOverview:
-    """Return how an identity is, without asking anybody."""
+    """Return an identity's overview, without any request."""
     try:
         status = get_credential_provider(identity).status()
     except ConfigurationError as error:
@@ -108,7 +108,7 @@ def identity_overview(identity: str, now: datetime) -> IdentityOverview:
 
 
 def describe(status: Status, now: datetime) -> IdentityOverview:
-    """Put an identity's status on the time line of its token."""
+    """Return an identity's overview at a moment, from its status."""
     begin, due = status.renewed_at, status.next_renewal_at
     if begin is None or status.expires_at is None:
         return IdentityOverview(

@@ -1,4 +1,4 @@
-"""A session with a server of a cache: authenticate, ask, read the answers."""
+"""A session with a server of a cache: authenticate, send commands, read replies."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -25,8 +25,8 @@ from ..exceptions import TokenError, TokenRefusedError, WrongDatabaseError
 from ..identity.token import Token
 from .runner import StepError
 
-#: What a reply, or its absence, means; the first that fits. Some are subclasses of
-#: others.
+#: Failure codes by classes of errors. The first that fits counts, since some classes
+#: are subclasses of others.
 _REPLY_CODES: Mapping[type[Exception], str] = {
     NoPermissionError: "access_policy_too_narrow",
     OutOfMemoryError: "server_out_of_memory",
@@ -39,8 +39,8 @@ _REPLY_CODES: Mapping[type[Exception], str] = {
     InvalidResponse: "not_redis",
     TimeoutError: "server_timeout",
 }
-#: The audiences of a token for Redis: the resource, and the application ID that Azure
-#: Cache for Redis has in every tenant.
+#: The audiences of a token for Redis: the resource, and the application ID of Azure
+#: Cache for Redis, which is the same in every tenant.
 AUDIENCES = ("https://redis.azure.com", "acca5fbb-b7e4-4009-81f1-37e38fd66d78")
 
 
@@ -48,8 +48,8 @@ class RedisSession:
     """A connection that is being examined.
 
     Parameters:
-        connection: one of the cache's own kind, not connected yet.
-        token: what it is let in with; ``None`` without an identity.
+        connection: a connection like the cache's, not connected yet.
+        token: the token that it authenticates with; ``None``: there is no identity.
     """
 
     def __init__(self, connection: Any, token: Token | None) -> None:
@@ -57,10 +57,10 @@ class RedisSession:
         self._token = token
 
     def begin(self) -> None:
-        """Connect, and be let in.
+        """Connect and authenticate.
 
         Raises:
-            StepError: that can't be done.
+            StepError: either failed.
         """
         try:
             self._connection.connect()
@@ -84,7 +84,7 @@ class RedisSession:
         """Send a command; return the reply.
 
         Raises:
-            StepError: it is an error, or does not come.
+            StepError: the reply is an error, or there is none.
         """
         try:
             self._connection.send_command(*command)
@@ -103,7 +103,7 @@ class RedisSession:
         self._connection.disconnect()
 
     def _why_closed(self) -> str:
-        """Find out why the server has closed the connection, by making another."""
+        """Reconnect, to find out why the server has closed the connection."""
         self.end()
         try:
             self._connection.connect()

@@ -1,4 +1,4 @@
-"""The round trip: the commands of Django's cache API, tried on the servers."""
+"""The step "round_trip": it tries the commands of Django's cache API on the servers."""
 
 import contextlib
 import itertools
@@ -16,19 +16,20 @@ from .runner import Diagnosis, StepError
 
 #: Round trips that are measured on each server.
 ROUND_TRIPS = 20
-#: Seconds that what was written may take to the other servers in ``LOCATION``.
+#: Seconds within which a written value must have reached the replicas in ``LOCATION``.
 REPLICATION = 2.0
-#: Keys that are made up to find one that a node has; of a thousand nodes, one.
+#: Random keys that are tried to find one on a given node: Redis Cluster is designed for
+#: up to a thousand nodes.
 TRIES = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A server that is written to, and keys that it has.
+    """A server to try the commands on, and two keys that lie on it.
 
     Parameters:
-        session: with it.
-        key, counter: as Redis has them.
+        session: a session with the server.
+        key, counter: the keys in Redis, with prefix and version.
     """
 
     session: RedisSession
@@ -37,10 +38,10 @@ class Trial:
 
 
 def try_out(diagnosis: Diagnosis) -> str:
-    """Write, read and count on each server that is written to; return what was found.
+    """Write, read and count on each server that takes writes; return the findings.
 
     Raises:
-        StepError: something is refused, or is not what it should be.
+        StepError: a command is refused, or a reply is wrong.
     """
     try:
         return _try_all(diagnosis, uuid.uuid4().hex.encode())
@@ -49,7 +50,7 @@ def try_out(diagnosis: Diagnosis) -> str:
 
 
 def facts_of(info: Any) -> dict[str, str]:
-    """Return what INFO says."""
+    """Return the fields of a reply to INFO."""
     text = info.decode() if isinstance(info, bytes) else str(info)
     return dict(line.split(":", 1) for line in text.split("\r\n") if ":" in line)
 
@@ -85,7 +86,7 @@ def _trials(diagnosis: Diagnosis) -> Iterator[Trial]:
     for address, session in diagnosis.nodes.items():
         keys = (_make_key(diagnosis) for _ in range(TRIES))
         endpoint = topology.endpoint_at(address)
-        # None where a hash tag in KEY_PREFIX keeps all keys on another node.
+        # There is none if a hash tag in KEY_PREFIX keeps all keys on another node.
         own = (key for key in keys if topology.endpoint_of(key) is endpoint)
         pair = tuple(itertools.islice(own, 2))
         if len(pair) == 2:
@@ -97,12 +98,12 @@ def _make_key(diagnosis: Diagnosis) -> str:
 
 
 def _try_commands(diagnosis: Diagnosis, trial: Trial, value: bytes) -> list[str]:
-    """Try what Django's cache API comes down to; return what is worth knowing.
+    """Try the commands of Django's cache API; return notes for the user.
 
-    All but FLUSHDB, which would take the users' data with it.
+    FLUSHDB is left out, since it would delete the users' data.
 
     Raises:
-        StepError: naming all commands that are refused.
+        StepError: some commands are refused, which it names.
     """
     ask, key, counter = trial.session.ask, trial.key, trial.counter
     commands: list[tuple[Any, ...]] = [
@@ -126,7 +127,7 @@ def _try_commands(diagnosis: Diagnosis, trial: Trial, value: bytes) -> list[str]
             ask(*command)
         except StepError as error:
             if command[0] == "MGET" and error.code == "cluster_policy_oss":
-                # The server has both keys, and yet they are in two slots.
+                # CROSSSLOT: the keys are in two slots, though maybe on one server.
                 if _tells_slots(ask):
                     raise
                 notes.append("no MGET across slots, so get_many() sends a GET each")
@@ -151,7 +152,7 @@ def _try_commands(diagnosis: Diagnosis, trial: Trial, value: bytes) -> list[str]
 
 
 def _tells_slots(ask: Callable[..., Any]) -> bool:
-    """Whether a server is a node of a cluster that clients see."""
+    """Whether a server lists the nodes of a Redis Cluster."""
     try:
         ask("CLUSTER", "SLOTS")
     except StepError:

@@ -1,6 +1,6 @@
 """The runner of the diagnostic steps of one cache.
 
-Each step runs in a thread of its own, so that nothing lasts longer than it may.
+Each step runs in a thread of its own, so that the check ends in time even if one hangs.
 """
 
 import threading
@@ -14,7 +14,7 @@ from ..conf.identities import Identity
 from ..identity.token import Token
 from .advice import ADVICE
 
-#: What it means that a step is not over in time; the others say "server_timeout".
+#: Failure codes of steps that do not end in time; for others it is "server_timeout".
 _TIMEOUT_CODES: Mapping[str, str] = {
     "dns": "dns_timeout",
     "tcp": "tcp_timeout",
@@ -30,8 +30,8 @@ class Step:
     Parameters:
         name: the step.
         ok: whether it passed.
-        ms: how long it took.
-        detail: what was found, or what is wrong.
+        ms: milliseconds that it took.
+        detail: the finding, or what is wrong.
         code: identifier of the failure, ``None`` if it passed.
         hint: why that usually happens and what to do, ``None`` if it passed.
     """
@@ -54,7 +54,7 @@ class StepError(Exception):
     """
 
     def __init__(self, code: str, detail: str, hint: str | None = None) -> None:
-        # All of them, so that it survives pickling.
+        # All arguments, so that the error can be pickled.
         super().__init__(code, detail, hint)
         self.code = code
         self.detail = detail
@@ -99,7 +99,8 @@ class Diagnosis:
         """Take one step after another, up to the first that fails.
 
         Parameters:
-            takes: by name, what returns what it found or raises :class:`StepError`.
+            takes: the steps by name: functions that return their finding, or raise
+                :class:`StepError`.
         """
         try:
             for name, take in takes.items():
@@ -138,9 +139,9 @@ class Diagnosis:
         return Step(name, code is None, ms, self._presentable(detail), code, hint)
 
     def _presentable(self, text: str) -> str:
-        """Return text on one line and without what must not be shown.
+        """Return a text on one line and without secrets.
 
-        Whatever other software puts into its messages ends up here.
+        It may contain any message of other software.
         """
         secrets: list[str | None] = []
         if self.token is not None:
@@ -151,5 +152,5 @@ class Diagnosis:
         for secret in filter(None, secrets):
             text = text.replace(secret, "***")
         text = " ".join(text.split())
-        # A foreign message may have brought a full stop of its own.
+        # Another software's message may already end with a full stop.
         return text.removesuffix(".") if text.endswith("..") else text

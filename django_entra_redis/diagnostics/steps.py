@@ -1,6 +1,6 @@
 """The steps of ``entra_redis_check``, from the settings to a round trip.
 
-Each step is a function that returns what it found, or raises :class:`StepError`.
+Each step is a function that returns its finding, or raises :class:`StepError`.
 """
 
 import time
@@ -45,7 +45,7 @@ def diagnose_each(
     """
     deadline = time.monotonic() + timeout
     for number, (alias, cache) in enumerate(chosen.items()):
-        # What one cache leaves of its share goes to those behind it.
+        # The time that one cache does not use is shared by the caches after it.
         share = (deadline - time.monotonic()) / (len(chosen) - number)
         if isinstance(cache, Step):
             yield alias, cache, iter([cache])
@@ -67,8 +67,8 @@ def _settings(diagnosis: Diagnosis) -> str:
         missing = database_problems(options, where)
     except ConfigurationError as error:
         raise _invalid(error) from None
-    # What a dotted path leads to, and what redis-py makes of the options that go on
-    # to it, may raise anything.
+    # A user's class, or redis-py with the options that are passed on to it, may raise
+    # any exception.
     except Exception as error:
         what = f"{where}['OPTIONS']: {error}."
         raise StepError("settings_invalid", what) from None
@@ -82,7 +82,7 @@ def _settings(diagnosis: Diagnosis) -> str:
 
 
 def _invalid(error: ConfigurationError) -> StepError:
-    """Return what is wrong with the settings as a step's error."""
+    """Return the problems of settings as a step's error."""
     hint = " ".join(problem.hint for problem in error.problems)
     what = " ".join(f"{p.where}: {p.message}" for p in error.problems)
     return StepError("settings_invalid", what, hint)
@@ -119,16 +119,16 @@ def _token(diagnosis: Diagnosis) -> str:
     now = renewal.clock.monotonic()
     parts.append(f"{_span(now - token.received_at)} old")
     parts.append(f"expires in {_span(token.expires_at - now)}")
-    # Where it is due, it is under way.
+    # Without a time for it, the renewal is under way.
     due_at = renewal.state.due_at or now
     parts.append(f"renewed in {_span(max(0.0, due_at - now))}")
     return ", ".join(parts)
 
 
 def _narrowed(code: str, identity: Identity) -> str:
-    """Return what a failed token request's code means for this sort of identity."""
+    """Return a more specific code for a failed token request, if there is one."""
     if code == "token_assertion_expired" and identity.client_certificate:
-        # What a certificate signs is made anew for each request.
+        # An assertion signed by a certificate is made anew for each request.
         return "token_clock_off"
     if code == "token_timeout" and identity.kind == "managed_identity":
         return "managed_identity_timeout"
@@ -158,7 +158,7 @@ def _ping(diagnosis: Diagnosis) -> str:
 
 
 def _copies(diagnosis: Diagnosis) -> str:
-    """Return whether there are copies in this process of what it reads."""
+    """Return whether the client-side cache works."""
     cache = diagnosis.cache
     endpoint = cache._cache.endpoints[0]
     if isinstance(cache, EntraRedisClusterCache):
@@ -172,7 +172,7 @@ def _copies(diagnosis: Diagnosis) -> str:
     except (RedisError, OSError) as error:
         reason = error
     if reason is None:
-        return "client_side_cache: Redis tells of changes"
+        return "client_side_cache: Redis invalidates copies"
     return f"client_side_cache: no copies are kept ({reason})"
 
 
@@ -191,7 +191,7 @@ def _version(session: RedisSession, clustered: bool) -> str:
 
 
 def _nodes(diagnosis: Diagnosis, topology: Topology) -> str:
-    """Be let in at every primary of a cluster; return what the cluster consists of."""
+    """Authenticate at every primary of a cluster; return a summary of the cluster."""
     try:
         topology.ensure()
     except ConfigurationError as error:
@@ -234,7 +234,7 @@ STEPS: Mapping[str, Callable[[Diagnosis], str]] = {
 
 
 def _found(found: Iterator[str]) -> str:
-    """Return what was found at the servers, each thing once."""
+    """Return the findings at all servers, without repetitions."""
     return "; ".join(dict.fromkeys(found))
 
 

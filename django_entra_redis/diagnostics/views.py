@@ -17,14 +17,15 @@ from .health import CacheHealth, IdentityHealth, caches_health, identities_healt
 def ready(request: HttpRequest, *, ping: bool = False) -> JsonResponse:
     """Answer 200 if each identity has a valid token, 503 otherwise.
 
-    With ``?ping=1`` each cache has to answer too, where the site's addresses allow it.
+    With ``?ping=1`` each cache has to reply, too, if the site's URLconf allows that.
 
     Parameters:
-        ping: whether caches are asked for whoever asks: that takes a worker's time.
+        request: the request.
+        ping: whether ``?ping=1`` is allowed: anyone could occupy a worker with it.
     """
     wanted = request.GET.get("ping") == "1"
     caches = caches_health() if wanted and ping else []
-    # Afterwards: whoever asks a cache has waited for a token.
+    # After the PINGs, which wait for a token if there is none yet.
     identities = identities_health()
     ok = all(item.ok for item in identities) and all(item.ok for item in caches)
     report = _report(ok, identities, caches)
@@ -32,7 +33,7 @@ def ready(request: HttpRequest, *, ping: bool = False) -> JsonResponse:
         report["ping"] = "off"
     response = JsonResponse(report, status=200 if ok else 503)
     # Django would log each 503, and mail it to the admins, as often as a probe asks.
-    response._has_been_logged = True  # type: ignore[attr-defined]
+    response._has_been_logged = True  # type: ignore[attr-defined] # as Django sets it
     return response
 
 
@@ -40,10 +41,11 @@ def ready(request: HttpRequest, *, ping: bool = False) -> JsonResponse:
 @require_safe
 @login_not_required
 def live(request: HttpRequest, *, ping: bool = False) -> JsonResponse:
-    """Answer 200: an outage is nothing that ends with a restart of this process.
+    """Answer 200, always: a restart of this process would not end an outage.
 
     Parameters:
-        ping: what include() gives to all views alike; unused.
+        request: the request.
+        ping: unused; include() passes it to all views.
     """
     return JsonResponse(_report(True, identities_health(), []))
 

@@ -1333,7 +1333,7 @@ def test_copies(site: Site, redis_server: str) -> None:
     """Whether Redis tells of changes is a detail, and no fault."""
     site.options["client_side_cache"] = True
     details = site.check().details
-    assert details["ping"].endswith("client_side_cache: Redis tells of changes")
+    assert details["ping"].endswith("client_side_cache: Redis invalidates copies")
     site.emulator.set_access(
         site.emulator.application.object_id, "+@all -client|tracking ~* &*"
     )
@@ -1350,7 +1350,7 @@ def test_copies_on_a_cluster(
     site.cache["BACKEND"] = CLUSTER_BACKEND
     site.options["client_side_cache"] = True
     details = site.check().details
-    assert details["ping"].endswith("client_side_cache: Redis tells of changes")
+    assert details["ping"].endswith("client_side_cache: Redis invalidates copies")
 
     def refuse(target: object) -> None:
         raise TimeoutError("too late")
