@@ -17,7 +17,7 @@ def get_redis_connection(alias: str = "default", write: bool = True) -> "Redis":
 
     Parameters:
         alias: entry of ``CACHES``.
-        write: whether it must be the server that is written to.
+        write: whether it must be the server that takes the writes.
 
     Raises:
         NotImplementedError: the cache is another backend's.
@@ -35,7 +35,7 @@ async def aget_redis_connection(
 
     Parameters:
         alias: entry of ``CACHES``.
-        write: whether it must be the server that is written to.
+        write: whether it must be the server that takes the writes.
 
     Raises:
         NotImplementedError: the cache is another backend's, or a cluster's.
@@ -45,8 +45,8 @@ async def aget_redis_connection(
 
 
 def _method(alias: str, name: str) -> "Callable[..., Any]":
-    # A package's __init__ is imported with each of its modules: nothing may come
-    # with it.
+    # Imported here: the package's __init__ is imported with each of its modules, and
+    # should import nothing itself.
     from django.core.cache import caches
 
     method: Callable[..., Any] | None = getattr(caches[alias], name, None)

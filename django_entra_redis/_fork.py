@@ -1,4 +1,4 @@
-"""Forks: one registry of what is held still before a fork and made anew after it.
+"""Forks: one registry of objects that take part in each fork of the process.
 
 A child process inherits the memory of its parent, but only the thread that forked: the
 locks that other threads held stay locked, imports that they had begun stay half-done,
@@ -16,15 +16,15 @@ from types import ModuleType
 from typing import Any
 from weakref import ref
 
-#: Seconds that a fork waits for an import, and an import for another one. Bounded: what
-#: it waits for may itself be waiting for a module that the waiting thread is importing.
+#: Seconds that a fork waits for an import, and an import for another one. Bounded,
+#: since the other thread may wait for a module that this thread is importing.
 IMPORT_TIMEOUT = 5.0
 
 
 class Order(IntEnum):
-    """Whose turn comes first after a fork; before it, the order is the other way round.
+    """The order of participants after a fork; before it, the order is reversed.
 
-    Each may rely on those before it: connections ask for tokens, threads use all.
+    Each group may rely on those before it: connections need tokens, threads need all.
     """
 
     LOCKS = 0
@@ -43,10 +43,10 @@ def register(participant: Any, order: Order) -> None:
     """Have an object take part in each fork for as long as it lives.
 
     Parameters:
-        participant: has some of these methods: ``before_fork()`` holds it still, and
-            returns whether it does; ``after_fork_in_parent()`` is called if it did;
-            ``after_fork_in_child()`` makes it the child's own.
-        order: its turn.
+        participant: has some of these methods: ``before_fork()`` acquires its locks and
+            returns whether it did; ``after_fork_in_parent()`` releases them, if it did;
+            ``after_fork_in_child()`` forgets what belongs to the parent.
+        order: its group.
     """
     key = order, next(_numbers)
     _participants[key] = ref(participant, lambda _: _participants.pop(key, None))
@@ -66,8 +66,8 @@ def in_child(function: Callable[[], None], order: Order) -> None:
     """Have a function called in each child process.
 
     Parameters:
-        function: what to call.
-        order: its turn.
+        function: the function.
+        order: its group.
     """
     _functions.append(_InChild(function))
     register(_functions[-1], order)
@@ -76,8 +76,8 @@ def in_child(function: Callable[[], None], order: Order) -> None:
 class ForkSafeLock:
     """A reentrant lock that is free in a child process, whoever held it at the fork.
 
-    Reentrant for the sake of signal handlers that use the cache. It is taken by
-    ``with lock.current:``, which releases what it took also where the body forks.
+    It is reentrant, since a signal handler may use the cache. It is acquired by
+    ``with lock.current:``, which releases the same lock even if the body forks.
     """
 
     def __init__(self) -> None:
@@ -153,7 +153,7 @@ class _Imports:
         self.lock.release()
 
     def after_fork_in_child(self) -> None:
-        """Begin anew: whoever held it when the time was over does not run in here."""
+        """Make a new lock: a thread that held the old one does not run here."""
         self.lock = threading.RLock()
 
 
@@ -162,11 +162,11 @@ _imports = _Imports()
 
 @contextlib.contextmanager
 def no_fork() -> Iterator[None]:
-    """Keep other threads from forking in here: imports may be under way."""
-    lock = _imports.lock  # after a fork in here it is another one
+    """Keep other threads from forking in this context, which imports modules."""
+    lock = _imports.lock  # in a child forked in this context it is another one
     held = lock.acquire(timeout=IMPORT_TIMEOUT)
     try:
-        # Also without it: imports in several threads are safe as long as none forks.
+        # Even without the lock: imports are safe as long as no thread forks.
         yield
     finally:
         if held:

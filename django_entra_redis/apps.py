@@ -1,5 +1,5 @@
-"""The Django app: starts the renewal threads and registers the system checks, and what
-redis-py's URLs may name."""
+"""The Django app: it starts the renewal threads, and registers the system checks and
+the parameter for redis-py's URLs."""
 
 import contextlib
 import importlib
@@ -32,15 +32,15 @@ class EntraRedisConfig(AppConfig):
         redis_urls.register()
 
     def ready(self) -> None:
-        """See to it that the renewal starts; return at once."""
+        """Register the checks, and begin to start the renewals; return at once."""
         import_module(".checks", __package__)
         _starter.start()
 
 
 class _Starter:
-    """Starts the renewals a moment after start-up, off the main thread.
+    """Starts the renewals in a thread, a moment after start-up.
 
-    What that needs, redis-py and the caches' backends, is imported there too.
+    The thread also imports redis-py and the caches' backends, which takes time.
     """
 
     def __init__(self) -> None:
@@ -49,8 +49,8 @@ class _Starter:
     def start(self) -> None:
         """Start the thread that starts the renewals."""
         self._pending = True
-        # Where no thread can start (the process's limit, a subinterpreter), the first
-        # demand has to do.
+        # If no thread can start (the process's limit, a subinterpreter), the first
+        # demand of a token starts its renewal.
         with contextlib.suppress(RuntimeError):
             threading.Thread(
                 target=self._run, name="entra-redis-start", daemon=True
@@ -73,7 +73,7 @@ class _Starter:
         self._pending = False
 
     def after_fork_in_child(self) -> None:
-        """Start in a child process what the parent had not come to."""
+        """Start the thread in a child process, if the parent's had not finished."""
         if self._pending:
             self.start()
 

@@ -1,4 +1,4 @@
-"""System checks: what is wrong with the settings, without asking the network."""
+"""System checks of the settings, which make no requests."""
 
 import os
 import ssl
@@ -31,9 +31,9 @@ _NODE_PORTS = frozenset((*range(8500, 8600), *range(15000, 16000)))
 
 @register(Tags.caches)
 def check_identities(**kwargs: Any) -> list[CheckMessage]:
-    """Check ``ENTRA_REDIS``, unless all caches do without it.
+    """Check ``ENTRA_REDIS``, unless no cache has an identity.
 
-    That is a developer's machine, with the same settings file, but not the secrets.
+    A developer's machine may have the same settings file, but not the secrets.
     """
     caches = entra_caches().values()
     if caches and not any(cache.wants_identity for cache in caches):
@@ -67,7 +67,7 @@ def check_caches(**kwargs: Any) -> list[CheckMessage]:
 
 @register(Tags.caches)
 def check_warnings(**kwargs: Any) -> list[CheckMessage]:
-    """Warn of what works, but should not be."""
+    """Warn of settings that work, and should be changed."""
     found = _cache_warnings() + _celery_warnings()
     if any(cache.wants_identity for cache in entra_caches().values()):
         found += _identity_warnings()
@@ -92,15 +92,15 @@ def _cache_warnings() -> list[Problem]:
             for server in options.servers:
                 found += _server_warnings(f"CACHES[{alias!r}]", server, options)
         found += _session_warnings(alias, cache, options)
-    # Several servers have often the same fault; it is told once.
+    # Without duplicates: several servers often have the same problem.
     return list(dict.fromkeys(found))
 
 
 def _celery_warnings() -> list[Problem]:
-    """Return whether Celery's workers lose their broker at each expiry.
+    """Return a warning if Celery's workers lose their broker at each expiry.
 
-    kombu renews the connections that it keeps in an event loop of its own, which the
-    pools of greenlets do without.
+    kombu authenticates connections again only in its own event loop, which it does not
+    have in pools of greenlets.
     """
     pool = getattr(settings, "CELERY_WORKER_POOL", None)
     urls = [
@@ -122,7 +122,7 @@ def _celery_warnings() -> list[Problem]:
 
 
 def _identity_warnings() -> list[Problem]:
-    """Return which identities ask Entra with a token that is for somebody else."""
+    """Return warnings of identities whose federated token is not for Entra."""
     found = []
     for alias in identity_aliases():
         try:
@@ -144,7 +144,7 @@ def _identity_warnings() -> list[Problem]:
 
 
 def _secret_warnings() -> list[Problem]:
-    """Return which secrets are written into the settings of a site in production."""
+    """Return warnings of secrets in the settings' source of a site in production."""
     if settings.DEBUG:
         return []
     source = _settings_source()
@@ -174,7 +174,7 @@ def _server_warnings(
     read = read_url(server)
     if read is None:
         return  # That is an error, and told as one.
-    # As redis-py has it: what the URL says goes before what OPTIONS say.
+    # As in redis-py, the URL overrides OPTIONS.
     given = {**options.connection, **read.arguments}
     scheme, port = transport(read.scheme, given), read.port
     host = str(given.get("host") or "localhost").lower()
@@ -216,8 +216,8 @@ def _server_warnings(
 def _unverified(given: Mapping[str, Any]) -> str | None:
     """Return the option that switches the verification off, if one does.
 
-    redis-py takes the name of a mode or its number, and whatever Python takes for
-    true; in a URL, texts. What is not known to verify is taken for what does not.
+    redis-py takes a mode's name or its number, and any true value; in a URL, texts. A
+    value that is not known to switch it on counts as off.
     """
     required = given.get("ssl_cert_reqs", "required")
     if str(required).lower() != "required" and required != ssl.CERT_REQUIRED:
@@ -256,11 +256,7 @@ def _secrets(identity: Identity) -> Mapping[str, str | None]:
 
 
 def _settings_source() -> str:
-    """Return the source of the settings, and of the modules beside them.
-
-    A secret that is not in there has come from elsewhere: the environment, a file, a
-    secret store.
-    """
+    """Return the source of the settings module, and of the modules beside it."""
     module = sys.modules.get(getattr(settings, "SETTINGS_MODULE", None) or "")
     path = getattr(module, "__file__", None)
     if path is None:
@@ -274,10 +270,10 @@ def _settings_source() -> str:
 def _unknown_options(
     options: CacheOptions, where: str, *, clustered: bool
 ) -> list[Problem]:
-    """Return which options nobody knows.
+    """Return the problems of options that are unknown.
 
-    redis-py knows more of them than are usual, and they differ with its version; to ask
-    it takes longer than a check should.
+    The usual options are known without redis-py, whose import would make every check
+    slow. It is imported for others, since its options differ between versions.
     """
     urls = [url for server in options.servers if (url := read_url(server))]
     schemes = {url.scheme for url in urls}

@@ -1,9 +1,9 @@
 """Compressors for ``OPTIONS["compressor"]``.
 
-What they write begins with the format's own magic number, so that values stay readable
-that were written before there was a compressor: no pickle, JSON text or MessagePack
-begins so. What they read may be somebody else's, a few bytes that become gigabytes, and
-comes out up to a bound.
+Compressed values begin with the format's magic number, by which they are told apart
+from values that were written without a compressor: no pickle, JSON text or MessagePack
+begins so. A few hostile bytes may decompress to gigabytes, so that the result is
+bounded.
 """
 
 import sys
@@ -21,26 +21,26 @@ _LZMA_MEMORY = 100 * 2**20
 
 
 class Compressor(Protocol):
-    """What ``OPTIONS["compressor"]`` gives."""
+    """The interface of an object for ``OPTIONS["compressor"]``."""
 
     def compress(self, data: bytes) -> bytes:
-        """Return the same in less."""
+        """Return data, compressed."""
         ...
 
     def decompress(self, data: bytes) -> bytes:
-        """Return what :meth:`compress` was given."""
+        """Return the data that :meth:`compress` was given."""
         ...
 
 
 class _MagicCompressor(ABC):
-    """Compresses what is worth it.
+    """Base of the compressors: compresses values from a length on.
 
     Parameters:
-        level: as the format has it; ``None`` for its default.
-        min_length: bytes from which on to compress.
+        level: the format's compression level; ``None``: its default.
+        min_length: bytes of a value from which on it is compressed.
     """
 
-    #: What the format's data begins with.
+    #: The bytes that the format's data begins with.
     magic: ClassVar[bytes]
 
     def __init__(self, level: int | None = None, min_length: int = 512) -> None:
@@ -74,12 +74,13 @@ class _MagicCompressor(ABC):
             unpacker = self._unpacker()
             found: bytes = unpacker.decompress(data, self._reserve(data, max_bytes))
         except Exception:
-            # Another's bytes that happen to begin so: no common error tells that.
+            # Uncompressed bytes that happen to begin so. The formats' errors have no
+            # common class.
             return data
         if unpacker.eof:
             return data if unpacker.unused_data else found
         if len(found) < max_bytes:
-            return data  # It breaks off.
+            return data  # It is truncated: not compressed data.
         raise _too_large(data, max_bytes)
 
     def _reserve(self, data: bytes, max_bytes: int) -> int:

@@ -42,8 +42,8 @@ class TokenError(EntraRedisError, AuthenticationError):
     """There is no valid token: the identity could not get one.
 
     Parameters:
-        message: what went wrong and what to do; never holds a secret.
-        code: the entry of :mod:`.advice` for it.
+        message: what went wrong and what to do; it never has a secret.
+        code: the failure code, see :mod:`.diagnostics.advice`.
     """
 
     def __init__(self, message: str, *, code: str = "token_failed") -> None:
@@ -56,7 +56,7 @@ class TokenRequestError(TokenError):
 
     Parameters:
         message, code: as above.
-        retry_after: seconds that the endpoint asked to be left alone, or ``None``.
+        retry_after: seconds that the endpoint asked to wait, or ``None``.
     """
 
     def __init__(
@@ -79,16 +79,16 @@ class ConnectionPoolTimeout(EntraRedisError, ConnectionError):  # noqa: N818 - a
 
 
 class InvalidReplyError(EntraRedisError, ConnectionError):
-    """What came in place of a reply is none; the connection has been closed."""
+    """The server's answer is not a valid reply; the connection has been closed."""
 
 
 class ClusterUnavailableError(EntraRedisError, ConnectionError):
-    """No node of a cluster can be asked, or none serves a key at the moment."""
+    """No node of a cluster answers, or none serves the slot of a key at the moment."""
 
 
 class ServerDownError(EntraRedisError, ConnectionError):
-    """The server failed a moment ago, and another request is finding out whether it
-    still does: this one was not sent."""
+    """The server failed a moment ago, and another request is probing it: this one was
+    not sent."""
 
 
 class WrongBackendError(EntraRedisError, ResponseError):
@@ -100,11 +100,11 @@ class WrongDatabaseError(EntraRedisError, ResponseError):
 
 
 class GreetingRefusedError(EntraRedisError, ResponseError):
-    """Redis refused a command that ``OPTIONS`` ask for as a connection begins."""
+    """Redis refused a command that ``OPTIONS`` ask for on each new connection."""
 
 
 class GreetingNotPermittedError(GreetingRefusedError, NoPermissionError):
-    """The principal's access policy does not allow it."""
+    """The principal's access policy does not allow that command."""
 
 
 class UncertainResultError(EntraRedisError, ConnectionError):

@@ -1,4 +1,4 @@
-"""A check for django-health-check 4 and newer, which whoever names it has installed."""
+"""A check for django-health-check 4 and newer."""
 
 from dataclasses import dataclass
 from importlib import import_module
@@ -9,14 +9,14 @@ from django.core.cache import caches
 from .cache.backend import EntraRedisCache
 from .diagnostics.health import cache_health
 
-# Not an ordinary import: what is optional is not there for every type checker.
+# Not an import statement: type checkers may not have the optional package.
 _base: Any = import_module("health_check.base")
 _exceptions: Any = import_module("health_check.exceptions")
 
 
 @dataclass
-class EntraRedis(_base.HealthCheck):  # type: ignore[misc]
-    """Checks that a cache answers, and thereby that its identity has a token.
+class EntraRedis(_base.HealthCheck):  # type: ignore[misc]  # its parent is Any
+    """Checks that a cache replies, and thereby that its identity has a token.
 
     Parameters:
         cache: its alias in ``CACHES``.
@@ -25,10 +25,10 @@ class EntraRedis(_base.HealthCheck):  # type: ignore[misc]
     cache: str = "default"
 
     def run(self) -> None:
-        """Ask the cache.
+        """Send a PING to the cache.
 
         Raises:
-            ServiceUnavailable: it did not answer; with the kind of error alone.
+            ServiceUnavailable: it did not reply. The text has the error's class only.
         """
         cache = caches[self.cache]
         if not isinstance(cache, EntraRedisCache):

@@ -68,7 +68,7 @@ def _extend(module: ModuleType) -> None:
     else:
         # That of event loops is read-only, but looked up anew for each URL.
         changed = MappingProxyType({**table, PARAMETER: provider_at})
-        module.URL_QUERY_ARGUMENT_PARSERS = changed  # type: ignore[attr-defined]
+        module.URL_QUERY_ARGUMENT_PARSERS = changed  # type: ignore[attr-defined] # untyped
 
 
 class _Finder:

@@ -38,7 +38,7 @@ _NUMBER = re.compile(rb"-?(\d+(\.\d+)?(e[-+]?\d+)?|inf)|nan")
 
 
 class Serializer(Protocol):
-    """What ``OPTIONS["serializer"]`` gives."""
+    """The interface of an object for ``OPTIONS["serializer"]``."""
 
     def dumps(self, obj: Any) -> Any:
         """Return bytes, or a number that Redis can count with."""
@@ -241,7 +241,7 @@ def make_serializer(
 def serializer_problems(
     serializer: Any, compressor: Any, where: str, *, fallbacks: Sequence[Any] = ()
 ) -> list[Problem]:
-    """Return what is wrong with these options of a cache; see above."""
+    """Return the problems of these options of a cache, see :func:`make_serializer`."""
     try:
         make_serializer(serializer, compressor, where, fallbacks=fallbacks)
     except ConfigurationError as error:

@@ -1,9 +1,9 @@
 """A session engine: ``SESSION_ENGINE = "django_entra_redis.sessions"``.
 
 Keys and values are those of Django's ``django.contrib.sessions.backends.cache``, so
-that changing over, or back, logs nobody out. A save takes one round trip in place of
-two, and an outage of Redis is an error in place of an empty session, which would log
-out whoever comes by.
+that a switch, in either direction, logs no user out. A save takes one round trip in
+place of two. An outage of Redis raises an error; with Django's engine users would get
+an empty session, and be logged out.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from redis.exceptions import RedisError
 from .cache import EntraRedisCache
 from .exceptions import MissingExtraError, UncertainResultError
 
-#: What says nothing of a session: it is there, and can't be read at the moment.
+#: Errors that do not mean that a session is gone: it can't be read at the moment.
 _UNKNOWN = (RedisError, OSError, ImproperlyConfigured, MissingExtraError)
 
 
@@ -42,16 +42,16 @@ class SessionStore(CacheSessionStore):
         self._cache = cache.strict if self._replaces else cache
 
     def load(self) -> dict[str, object]:
-        """Return what the session holds: nothing where it is not there, or unreadable.
+        """Return the session's data; nothing if there is no session, or a broken one.
 
         Raises:
-            RedisError: Redis can't be asked.
+            RedisError: Redis can't be reached.
         """
         try:
             found = self._cache.get(self.cache_key)
         except _UNKNOWN:
             raise
-        # Whatever comes of bytes that are no session, or of a cookie that is no key.
+        # Any error of a value that is not a session, or a cookie that is not a key.
         except Exception:
             found = None
         return self._loaded(found)
@@ -70,13 +70,12 @@ class SessionStore(CacheSessionStore):
         """Make a new session under a new key.
 
         Raises:
-            RedisError: Redis can't be asked.
+            RedisError: Redis can't be reached.
         """
         try:
             super().create()
         except UncertainResultError:
-            # Perhaps there is an empty session now that nobody knows the key of: it
-            # expires, and another one is as good.
+            # There may be an empty session now whose key is lost: it will expire.
             super().create()
 
     async def acreate(self) -> None:
@@ -90,9 +89,9 @@ class SessionStore(CacheSessionStore):
         """Store the session in one command, which decides whether it may.
 
         Raises:
-            CreateError: with ``must_create``, and there is a session of this key.
-            UpdateError: without, and there is none: it has been deleted meanwhile.
-            RedisError: Redis can't be asked.
+            CreateError: ``must_create`` is set, and the session exists already.
+            UpdateError: it is not set, and the session has been deleted meanwhile.
+            RedisError: Redis can't be reached.
         """
         if must_create or self.session_key is None or not self._replaces:
             super().save(must_create)
@@ -112,8 +111,8 @@ class SessionStore(CacheSessionStore):
             raise UpdateError
 
     def _get_new_session_key(self) -> str:
-        # Django asks whether it is taken. Whoever guesses 32 such characters guesses
-        # anybody's session, and create() finds out all the same.
+        # Django first asks Redis whether the key is taken, which is as improbable as a
+        # guessed session; create() would find out all the same.
         return get_random_string(32, VALID_KEY_CHARS)
 
     async def _aget_new_session_key(self) -> str:

@@ -1,4 +1,4 @@
-"""Signals that tell of token renewals.
+"""Signals for renewed tokens, and for failed token requests.
 
 Both are sent from a background thread, with the identity's alias as ``sender``.
 Neither ever carries the token. ``types`` has their keyword arguments for type checkers.

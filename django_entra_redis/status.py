@@ -1,4 +1,4 @@
-"""Snapshots of an identity, and of the copies that a process keeps of values."""
+"""Snapshots of an identity's status, and of a process's client-side cache."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -37,14 +37,15 @@ class ClientSideCacheInfo:
 
     Parameters:
         hits: values that were read from copies.
-        misses: values that were read from Redis for want of a copy.
-        invalidations: keys that Redis has told to have changed.
-        flushes: times that all copies of a server were dropped.
-        entries: copies that there are.
-        bytes: what they take.
-        connected: whether Redis would tell of changes, on each server that was asked.
-        last_confirmed: when that was last certain; ``None`` without a connection.
-        unsupported: why Redis does not tell of changes, if it has said so.
+        misses: values that were read from Redis, since there was no copy.
+        invalidations: keys that Redis has invalidated.
+        flushes: how often all copies of a server were dropped.
+        entries: the number of copies.
+        bytes: the bytes that they take.
+        connected: whether there is a tracking connection to each server in use.
+        last_confirmed: when all of these last showed a sign of life; ``None``: there is
+            none.
+        unsupported: why Redis does not invalidate copies, if it has refused to.
     """
 
     hits: int

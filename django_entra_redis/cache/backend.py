@@ -469,7 +469,7 @@ class EntraRedisCache(
         except SynchronousOnlyOperation:
             return await super().aget(key, default, version)
 
-    async def aset(  # type: ignore[override]
+    async def aset(  # type: ignore[override]  # as set()
         self,
         key: str,
         value: Any,
@@ -568,7 +568,7 @@ class EntraRedisCache(
         made = self._make_and_validate_keys(keys, version)
         await self._async_cache.run(self._operations.delete_many, made)
 
-    async def aclear(self) -> bool:  # type: ignore[override]
+    async def aclear(self) -> bool:  # type: ignore[override]  # as clear()
         """See :meth:`clear`."""
         if self.options.clear_by_scan:
             return await self._async_cache.run(

@@ -209,7 +209,7 @@ class CopyingClient(Client):
     def execute_at(self, endpoint: Endpoint, request: Request) -> Any:
         """Carry out a request, and drop the copies of what it may have changed."""
         try:
-            return super().execute_at(endpoint, request)  # type: ignore[safe-super]
+            return super().execute_at(endpoint, request)  # type: ignore[safe-super]  # a mixin
         finally:
             self.local.forget(request.changes)
 

@@ -386,7 +386,7 @@ class _Client(RedisCluster):
     def execute_command(self, *args: Any, **kwargs: Any) -> Any:
         """Carry out a command."""
         try:
-            return super().execute_command(*args, **kwargs)  # type: ignore[no-untyped-call]
+            return super().execute_command(*args, **kwargs)  # type: ignore[no-untyped-call]  # redis-py
         except RedisClusterException as error:
             outage = error.__cause__ or not self.nodes_manager.startup_nodes
             # Without an outage, the caller has made a mistake.

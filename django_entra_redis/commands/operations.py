@@ -204,7 +204,7 @@ class Operations:
         if self._reads_digits and found[0] is not None and found[0].isdigit():
             # Counters, as often as not: all at once, where all of them are.
             with suppress(TypeError, ValueError):
-                return dict(zip(names, map(int, found), strict=True))  # type: ignore[arg-type]
+                return dict(zip(names, map(int, found), strict=True))  # type: ignore[arg-type]  # checked
         loads = self.loads
         return {
             name: loads(data)

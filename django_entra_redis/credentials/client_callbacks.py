@@ -224,7 +224,7 @@ async def _refresh(pool: Any, token: Any) -> None:
         for connection in pool._in_use_connections:
             # redis-py would send AUTH after they are back in the pool, where the next
             # task would take its reply for the reply to its own command.
-            connection.set_re_auth_token(None)  # pyright: ignore[reportArgumentType]
+            connection.set_re_auth_token(None)  # pyright: ignore[reportArgumentType] # its type lacks None
 
 
 async def _authenticate(connection: Any, token: Any) -> None:

@@ -210,7 +210,7 @@ def test_set_on_a_condition(call: Caller) -> None:
     assert call.has_key("key") is False
     assert call.set("key", 4, 0, xx=True) is False
     assert call.set("key", 4) is None
-    with pytest.raises(ValueError, match="only one"):
+    with pytest.raises(ValueError, match="exclude each other"):
         call.set("key", 5, nx=True, xx=True)
 
 
