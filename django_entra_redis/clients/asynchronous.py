@@ -6,7 +6,8 @@ and the decisions; this module has what awaits.
 
 import asyncio
 import functools
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from time import monotonic
 from typing import Any, TypeVar
 
 from asgiref.sync import sync_to_async
@@ -23,7 +24,8 @@ from ..exceptions import InvalidReplyError
 from .attempts import Attempts
 from .observation import ASYNC_SEAM
 from .redirects import batch_error
-from .sync import Client, empty_answer, uncertain
+from .straight import FirstTry
+from .sync import CacheClient, Client, empty_answer, uncertain
 
 T = TypeVar("T")
 
@@ -48,6 +50,14 @@ class AsyncCacheClient:
             and options.connection.get("connection_class") is None
             and all(endpoint.multiplexes for endpoint in client.endpoints)
         )
+        # Whether the first attempt at a request takes no more than the loop's
+        # connection. Subclasses have more to do; which of several replicas reads is
+        # drawn anew for each request.
+        self._direct = (
+            type(self) is AsyncCacheClient
+            and type(client) is CacheClient
+            and len(client.endpoints) <= 2
+        )
 
     async def run(self, operation: Callable[..., Operation[T]], *args: Any) -> T:
         """Carry out an operation; return its result.
@@ -61,15 +71,19 @@ class AsyncCacheClient:
         )
         if connections and not (connections.open or await connections.count()):
             connections = None
-        execute: Callable[[Request], Awaitable[Any]]
+        execute: Callable[[Request], Awaitable[Any]] | None = None
         if self.seam.observed():
             execute = functools.partial(self.observe, connections)
         elif connections is None:
             return await sync_to_async(client.run)(operation, *args)
-        else:
+        elif not self._direct:
             execute = functools.partial(self.execute, connections)
         try:
-            result = await adrive(operation(*args), execute, client.translate)
+            if execute is not None:
+                result = await adrive(operation(*args), execute, client.translate)
+            else:
+                assert connections is not None
+                result = await self._drive(connections, operation(*args))
         except client.ignored as error:
             clear_frames(error)
             client.note_ignored(error)
@@ -82,6 +96,47 @@ class AsyncCacheClient:
         answer: T = empty_answer(operation, *args)
         return answer
 
+    async def _drive(self, connections: LoopConnections, generator: Operation[T]) -> T:
+        """Drive an operation, whose first request goes straight to the connection.
+
+        To await a reply through as many coroutines as retries and outages take costs
+        more than the request. They come in when that first attempt has failed.
+        """
+        client, made = self.client, list[FirstTry]()
+        try:
+            request = next(generator)
+            endpoint = client.endpoint_for(request)
+            connection = connections.to(endpoint)
+            link = None if endpoint.outages.any else connection.ready
+            if link is not None:
+                began = monotonic()
+                try:
+                    reply = await link.submit(request.packed, request.count)
+                    reply = request.read(connection.take(link, reply, request.count))
+                    if request.count:
+                        attempts = client.attempts(request)
+                        attempts.begun(endpoint, began)
+                        _check_batch(reply)
+                        attempts.succeeded(reply)
+                    else:
+                        endpoint.outages.answered_at = began
+                except RedisError as error:
+                    if isinstance(error, InvalidReplyError):
+                        # The bytes that follow can't be trusted either.
+                        connections.close(endpoint)
+                    made.append(FirstTry(_meaning(request, error), began))
+                else:
+                    request = generator.send(reply)
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
+
+        def execute(request: Request) -> Awaitable[Any]:
+            endpoint = client.endpoint_for(request)
+            return self._execute(connections, endpoint, request, made)
+
+        return await adrive(generator, execute, client.translate, request)
+
     def execute(self, connections: LoopConnections, request: Request) -> Awaitable[Any]:
         """Carry out a request; retry it where the retry policy allows that."""
         endpoint = self.client.reported_endpoint(request)
@@ -91,9 +146,28 @@ class AsyncCacheClient:
         self, connections: LoopConnections, endpoint: Endpoint, request: Request
     ) -> Any:
         """Carry out a request as :meth:`execute` does, on a given server."""
+        return await self._execute(connections, endpoint, request, [])
+
+    async def _execute(
+        self,
+        connections: LoopConnections,
+        endpoint: Endpoint,
+        request: Request,
+        made: list[FirstTry],
+    ) -> Any:
+        """Carry out a request on a given server.
+
+        Parameters:
+            made: a failed attempt that was made already, or nothing. It is removed, so
+                that the operation's next request begins without it.
+        """
         attempts = self.client.attempts(request)
 
         async def attempt() -> Any:
+            if made:
+                first = made.pop()
+                attempts.begun(endpoint, first.began)
+                raise first.take()
             attempts.begin(endpoint)
             return await self.call(connections, endpoint, request)
 
@@ -141,12 +215,12 @@ class AsyncCacheClient:
         try:
             reply = await self.ask(connections, endpoint, request)
         except (ConnectionLostError, ReplyTimeoutError, InvalidReplyError) as error:
-            if not (request.once and getattr(error, "sent", True)):
+            doubt = _meaning(request, error)
+            if doubt is error:
                 raise
-            doubt = uncertain(request, error)
         else:
-            if request.count and (failure := batch_error(reply)):
-                raise failure
+            if request.count:
+                _check_batch(reply)
             return reply
         raise doubt
 
@@ -181,6 +255,23 @@ class AsyncCacheClient:
             await asyncio.sleep(pause)
             if before_retry is not None:
                 await before_retry()
+
+
+def _check_batch(replies: Sequence[Any]) -> None:
+    """Raise the error reply that speaks for a whole batch, if there is one."""
+    if failure := batch_error(replies):
+        raise failure
+
+
+def _meaning(request: Request, error: Exception) -> Exception:
+    """Return the error that an attempt at a request raises for an error of its
+    connection, or for an error reply."""
+    broken = isinstance(
+        error, ConnectionLostError | ReplyTimeoutError | InvalidReplyError
+    )
+    if broken and request.once and getattr(error, "sent", True):
+        return uncertain(request, error)
+    return error
 
 
 async def _answers(

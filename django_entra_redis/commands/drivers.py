@@ -59,10 +59,16 @@ async def adrive(
     generator: Generator[Want, Got, T],
     carry_out: Callable[[Want], Awaitable[Got]],
     translate: Callable[[RedisError], RedisError] = _same,
+    want: Want | None = None,
 ) -> T:
-    """Do as :func:`drive` does, with a function that is awaited."""
+    """Do as :func:`drive` does, with a function that is awaited.
+
+    Parameters:
+        want: what the generator has yielded already; ``None``: nothing.
+    """
     try:
-        want = next(generator)
+        if want is None:
+            want = next(generator)
         while True:
             try:
                 got = await carry_out(want)

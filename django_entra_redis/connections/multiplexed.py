@@ -92,6 +92,16 @@ class MultiplexedConnection:
         self._held: Token | None = None
         self._authenticating = False
 
+    @property
+    def ready(self) -> RedisProtocol | None:
+        """The link, if it is up and the server knows it by the newest token."""
+        link = self._link
+        if link is None or link.closed:
+            return None
+        if self._renewal is not None and self._renewal.fresh() is not self._held:
+            return None
+        return link
+
     async def call(self, packed: bytes, count: int = 0) -> Any:
         """Have commands carried out; return the reply.
 
@@ -114,7 +124,14 @@ class MultiplexedConnection:
             link = await self._connected()
         elif self._renewal is not None and self._renewal.fresh() is not self._held:
             link = await self._keep_up(link, self._renewal)
-        reply = await link.submit(packed, count)
+        return self.take(link, await link.submit(packed, count), count)
+
+    def take(self, link: RedisProtocol, reply: Any, count: int) -> Any:
+        """Return the reply that has come on a link, or raise the error that it is.
+
+        Raises:
+            RedisError: see :meth:`call`.
+        """
         failure = _failure_in(reply, count)
         if failure is None:
             return reply

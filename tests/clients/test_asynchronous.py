@@ -877,6 +877,74 @@ def test_retry(
     run(main())
 
 
+ONCE: dict[str, Callable[[EntraRedisCache], Awaitable[Any]]] = {
+    "aget": lambda cache: cache.aget("key"),
+    "aset": lambda cache: cache.aset("key", {"a": 1}),
+    "aadd": lambda cache: cache.aadd("key", 1),
+    "aincr": lambda cache: cache.aincr("key"),
+    "atouch": lambda cache: cache.atouch("key", None),
+    "aget_many": lambda cache: cache.aget_many(["a", "b"]),
+    "aset_many": lambda cache: cache.aset_many({"a": 1, "b": 2}),
+    "of none": lambda cache: cache.aget_many([]),
+}
+OK = b"+OK\r\n"
+REPLIES: dict[str, list[bytes | None]] = {
+    "well": [OK],
+    "a number": [b":1\r\n"],
+    "nothing": [b"$-1\r\n"],
+    "values": [b"*2\r\n$1\r\n7\r\n$-1\r\n"],
+    "an error": [b"-ERR no\r\n"],
+    "no script": [b"-NOSCRIPT none\r\n", b":5\r\n"],
+    "no scripts": [b"-NOPERM no permissions to run 'evalsha'\r\n", b":1\r\n"],
+    "full": [b"-OOM full\r\n"],
+    "a replica": [b"-READONLY replica\r\n"],
+    "loading": [b"-LOADING it loads\r\n"],
+    "a node": [b"-MOVED 5 127.0.0.1:7000\r\n"],
+    "of another kind": [b"*1\r\n:1\r\n"],
+    "no reply": [b"!\r\n"],
+    "dropped": [b""],
+    "silent": [None],
+}
+
+
+@pytest.mark.parametrize("operation", ONCE)
+def test_both_ways_of_a_first_attempt(
+    monkeypatch: pytest.MonkeyPatch, operation: str
+) -> None:
+    """Straight to the connection, and through retries and outages: the same commands,
+    connections and outcomes, whatever the reply is."""
+    monkeypatch.setattr(retry, "BACKOFF", NoBackoff())
+
+    async def outcome(replies: list[bytes | None], direct: bool) -> Any:
+        host, _ = answering(OK, *replies, *[OK] * 8)
+        async with host:
+            url = f"redis://127.0.0.1:{host.port}"
+            silent = None in replies
+            cache = make_cache(
+                url, identity=None, socket_timeout=0.3 if silent else PATIENCE
+            )
+            client: Any = cache._async_cache
+            monkeypatch.setattr(client, "_direct", direct)
+            await cache.aset("connected", 1)
+            try:
+                said: Any = await ONCE[operation](cache)
+            except (redis.RedisError, ValueError) as error:
+                said = type(error), str(error).replace(str(host.port), "")
+            return said, host.commands, len(host.peers), cache.get_pool().counts()
+
+    async def main() -> None:
+        # To wait for nothing takes its time: once for what is repeated, once for what
+        # is not.
+        quick = operation not in ("aget", "aincr")
+        for replies in REPLIES.values():
+            if quick and None in replies:
+                continue
+            found = [await outcome(replies, direct) for direct in (True, False)]
+            assert found[0] == found[1]
+
+    run(main())
+
+
 def test_list_of_replies_that_stands_for_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

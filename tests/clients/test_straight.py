@@ -219,6 +219,7 @@ def test_it_is_taken(database: Database, monkeypatch: pytest.MonkeyPatch) -> Non
     cache.delete("key")
     assert cache.set_many({"key": 1, "other": 2}) == []
     assert cache.get_many(["key", "other", "none"]) == {"key": 1, "other": 2}
+    assert cache._single_key.set_many([], {}, 5) == []
     names = [packed.split(b"\r\n")[2] for packed in sent]
     assert names == [
         *(b"SET", b"GET", b"SET", b"EXISTS", b"EVALSHA"),
@@ -577,7 +578,7 @@ def test_several_replies_in_pieces() -> None:
         one.settimeout(0.2)
         tried = exchanger.make_exchanger(one, 0.2)
         assert tried is not None
-        read, pieces = tried._read_some, [OK + b"+", b"OK\r\n" + OK]
+        read, pieces = tried._read_some, [OK + b"+", b"OK\r\n+", b"OK\r\n"]
 
         def read_and_send() -> bytes:
             data: bytes = read()

@@ -455,6 +455,7 @@ KNOWN = {
     ("connection.idle_since", "connections.pool"),
     # The one attribute of an outage's record that callers in a hurry set.
     ("outages.answered_at", "clients.straight"),
+    ("endpoint.outages.answered_at", "clients.asynchronous"),
     # As long as it is instrumented.
     ("ConnectionPool.check_out", "opentelemetry"),
 }
