@@ -214,7 +214,8 @@ class EntraRedisOptions(OwnOptions, total=False):
     """A password, for a cache without an identity."""
     protocol: Literal[2, 3]
     """The version of Redis' protocol. RESP 3 brings a cache nothing but push
-    messages between its replies."""
+    messages between its replies; redis-py is kept from asking for those of
+    maintenance."""
     retry: Any
     """redis-py's retry policy, for commands that are safe to repeat. The default is
     3 retries, 20 ms to 0.5 s apart: a failover closes all connections, and not all
