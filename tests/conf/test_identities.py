@@ -391,6 +391,7 @@ def test_key_of_another_kind(entry: dict[str, Any], message: str, hint: str) -> 
 @pytest.mark.parametrize(
     "key", ["CLIENT_SECRET", "CLIENT_CERTIFICATE_PASSWORD", "CLIENT_ID", "SCOPE"]
 )
+@settings(deadline=None)
 @given(
     st.binary(min_size=1)
     | st.integers(min_value=1)
@@ -420,6 +421,7 @@ RIGHT = {
 }
 
 
+@settings(deadline=None)
 @given(st.sampled_from(list(RIGHT)), unseen, st.booleans())
 def test_what_files_bring_along(key: str, extra: str, before: bool) -> None:
     """A line break or a space that nobody sees is told, and the value is not."""

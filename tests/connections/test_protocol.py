@@ -1,6 +1,7 @@
 """A connection that many tasks share: each gets its own replies, whatever happens."""
 
 import asyncio
+import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -40,10 +41,12 @@ class Transport:
         self.written: list[bytes] = []
         self.aborted = 0
         self.full_after = 10**9
+        self.extra: dict[str, Any] = {}
         self.link: RedisProtocol | None = None
 
-    def get_extra_info(self, name: str) -> None:
-        """Have no socket."""
+    def get_extra_info(self, name: str) -> Any:
+        """Have no socket, unless it is given one."""
+        return self.extra.get(name)
 
     def write(self, data: bytes | memoryview) -> None:
         """Take bytes; hold the link back when there are too many."""
@@ -106,6 +109,43 @@ def test_commands_gather() -> None:
         wire.link.data_received(b"$1\r\n0\r\n$1\r\n1\r\n$1")
         wire.link.data_received(b"\r\n2\r\n")
         assert await asyncio.gather(*futures) == [b"0", b"1", b"2"]
+
+    on_wire(test)
+
+
+def test_what_the_server_says_of_a_large_value() -> None:
+    """It is read before more of the value is sent, and as the transport gives up."""
+
+    async def test(wire: Wire) -> None:
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            wire.transport.extra["socket"] = ours
+            future = wire.link.submit(b"x" * (3 * PIECE))
+            await turns(1)
+            theirs.sendall(b"-ERR too large\r\n")
+            await turns()
+            assert len(wire.written) == PIECE
+            assert not future.done()
+            wire.link.connection_lost(OSError("reset"))
+            assert str(await future) == "too large"
+
+    on_wire(test)
+
+
+@pytest.mark.parametrize("extra", [{"sslcontext": True}, {}])
+def test_what_can_not_be_read_any_more(extra: dict[str, Any]) -> None:
+    """Behind TLS, or of a socket that is reset, nothing is: the connection is lost."""
+
+    async def test(wire: Wire) -> None:
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            wire.transport.extra = {"socket": ours, **extra}
+            future = wire.link.submit(b"x")
+            await turns(1)
+            ours.setblocking(False)
+            wire.link.connection_lost(OSError("reset"))
+            with pytest.raises(ConnectionLostError, match="reset"):
+                await future
 
     on_wire(test)
 

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import pytest
 import redis
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from redis._parsers import _RESP2Parser, _RESP3Parser
 from redis.connection import Connection, DefaultParser
@@ -84,6 +84,7 @@ def test_refusals(words: str) -> None:
     assert type(read(words)) is AuthenticationError
 
 
+@settings(deadline=None)
 @given(
     st.from_regex(r"(ERR )?[A-Z]{2,12}", fullmatch=True),
     st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=60),
@@ -174,6 +175,7 @@ def test_words_that_are_quoted(words: str) -> None:
             assert type(cluster_error(error)) is ResponseError
 
 
+@settings(deadline=None)
 @given(st.from_regex(r"(ERR )?(NOAUTH|WRONGPASS)( [^\r\n]*)?", fullmatch=True))
 def test_codes_decide(words: str) -> None:
     """Whatever follows the code."""
