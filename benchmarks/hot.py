@@ -25,6 +25,13 @@ from .servers import RedisServer
 
 COPIES = "with copies"
 LOCAL = "LocMemCache"
+#: By who has copies of their own: what they are called here, and the options that their
+#: manuals ask for.
+COPYING: dict[str, tuple[str, dict[str, Any]]] = {
+    OURS: (COPIES, {"client_side_cache": True}),
+    VCACHE: (f"{VCACHE} {COPIES}", {"CLIENT_SIDE_CACHE": {"ENABLED": True}}),
+    CACHEX: (f"{CACHEX} {COPIES}", {"tracking": True}),
+}
 #: Seconds of a round trip through the proxy.
 ROUND_TRIP = 0.001
 VALUES: dict[str, Any] = {"1 KB dict": one_kilobyte(), "small int": 7}
@@ -40,9 +47,12 @@ TARGETS = {
 def settings_of(url: str, ca_file: Any) -> dict[str, dict[str, Any]]:
     """Return the caches' settings: each with what it has for hot keys, if anything."""
     made = cache_settings(url, ca_file)
-    ours = made[OURS]
-    options = {**ours["OPTIONS"], "client_side_cache": True}
-    made[COPIES] = {**ours, "KEY_PREFIX": "cachex", "OPTIONS": options}
+    for number, name in enumerate(CACHES):
+        if name in COPYING:
+            copying, more = COPYING[name]
+            options = {**made[name]["OPTIONS"], **more}
+            prefix = f"copy_{number}"
+            made[copying] = {**made[name], "KEY_PREFIX": prefix, "OPTIONS": options}
     made[LOCAL] = {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}
     return made
 
@@ -104,7 +114,9 @@ def measure_hot(server: RedisServer, report: Report) -> None:
     report.line("get() of a hot key, client CPU time in µs: median (minimum-maximum).")
     report.line()
     report.table("operation", COPIES, "against", "takes", "ratio", "target")
-    others = [DJANGO, LOCAL, *(name for name in (VCACHE, CACHEX) if name in CACHES)]
+    others = [DJANGO, LOCAL]
+    for name in (VCACHE, CACHEX):
+        others += [name, COPYING[name][0]] * (name in CACHES)
     with caches_at(server.url, server.ca_file):
         for kind, value in VALUES.items():
             ours = cpu_of(getter(COPIES, value))

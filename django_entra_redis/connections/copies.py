@@ -113,7 +113,8 @@ class Copies:
         if self.peek(key) is not copy:
             return False
         if copy.expires_at <= now:
-            self._expire(key, copy)
+            with self._lock:
+                self._remove(key)
             return False
         try:
             self._move_to_end(key)
@@ -126,21 +127,14 @@ class Copies:
             self.hits += 1
         return True
 
-    def _expire(self, key: str, copy: Copy) -> None:
-        with self._lock:
-            if self.peek(key) is copy:
-                self._remove(key)
-
     def is_cold(self, key: str) -> bool:
         """Count a read without a copy; return whether a copy is not worth it."""
-        # Most keys are not, and need no lock to know that.
-        if self._unused.get(key, 0) >= 0:
+        # Without the lock: that two threads count as one does no harm.
+        count = self._unused.get(key, 0)
+        if count >= 0:
             return False
-        with self._lock:
-            count = self._unused.get(key, 0)
-            if count < 0:
-                self._unused[key] = count + 1 if count < -1 else COLD_AFTER - 1
-            return count < 0
+        self._unused[key] = count + 1 if count < -1 else COLD_AFTER - 1
+        return True
 
     def miss(self, count: int) -> None:
         """Count values that there were no copies of."""

@@ -237,7 +237,7 @@ class TrackedConnection:
             self._hold(current)
         elif action is Action.RECONNECT:
             self.lose("its token has expired")
-        elif action is Action.AUTHENTICATE:
+        else:
             with self._gate:
                 if not (self._busy or self.closed or self._authenticating):
                     self._authenticating = True
@@ -380,8 +380,8 @@ class TrackedConnection:
         if self._woken:
             with self._gate:
                 self._woken = False
-                if not self.closed:
-                    self._epoll.modify(self._sock.fileno(), select.EPOLLIN)
+                # Open even if the connection is lost: who waits for bytes closes it.
+                self._epoll.modify(self._sock.fileno(), select.EPOLLIN)
 
     def _wait_for_bytes(self, seconds: float) -> None:
         if self._epoll is not None:

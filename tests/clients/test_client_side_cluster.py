@@ -200,6 +200,8 @@ def test_a_copy_from_elsewhere(both: Any) -> None:
     client.local.copies.end(client.local.copies.begin(key, object()), b"1", 1e12)
     assert client.find(key) is None
     assert client.fetch([key]) is None
+    with suppress(RedisError):
+        asyncio.run(cache.aget("name-0"))
     client.topology._slots = slots
     assert cache.get("name-0") == VALUES["name-0"]
 
@@ -208,6 +210,8 @@ def test_before_the_first_look(both: Any) -> None:
     """The nodes are asked for as ever, and copies are kept from then on."""
     cache, other = both
     assert asyncio.run(cache.aget("k")) is None
+    registry.reset()
+    assert cache.get("k") is None
     registry.reset()
     other.set("k", 1)
     assert cache.get("k") == 1

@@ -46,6 +46,21 @@ def test_a_copy_lives_as_long_as_its_key() -> None:
     assert good(copies, "never there", 0.0) is None
 
 
+def test_a_copy_that_goes_while_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread may have dropped it, or put another one in its place."""
+    copies = Copies(10_000, 1000)
+    keep(copies, "a", b"old")
+    old = copies.peek("a")
+    assert old is not None
+    keep(copies, "a", b"new")
+    assert not copies.use("a", old, 0.0)
+    copies.drop(["a"])
+    # As it was a moment before.
+    monkeypatch.setattr(copies, "peek", lambda key: old)
+    assert not copies.use("a", old, 0.0)
+    assert copies.hits == 0
+
+
 def test_what_is_not_there_is_not_kept() -> None:
     """A key without a value gets no copy, and leaves none of before."""
     copies = Copies(10_000, 1000)

@@ -233,8 +233,12 @@ def test_too_many_at_once(server: Server, monkeypatch: pytest.MonkeyPatch) -> No
     assert server.wire.fetch(["b"]) is None
 
 
-def test_a_lot_at_once(server: Server) -> None:
-    """Is taken in piece by piece."""
+@pytest.mark.parametrize("pieces", [1, 64])
+def test_a_lot_at_once(
+    server: Server, monkeypatch: pytest.MonkeyPatch, pieces: int
+) -> None:
+    """Is taken in piece by piece, so many at a time."""
+    monkeypatch.setattr(wires, "_MOST_PIECES", pieces)
     server.fill()
     names = [f"key-{number}" for number in range(1000)]
     sender = threading.Thread(target=server.send, args=(push(*names) * 20,))
@@ -347,6 +351,25 @@ def test_asking_for_one_that_does_not_come(stream: bytes) -> None:
     assert server.wire._poller is None
     assert server.wire._sock.fileno() == -1
     server.close()
+
+
+def test_what_nobody_waits_for(server: Server) -> None:
+    """It comes with what others wait for; a task that was cancelled is left alone."""
+
+    async def main() -> None:
+        future = asyncio.get_running_loop().create_future()
+        first = server.wire.fetch(["a"])
+        assert first is not None
+        second = server.wire.fetch(["b"], future, waited=False)
+        assert second is not None
+        server.send(b"$1\r\n1\r\n:-1\r\n")
+        server.wire.wait(first)
+        future.cancel()
+        server.send(b"$1\r\n2\r\n:-1\r\n")
+        server.wire.take_in()
+        assert (first.values, second.values) == ([b"1"], [b"2"])
+
+    asyncio.run(main())
 
 
 def test_lost_while_threads_wait(server: Server) -> None:
@@ -484,6 +507,8 @@ def test_a_loop_that_is_gone(server: Server) -> None:
     loop = asyncio.new_event_loop()
     assert server.wire.watch(loop)
     assert list(server.wire._watches) == [loop]
+    watch = server.wire._watches[loop]
     server.wire.lose("the test says so")
+    watch._take_in()
     loop.run_until_complete(asyncio.sleep(0))
     loop.close()

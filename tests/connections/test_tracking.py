@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -71,13 +72,15 @@ def test_a_server_that_does_not_track(
     answer: bytes, refusal: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It is not asked again for some time."""
-    with listening(answer, answer) as target:
+    with listening(answer, answer, answer) as target:
         assert refusal in str(refusal_of(target))
         tracker = make(target)
         assert tracker.fetch(["a"]) is None
         assert tracker.fetch(["a"]) is None
         assert refusal in str(tracker.refusal)
         assert asyncio.run(tracker.afetch(["a"])) is None
+        tracker.close()
+        assert tracker.fetch(["a"]) is None
     assert caplog.text.count("does not track") == 1
     assert not tracker.connected
     assert tracker.confirmed_at is None
@@ -126,12 +129,10 @@ def test_a_server_that_drips() -> None:
     def drip() -> None:
         client, _ = slow.accept()
         client.recv(65536)
-        for _ in range(20):
-            time.sleep(0.05)
-            try:
+        with suppress(OSError):
+            while True:
+                time.sleep(0.05)
                 client.sendall(b"+")
-            except OSError:
-                break
         client.close()
 
     thread = threading.Thread(target=drip)
@@ -141,6 +142,21 @@ def test_a_server_that_drips() -> None:
     assert make(target).fetch(["a"]) is None
     thread.join(30)
     slow.close()
+
+
+def test_a_server_that_does_not_speak_tls() -> None:
+    """Leaves no socket open."""
+    with listening(b"-ERR no TLS here\r\n") as target:
+        target = replace(target, make_ssl=ssl.create_default_context)
+        tracker = make(replace(target, server_hostname="localhost"))
+        assert tracker.fetch(["a"]) is None
+    assert not tracker.connected
+
+
+def test_it_tracks() -> None:
+    """A server that can is not in the way, and keeps no connection for the question."""
+    with listening(HELLO + b"+OK\r\n") as target:
+        assert refusal_of(target) is None
 
 
 def test_only_one_connects(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,6 +299,15 @@ def test_keeping_up(name: str) -> None:
         found = server.recv(65536)
     assert found.count(b"AUTH") == bool(sent)
     wire.lose("the test is over")
+    server.close()
+
+
+def test_a_token_that_expires_before_the_next_read() -> None:
+    """The connection is no good for it."""
+    tracker = make(Target(where={"host": "127.0.0.1", "port": 1}))
+    tracker.wire, server = held_by(token("old", -1.0), None)
+    assert tracker.ask("a") is None
+    assert not tracker.connected
     server.close()
 
 

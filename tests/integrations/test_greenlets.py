@@ -64,6 +64,45 @@ print(json.dumps({"errors": errors[:3], "hung": hung}), flush=True)
 os._exit(0)
 """
 
+COPIES = """
+import json, os, threading, time
+import django
+django.setup()
+from django.conf import settings
+from django.core.cache import caches
+default = settings.CACHES["default"]
+copying = {**default["OPTIONS"], "client_side_cache": True}
+settings.CACHES["copying"] = {**default, "OPTIONS": copying}
+cache, other = caches["copying"], caches["default"]
+other.set_many({f"key-{number}": number for number in range(100)})
+errors = []
+
+def work(number):
+    for turn in range(40):
+        key = (number + turn) % 100
+        if cache.get(f"key-{key}") != key:
+            errors.append("another value")
+        cache.set(f"own-{number}", turn)
+        if cache.get(f"own-{number}") != turn:
+            errors.append("not its own")
+        if turn % 10 == 0:
+            time.sleep(0)
+
+threads = [threading.Thread(target=work, args=(n,)) for n in range(20)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+other.set("key-0", "new")
+while cache.get("key-0") != "new":
+    time.sleep(0.001)
+info = caches["copying"].client_side_cache_info()
+print(json.dumps(
+    {"errors": errors[:3], "hits": info.hits > 100, "connected": info.connected}
+))
+os._exit(0)
+"""
+
 
 @pytest.fixture
 def emulator(monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
@@ -103,6 +142,14 @@ def test_greenlets(emulator: Emulator, kind: str) -> None:
     assert emulator.stats.closed_by_expiry_in_use == 0
     # The last one hangs.
     assert emulator.stats.token_requests in (RENEWALS + 1, RENEWALS + 2)
+
+
+def test_copies(emulator: Emulator) -> None:
+    """Greenlets read copies, and what is asked for on one connection, each its own; a
+    write of another cache is seen, and nobody holds up the others."""
+    done = run(emulator, f"{PATCHES['gevent']}\n{COPIES}")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {"errors": [], "hits": True, "connected": True}
 
 
 def test_patched_too_late(emulator: Emulator) -> None:
