@@ -139,9 +139,9 @@ class Diagnosis:
         return Step(name, code is None, ms, self._presentable(detail), code, hint)
 
     def _presentable(self, text: str) -> str:
-        """Return a text on one line and without secrets.
+        """Return a text on one line, without secrets and without control characters.
 
-        It may contain any message of other software.
+        It may contain any message of other software, also of one that is hijacked.
         """
         secrets: list[str | None] = []
         if self.token is not None:
@@ -151,6 +151,7 @@ class Diagnosis:
             secrets.append(self.identity.client_certificate_password)
         for secret in filter(None, secrets):
             text = text.replace(secret, "***")
-        text = " ".join(text.split())
+        shown = "".join(one if one.isprintable() else " " for one in text)
+        text = " ".join(shown.split())
         # Another software's message may already end with a full stop.
         return text.removesuffix(".") if text.endswith("..") else text

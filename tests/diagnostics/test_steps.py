@@ -701,6 +701,12 @@ def refusal_in_the_words_of_azure(site: Site) -> None:
     site.emulator.set_access(site.emulator.application.object_id, None)
 
 
+@fault("auth_refused", "auth", says="[2J ]0;hello refused")
+def refusal_that_would_clear_the_terminal(site: Site) -> None:
+    site.emulator.refusal = "ERR \x1b[2J \x1b]0;hello\x07 refused"
+    site.emulator.set_access(site.emulator.application.object_id, None)
+
+
 @fault("auth_username_is_client_id", "auth")
 def client_id_refused_in_the_words_of_azure(site: Site) -> None:
     site.emulator.refusal = "ERR WRONGPASS invalid username-password pair"
@@ -864,7 +870,7 @@ def key_on_another_node(site: Site) -> Iterator[None]:
         yield
 
 
-@fault("cluster_policy_oss", "round_trip", says="CLUSTERDOWN")
+@fault("cluster_policy_oss", "round_trip", says="cluster is down")
 def cluster_behind_something_that_adds_err(site: Site) -> Iterator[None]:
     with scripted(SET=b"-ERR CLUSTERDOWN The cluster is down\r\n") as server:
         site.use_server(server)
@@ -1061,6 +1067,7 @@ def test_fault(name: str, site: Site, request: pytest.FixtureRequest) -> None:
     assert [step["name"] for step in outcome.steps] == list(STEPS)[: len(passed) + 1]
     for step in passed:
         assert (step["ok"], step["code"], step["hint"]) == (True, None, None)
+    assert failed["detail"].isprintable()
     assert any(says in failed["detail"] for says in fault.says.split("|"))
     if fault.code != "settings_invalid":
         assert failed["hint"] == str(ADVICE[fault.code])
