@@ -1,12 +1,12 @@
 """``get_or_set()`` and ``aget_or_set()`` without stampedes.
 
-When a key that many read expires, all of them would compute its value. Here one thread
-or task of a process does, and those that come meanwhile get what it got. With
-``OPTIONS["stampede"]`` processes take turns, too, and a value is computed anew before
-it expires, by one of them.
+When a key that many callers read expires, all of them would compute its value. Here one
+thread or task of a process does, and the callers that come meanwhile get its result.
+With ``OPTIONS["stampede"]`` processes take turns, too, and one of them computes a value
+anew before it expires.
 
-The way is a generator that yields what is to be done; threads and event loops are two
-drivers of the same.
+Each way to the value is a generator that yields what is to be done next. Threads and
+event loops drive the same generators.
 """
 
 import asyncio
@@ -42,22 +42,22 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-#: Seconds that a caller waits for another one's computation in the same process; twice
-#: at most, should that one be given up. Longer than ``LOCK``: whoever waits for the one
-#: that waits for another process is not to give up first.
+#: Seconds that a caller waits for another caller's computation in the same process;
+#: twice at most, if that one is given up. Longer than ``LOCK``, so that a computation
+#: which waits for another process is not given up before that wait has ended.
 WAIT = 30.0
 ROUNDS = 2
 #: Seconds that the lock between processes is held at most, and waited for.
 LOCK = 10.0
-#: Seconds between two looks whether another process is done.
+#: Seconds between two checks whether another process is done: at random between these.
 POLL = (0.02, 0.1)
-#: Stands for a value that is not there.
+#: The result of ``get()`` for a key that does not exist.
 MISSING: Any = object()
-#: What a computation ends with that was given up: whoever waits is to begin anew.
+#: The result of a computation that was given up: a waiting caller begins anew.
 GIVEN_UP: Any = object()
 
 
-#: What is to be done next, with what does it; and what came of it.
+#: A generator of steps. Each is called with the driver, and the result is sent back.
 Steps = Generator[Callable[[Any], Any], Any, T]
 
 
@@ -68,10 +68,10 @@ class Call:
     Parameters:
         operations: those of the cache.
         options: ``OPTIONS["stampede"]``.
-        names: the key, and those beside it.
-        default: the value, or what computes it.
-        seconds: how long it lives then; ``None`` for ever.
-        native: whether it runs in an event loop, which goes on while this waits.
+        names: the keys of the value, of its cost and of its lock.
+        default: the value, or a function that computes it.
+        seconds: the value's timeout; ``None``: it does not expire.
+        native: whether it runs in an event loop, which it must not block.
     """
 
     operations: "Operations"
@@ -127,7 +127,8 @@ class Call:
             return is_due((yield from self._learn()), beta, draw)
 
         known = ledger.get(self.key)
-        # What this process knows may be old news: another one has computed it.
+        # The facts that this process knows may be outdated: another process may have
+        # computed the value meanwhile. Therefore they are fetched again.
         if not ((known is None or is_due(known, beta, draw)) and (yield from due())):
             return value
         computation = self._begin()
@@ -141,19 +142,19 @@ class Call:
         if since is None:
             return found
         try:
-            # Another process may have been at it until just now.
+            # Another process may have computed it until just now.
             if not (yield from due()):
                 return found
             try:
                 value, cost = yield from self._measured()
             except Exception:
                 logger.warning(
-                    "A value could not be computed before it expires; the one that is "
-                    "there is used as long as it lives.",
+                    "A value could not be computed before it expires; the old one is "
+                    "used until then.",
                     exc_info=True,
                 )
                 return found
-            # What somebody has deleted meanwhile does not come back.
+            # "replace", so that a key which has been deleted meanwhile stays deleted.
             if (yield methodcaller("replace", value)):
                 yield from self._note(cost)
             return (yield methodcaller("get", value))
@@ -182,7 +183,7 @@ class Call:
             yield from self._unlock(since)
 
     def _compute(self) -> Steps[Any]:
-        """Do what Django does."""
+        """Compute and set the value, as Django does."""
         value, cost = yield from self._measured()
         return (yield from self._set(value, cost))
 
@@ -190,11 +191,11 @@ class Call:
         added = yield methodcaller("add", value)
         if added and cost is not None and self.options is not None:
             yield from self._note(cost)
-        # Again: another one may have added it between the two.
+        # Read once more, since another caller may have added its value first.
         return (yield methodcaller("get", value))
 
     def _lead(self, computation: Computation, way: Steps[Any]) -> Steps[Any]:
-        """Go a way whose end others may wait for."""
+        """Take the steps of a computation whose result others may wait for."""
         future = computation.future
         before = own_computations.set((*own_computations.get(), computation))
         share: Any = GIVEN_UP
@@ -214,13 +215,13 @@ class Call:
                 future.set_result(share)
 
     def _begin(self) -> Computation | None:
-        """Begin a computation; ``None``: somebody else has."""
+        """Begin a computation; ``None``: one is under way already."""
         loop = running_loop() if self.native else None
         return computations.lead(self.key, loop)
 
     def _copies(self, value: Any) -> Any:
-        """Return what gives a copy of a value to each who waits for it: all may change
-        what they get."""
+        """Return a function that makes copies of a value, one for each waiting caller:
+        each may change its copy."""
         try:
             data = encode(self.operations.dumps(value))
         except Exception:
@@ -237,7 +238,7 @@ class Call:
         return value, time.perf_counter() - began
 
     def _note(self, cost: float) -> Steps[None]:
-        """Remember, for all processes, what a value has cost."""
+        """Store the cost of a value, for all processes."""
         if self.seconds:
             ledger.put(self.key, Facts(cost, self.seconds))
             note = self.beside.note
@@ -256,7 +257,7 @@ class Call:
         return since if taken else None
 
     def _unlock(self, since: float) -> Steps[None]:
-        # After that it may be another process's.
+        # After that time it may be another process's lock.
         if time.monotonic() - since < LOCK:
             yield methodcaller("run", self.beside.unlock, self.names)
 
@@ -266,12 +267,12 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Threads:
-    """What a call in a thread does its steps with.
+    """The driver of a call in a thread.
 
     Parameters:
-        cache: the cache, whose own methods are used, for the sake of subclasses.
-        client: carries out what it has no methods for.
-        key, timeout, version: what the caller gave.
+        cache: the cache. Its methods are used, since a subclass may override them.
+        client: the client, for operations that the cache has no methods for.
+        key, timeout, version: the caller's arguments.
     """
 
     cache: Any
@@ -332,10 +333,10 @@ class Threads:
 
 @dataclass(frozen=True, slots=True)
 class Tasks:
-    """What a call in an event loop does its steps with.
+    """The driver of a call in an event loop.
 
     Parameters:
-        cache, client, key, timeout, version: as :class:`Threads` has them.
+        cache, client, key, timeout, version: see :class:`Threads`.
     """
 
     cache: Any
@@ -389,7 +390,7 @@ class Tasks:
     async def wait(self, future: "Future[Any]") -> None:
         """Wait for another one's computation."""
         waiting = asyncio.wrap_future(future)
-        # Else it is complained of that nobody has asked this one for the error.
+        # Retrieves the error, about which asyncio would log a warning otherwise.
         waiting.add_done_callback(asyncio.Future.exception)
         await asyncio.wait([waiting], timeout=WAIT)
 
@@ -399,10 +400,10 @@ class Tasks:
 
 
 def make_names(cache: Any, key: str, version: int | None) -> Names:
-    """Return a key as Redis gets it, and those beside it.
+    """Return the keys of a value, of its cost and of its lock.
 
-    They begin with the KEY_PREFIX, which may be all that an access policy allows, yet
-    are none that ``keys()`` finds, since they are of a version that nobody has.
+    All begin with the KEY_PREFIX, since an access policy may allow no others. The last
+    two have a version of their own, so that ``keys()`` does not find them.
     """
     made = cache.make_and_validate_key(key, version=version)
     shown = cache.version if version is None else version

@@ -1,8 +1,8 @@
-"""Clients of caches with ``OPTIONS["client_side_cache"]``: they read copies of values
-that this process has read before, until Redis says that these have changed.
+"""The clients of caches with ``OPTIONS["client_side_cache"]``.
 
-A read looks for a copy first. Each write drops the copies of its keys when its reply
-comes, whatever that is: this process reads what it has written, always.
+They keep copies of values that this process has read, until Redis invalidates them. A
+read uses a copy if there is one. A write drops the copies of its keys when its reply
+comes, whatever that is, so that this process always reads what it has written.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-#: Tells whether a key as Redis has it is one that copies are kept of.
+#: Returns whether copies are kept of a key in Redis.
 Keeps = Callable[[str], bool]
 
 #: Values as they have come; ``None`` where they must be asked for in another way.
@@ -62,7 +62,7 @@ class LocalCopies:
         self._trackers: dict[Endpoint, Tracker] = {}
 
     def find(self, key: str) -> Copy | None:
-        """Return the copy of a value, if it is as good as what Redis would answer."""
+        """Return the copy of a value, if there is one that may be used."""
         copies = self.copies
         copy = copies.peek(key)
         if copy is None:
@@ -99,7 +99,7 @@ class LocalCopies:
         return found
 
     def forget(self, keys: Sequence[str | bytes] | None) -> None:
-        """Drop the copies of keys that may have changed; ``None``: of all."""
+        """Drop the copies of keys that may have changed; ``None``: of all keys."""
         if keys is None:
             self.copies.flush()
             return
@@ -132,7 +132,7 @@ class LocalCopies:
         )
 
 
-#: Options of redis-py's that a tracking connection has no equal of.
+#: Options of redis-py's that a tracking connection does not support.
 _UNTRACKED = (
     "connection_class",
     "credential_provider",
@@ -163,8 +163,8 @@ def local_copies(shared: Any, options: CacheOptions) -> LocalCopies:
         reason = f"OPTIONS have {' and '.join(given)}" if given else None
         if reason:
             logger.warning(
-                "%s, which a tracking connection has no equal of: "
-                "OPTIONS['client_side_cache'] does nothing.",
+                "%s, which a tracking connection does not support: "
+                "OPTIONS['client_side_cache'] has no effect.",
                 reason,
             )
         found = by_settings.setdefault(settings, LocalCopies(settings, reason))
@@ -172,19 +172,19 @@ def local_copies(shared: Any, options: CacheOptions) -> LocalCopies:
 
 
 def _reading(keys: Sequence[str]) -> Request:
-    """Return the request that tools are told when values are fetched."""
+    """Return the request that observing tools see when values are fetched."""
     command = ("GET", keys[0]) if len(keys) == 1 else ("MGET", *keys)
     return Request(command, write=False)
 
 
 class CopyingClient(Client):
-    """What clients with copies do otherwise."""
+    """A mixin of the clients with copies."""
 
     local: LocalCopies
     keeps: Keeps
 
     def run(self, operation: Callable[..., Operation[T]], *args: Any) -> T:
-        """Carry out an operation, with copies as far as there are any."""
+        """Carry out an operation; use copies for a read."""
         name = operation.__name__
         if name == "get" and (copy := self.find(args[0])) is not None:
             if copy.data is None:  # too large for a copy
@@ -207,7 +207,7 @@ class CopyingClient(Client):
         return result
 
     def execute_at(self, endpoint: Endpoint, request: Request) -> Any:
-        """Carry out a request, and drop the copies of what it may have changed."""
+        """Carry out a request; drop the copies of keys that it may have changed."""
         try:
             return super().execute_at(endpoint, request)  # type: ignore[safe-super]  # a mixin
         finally:
@@ -240,10 +240,10 @@ class CopyingClient(Client):
         """
 
     def demoted(self, error: ReadOnlyError) -> None:
-        """Take note that a server that was written to is a replica."""
+        """Note that the server that takes the writes has become a replica."""
 
     def fetch(self, keys: Sequence[str]) -> Fetched:
-        """Return values, of which copies are kept; ``None`` if that can't be done."""
+        """Fetch values on tracking connections, and keep copies; ``None``: it fails."""
         if self.seam.observed():
             fetched: Fetched = self.seam.call(
                 self.endpoints[0].pool, _reading(keys), lambda: self._fetch(keys)
@@ -263,7 +263,7 @@ class CopyingClient(Client):
     def reading(
         self, operation: Callable[..., Any], name: str, args: Any
     ) -> Reading | None:
-        """Return how an operation reads with copies; ``None``: it does not."""
+        """Return a generator for an operation that reads copies, else ``None``."""
         if self.local.unsupported:
             return None
         if name == "get":
@@ -275,7 +275,7 @@ class CopyingClient(Client):
         return None
 
     def wants(self, key: str) -> bool:
-        """Whether to make a copy of a value that there is none of."""
+        """Whether to make a copy of a key's value, of which there is none."""
         local = self.local
         return (
             not local.unsupported and not local.copies.is_cold(key) and self.keeps(key)
@@ -329,11 +329,11 @@ def place_values(
 
 
 class CopyingCacheClient(CopyingClient, CacheClient):
-    """What ``EntraRedisCache`` does its work with, with copies.
+    """The synchronous client of ``EntraRedisCache`` with copies.
 
     Parameters:
-        options: what the cache's settings ask for.
-        keeps: tells of which keys copies are kept.
+        options: the cache's settings.
+        keeps: returns whether copies are kept of a key.
     """
 
     def __init__(self, options: CacheOptions, keeps: Keeps) -> None:
@@ -341,7 +341,7 @@ class CopyingCacheClient(CopyingClient, CacheClient):
         self.keeps = keeps
         self.local = local_copies(self.endpoints[0], options)
 
-        #: To the server that is written to: a replica may lag behind.
+        #: To the server that takes the writes, since a replica may lag behind.
         self.tracker = self.local.tracker(self.endpoints[0])
 
     @cached_property
@@ -358,7 +358,7 @@ class CopyingCacheClient(CopyingClient, CacheClient):
         return {self.tracker: list(range(len(keys)))}
 
     def demoted(self, error: ReadOnlyError) -> None:
-        """Drop all copies: what hears of changes is connected to the replica, too."""
+        """Close the tracking connection, which leads to the replica, too."""
         self.tracker.close(error)
 
 

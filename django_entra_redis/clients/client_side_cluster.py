@@ -17,14 +17,14 @@ from .cluster import AsyncClusterClient, ClusterClient
 
 
 class CopyingClusterClient(CopyingClient, ClusterClient):
-    """What ``EntraRedisClusterCache`` does its work with, with copies.
+    """The synchronous client of ``EntraRedisClusterCache`` with copies.
 
-    Each primary has a tracking connection of its own. A copy counts only as long as
-    the topology says that its key is where it came from.
+    Each primary has a tracking connection of its own. A copy is used only as long as
+    its key lies on the primary that it came from.
 
     Parameters:
         options: the cache's settings.
-        keeps: tells of which keys copies are kept.
+        keeps: returns whether copies are kept of a key.
     """
 
     def __init__(self, options: CacheOptions, keeps: Keeps) -> None:
@@ -33,7 +33,7 @@ class CopyingClusterClient(CopyingClient, ClusterClient):
         self.local = local_copies(self.topology, options)
 
     def find(self, key: str) -> Copy | None:
-        """Return the copy of a value, if it is as good as what Redis would answer."""
+        """Return the copy of a value, if there is one that may be used."""
         if self.local.copies.owner(key) is None:
             return None
         try:
@@ -45,7 +45,7 @@ class CopyingClusterClient(CopyingClient, ClusterClient):
     def fetch(self, keys: Sequence[str]) -> Fetched:
         """See :meth:`CopyingClient.fetch`."""
         if not self.topology.known:
-            return None  # Asking in another way has a look at it.
+            return None  # Without copies, the client discovers the topology.
         try:
             return super().fetch(keys)
         except ClusterUnavailableError:
@@ -60,7 +60,7 @@ class CopyingClusterClient(CopyingClient, ClusterClient):
 
 
 class CopyingAsyncClusterClient(CopyingAsyncClient, AsyncClusterClient):
-    """The same for a cluster.
+    """The asynchronous client of ``EntraRedisClusterCache`` with copies.
 
     Parameters:
         client: the synchronous client of the same cache.

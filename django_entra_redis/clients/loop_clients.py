@@ -1,6 +1,6 @@
 """redis-py's own clients for event loops, on a cache's settings.
 
-Each event loop has one for each server. It closes when the loop does.
+Each event loop has one client for each server, and closes it with itself.
 """
 
 import asyncio
@@ -18,10 +18,10 @@ from redis.exceptions import ConnectionError, TimeoutError
 from .._fork import Order, in_child
 from ..connections.endpoint import Endpoint
 
-#: Options of a cache's pools that are of no use there: they are made for threads.
+#: Options of a cache's pools that these clients do not take: they are for threads.
 _SYNC_ONLY = {"maint_notifications_config", "redis_connect_func", "retry"}
-#: Tries after the first, and seconds between them: those of redis-py 8, which version 5
-#: has not. An idle connection may have been closed at its token's expiry.
+#: Retries after the first try, and seconds between them, as in redis-py 8; redis-py 5
+#: has none. The server may have closed an idle connection at its token's expiry.
 _RETRIES = 3
 _BACKOFF = ExponentialWithJitterBackoff(base=0.05, cap=1.0)
 
@@ -38,7 +38,7 @@ class LoopClients:
         self._clients: dict[Endpoint, Any] = {}
         self._closer = self._until_closed()
         # asyncio.run() and others close a loop's asynchronous generators before the
-        # loop itself: those that have begun. This one waits for nothing.
+        # loop itself, if they have been started: this starts it.
         with contextlib.suppress(StopIteration):
             self._closer.__anext__().send(None)
 
@@ -64,7 +64,7 @@ def client_of_loop(endpoint: Endpoint) -> Any:
         RuntimeError: no event loop is running.
     """
     loop = asyncio.get_running_loop()
-    # Another loop's thread may be here, too, but not with this loop.
+    # Several threads may be here, but no two with the same loop.
     found = _loops.get(loop)
     if found is None:
         for other in [other for other in list(_loops) if other.is_closed()]:
@@ -86,7 +86,7 @@ def make_client(endpoint: Endpoint) -> Any:
         options["unix_socket_path"] = pool.connection_kwargs["path"]
     options["ssl"] = issubclass(pool.connection_class, SSLConnection)
     options["retry"] = Retry(_BACKOFF, _RETRIES, (ConnectionError, TimeoutError))
-    # Of its own: it waits for no thread's connections.
+    # The client has a pool of its own, which is as large as the threads' pool.
     options["max_connections"] = pool.max_connections
     return redis.asyncio.Redis(**options)
 

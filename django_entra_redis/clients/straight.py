@@ -1,13 +1,12 @@
-"""The straight path: operations that take a command and its reply each, in one call.
+"""The straight path: operations of one command and its reply, without a generator.
 
 :mod:`..commands.operations` describes each operation, for every kind of client, as a
-generator of requests; to drive it costs more than to pack a command. Where the first
-request of an operation is all that there is to it, :class:`StraightPath` packs the same
-bytes, has them exchanged on an idle connection, and reads the same answer out of the
-reply; so with the commands of
-``set_many()``, in one piece. Whatever else there is falls back to the generator: no
-connection that could be used as it is, tools that observe redis-py, an error, a retry,
-a refusal. A test drives both, and compares bytes, answers and errors.
+generator of requests; to drive it costs more than to pack a command. If the first
+request is all that an operation needs, :class:`StraightPath` packs the same bytes,
+exchanges them for a reply on an idle connection, and parses the same result out of it;
+so it does with all commands of ``set_many()`` at once. Everything else falls back to
+the generator: no connection that is ready, tools that observe redis-py, an error, a
+retry, a refusal. A test drives both paths, and compares bytes, results and errors.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -44,37 +43,40 @@ from .redirects import batch_error
 T = TypeVar("T")
 Ask = Callable[..., Any]
 
-#: Bytes of a command at most: more may not go out in one piece.
+#: Bytes of a command at most: a longer one may not be sent by a single write.
 LONGEST = 64 * 1024
-#: Of several commands together: no server refuses a value that is smaller.
+#: Bytes of several commands at most: no server refuses values of that size.
 LONGEST_OF_MANY = 512 * 1024
-#: What is said by a reply to a command that changes one key.
+#: Types of the result of a command that changes one key.
 _PLAIN = (bool, int)
-#: And by any reply that is no failure.
-_SAID = frozenset((bool, bytes, int, list, type(None)))
+#: Types of the result of any command that has not failed.
+_RESULTS = frozenset((bool, bytes, int, list, type(None)))
 
 
 @dataclass(slots=True)
 class FirstTry:
-    """A try of a request whose operation is not done with it.
+    """The first try of a request, after which the operation has to go on.
 
     Parameters:
-        came: what went wrong, or the replies, some of which tell of errors.
-        began: when it began, as ``time.monotonic()`` has it.
+        came: the error, or the replies, some of which are errors.
+        began: when it began, on the pool's clock.
     """
 
     came: Any
     began: float
 
     def take(self) -> Any:
-        """Return what came of it, once: as an error is raised, the frames that it comes
-        through hold this, which must not hold it."""
+        """Return the error or the replies, and forget them.
+
+        When the error is raised, its frames hold this object. If this object also held
+        the error, they would keep each other alive.
+        """
         came, self.came = self.came, None
         return without_frames(came) if isinstance(came, Exception) else came
 
 
 class Driver(Protocol):
-    """What a client is asked for: see :class:`~.sync.Client`."""
+    """The part of a client that is used here: see :class:`~.sync.Client`."""
 
     operations: Operations
     endpoints: Sequence[Endpoint]
@@ -86,20 +88,20 @@ class Driver(Protocol):
 
 
 class ResumingDriver(Driver, Protocol):
-    """A client of one server, which can also go on after a try that has failed."""
+    """A client of one server, which can also continue after a first try."""
 
     def resume(
         self, first: FirstTry, operation: Callable[..., Operation[T]], *args: Any
     ) -> T:
-        """Carry out an operation whose first request has been tried once."""
+        """Carry out an operation whose first request has already been tried once."""
         ...
 
 
 class GeneralPath:
-    """Single-key operations, each with the generator that describes it.
+    """The general path: each operation by its generator.
 
     Parameters:
-        client: carries them out.
+        client: the client that carries out the operations.
     """
 
     def __init__(self, client: Driver) -> None:
@@ -158,7 +160,7 @@ class StraightPath:
     See :class:`~..commands.operations.Operations`.
 
     Parameters:
-        client: carries out what falls back.
+        client: the client that carries out the operations which fall back.
     """
 
     def __init__(self, client: ResumingDriver) -> None:
@@ -170,67 +172,67 @@ class StraightPath:
 
     def get(self, key: str, default: Any) -> Any:
         """Return a key's value."""
-        said = self._read(pack_get(key), value_of)
-        if type(said) is bytes:
-            return self._loads(said)
-        if said is None:
+        result = self._read(pack_get(key), value_of)
+        if type(result) is bytes:
+            return self._loads(result)
+        if result is None:
             return default
-        return self._fall_back(said, self._operations.get, key, default)
+        return self._fall_back(result, self._operations.get, key, default)
 
     def set(self, key: str, value: Any, timeout: int | None) -> None:
         """Set a key."""
         packed = pack_set(key, self._dumps(value), timeout)
-        said = self._write(packed, done_or_integer)
-        # DEL answers with a number.
-        if type(said) not in _PLAIN:
-            self._fall_back(said, self._operations.set, key, value, timeout)
+        result = self._write(packed, done_or_integer)
+        # With a timeout of 0 it is a DEL, whose reply is a number.
+        if type(result) not in _PLAIN:
+            self._fall_back(result, self._operations.set, key, value, timeout)
 
     def add(self, key: str, value: Any, timeout: int | None) -> bool:
         """Set a key that is not there; return whether it was set."""
         data = self._dumps(value)
         if timeout == 0:
-            said = self._write(pack_exists(key), integer)
-            if type(said) is int:
-                return not said
+            result = self._write(pack_exists(key), integer)
+            if type(result) is int:
+                return not result
         else:
-            said = self._write(pack_set(key, data, timeout, "NX"), done)
-            if type(said) is bool:
-                return said
-        return self._fall_back(said, self._operations.add, key, value, timeout)
+            result = self._write(pack_set(key, data, timeout, "NX"), done)
+            if type(result) is bool:
+                return result
+        return self._fall_back(result, self._operations.add, key, value, timeout)
 
     def replace(self, key: str, value: Any, timeout: int | None) -> bool:
         """Set a key only if it is there; return whether it was set."""
         if timeout == 0:
-            said = self._write(pack_delete(key), integer)
+            result = self._write(pack_delete(key), integer)
         else:
             packed = pack_set(key, self._dumps(value), timeout, "XX")
-            said = self._write(packed, done)
-        if type(said) in _PLAIN:
-            return bool(said)
-        return self._fall_back(said, self._operations.replace, key, value, timeout)
+            result = self._write(packed, done)
+        if type(result) in _PLAIN:
+            return bool(result)
+        return self._fall_back(result, self._operations.replace, key, value, timeout)
 
     def touch(self, key: str, timeout: int | None) -> bool:
         """Set a key's timeout; return whether it is there."""
-        said = MISSED  # Without a timeout it takes two commands.
+        result = MISSED  # Without a timeout it takes two commands.
         if timeout is not None:
-            said = self._write(pack_expire(key, timeout), integer)
-        if type(said) is int:
-            return bool(said)
-        return self._fall_back(said, self._operations.touch, key, timeout)
+            result = self._write(pack_expire(key, timeout), integer)
+        if type(result) is int:
+            return bool(result)
+        return self._fall_back(result, self._operations.touch, key, timeout)
 
     def delete(self, key: str) -> bool:
         """Delete a key; return whether it was there."""
-        said = self._write(pack_delete(key), integer)
-        if type(said) is int:
-            return bool(said)
-        return self._fall_back(said, self._operations.delete, key)
+        result = self._write(pack_delete(key), integer)
+        if type(result) is int:
+            return bool(result)
+        return self._fall_back(result, self._operations.delete, key)
 
     def has_key(self, key: str) -> bool:
         """Return whether a key is there."""
-        said = self._read(pack_exists(key), integer)
-        if type(said) is int:
-            return bool(said)
-        return self._fall_back(said, self._operations.has_key, key)
+        result = self._read(pack_exists(key), integer)
+        if type(result) is int:
+            return bool(result)
+        return self._fall_back(result, self._operations.has_key, key)
 
     def incr(self, key: str, delta: int) -> int:
         """Add to a number; return the sum.
@@ -238,23 +240,23 @@ class StraightPath:
         Raises:
             ValueError: the key is not there.
         """
-        said = MISSED
+        result = MISSED
         if self._operations.server.runs_scripts:
-            said = self._write(pack_incr(key, delta), sum_or_nothing)
-        if type(said) is int:
-            return said
-        if said is None:
+            result = self._write(pack_incr(key, delta), sum_or_nothing)
+        if type(result) is int:
+            return result
+        if result is None:
             raise no_such_key(key)
-        return self._fall_back(said, self._operations.incr, key, delta)
+        return self._fall_back(result, self._operations.incr, key, delta)
 
     def get_many(self, keys: Sequence[str], names: Sequence[Any]) -> dict[Any, Any]:
         """Return the values of the keys that are there, by the keys' names."""
         if not keys:
             return {}
-        said = self._read(pack_get_many(keys), values_of(len(keys)))
-        if type(said) is list:
-            return self._operations.by_name(names, said)
-        return self._fall_back(said, self._operations.get_many, keys, names)
+        result = self._read(pack_get_many(keys), values_of(len(keys)))
+        if type(result) is list:
+            return self._operations.by_name(names, result)
+        return self._fall_back(result, self._operations.get_many, keys, names)
 
     def set_many(
         self, keys: Sequence[str], data: Mapping[Any, Any], timeout: int | None
@@ -263,23 +265,25 @@ class StraightPath:
         if not keys:
             return []
         commands = pack_sets(keys, map(self._dumps, data.values()), timeout)
-        said = self._write(b"".join(commands), _read_sets, len(keys))
-        if said is True:
+        result = self._write(b"".join(commands), _read_sets, len(keys))
+        if result is True:
             return []
-        return self._fall_back(said, self._operations.set_many, keys, data, timeout)
+        return self._fall_back(result, self._operations.set_many, keys, data, timeout)
 
     def _fall_back(
-        self, said: Any, operation: Callable[..., Operation[T]], *args: Any
+        self, result: Any, operation: Callable[..., Operation[T]], *args: Any
     ) -> T:
-        """Have the client carry out an operation, of which one try may have failed."""
-        if said is MISSED:
+        """Have the client carry out an operation, after a first try or none."""
+        if result is MISSED:
             return self._client.run(operation, *args)
-        return self._client.resume(said, operation, *args)
+        return self._client.resume(result, operation, *args)
 
 
 def _read_sets(replies: list[Any]) -> Any:
-    """Return ``True`` if all keys have been set; else the error reply that stands for
-    all, or all replies, read."""
+    """Return ``True`` if all keys have been set.
+
+    Otherwise return the error reply that speaks for all, or the parsed replies.
+    """
     if all_done(replies):
         return True
     request = Request(b"", len(replies), parse=done_or_integer)
@@ -287,29 +291,32 @@ def _read_sets(replies: list[Any]) -> Any:
 
 
 def _make_ask(endpoint: Endpoint) -> Ask:
-    """Return what has commands answered, if that takes no more than an idle
-    connection: it returns what :meth:`ConnectionPool.exchange` does, what is more than
-    an answer as a :class:`FirstTry`."""
+    """Return a function that exchanges commands for replies on an idle connection.
+
+    It returns what :meth:`ConnectionPool.exchange` returns; errors, and replies after
+    which the operation has to go on, in a :class:`FirstTry`.
+    """
     exchange, clock = endpoint.pool.exchange, endpoint.pool.clock
     seam, outages = SEAM, endpoint.outages
 
     def ask(packed: bytes, parse: Parse, count: int = 0) -> Any:
         if (
-            # Tools observe, or nobody has looked yet whether they do.
+            # Tools observe redis-py, or it has not been found out yet whether they do.
             seam.client.execute_command is not seam.own_command
             or (count and seam.pipeline.execute is not seam.own_execute)
-            # The server is down, and somebody else is asking already.
+            # The server may be down: the general path decides who may ask it.
             or outages.any
-            # It may hang up meanwhile, and say why before that.
+            # The server may close the connection before it has read all of it, and
+            # reply with the reason before that.
             or len(packed) > (LONGEST_OF_MANY if count else LONGEST)
         ):
             return MISSED
         began = clock()
-        said = exchange(packed, parse, began, count)
-        if type(said) in _SAID and not (count and said is not True):
+        result = exchange(packed, parse, began, count)
+        if type(result) in _RESULTS and not (count and result is not True):
             outages.answered_at = began
-            return said
-        return said if said is MISSED else FirstTry(said, began)
+            return result
+        return result if result is MISSED else FirstTry(result, began)
 
     return ask
 
@@ -318,15 +325,14 @@ SingleKey = GeneralPath | StraightPath
 
 
 def single_key_path(client: ResumingDriver) -> SingleKey:
-    """Return the straight path where a client's requests need no more than a command
-    and a reply, else the general one.
+    """Return the straight path if a client's settings allow it, else the general one.
 
-    It is decided once, as the client is made.
+    This is decided once for each client.
     """
     pools = [endpoint.pool for endpoint in client.endpoints]
     if (
         client.ignored
-        or len(pools) > 2  # Which replica reads is drawn anew for each request.
+        or len(pools) > 2  # The general path chooses a replica for each request.
         or not all(type(pool) is ConnectionPool and pool.exchanges for pool in pools)
     ):
         return GeneralPath(client)

@@ -1,10 +1,9 @@
-"""A connection's socket, for commands and their replies in as few calls as can be.
+"""The exchange of commands for replies on a connection's socket, in few system calls.
 
-redis-py's ``send_packed_command()`` and ``read_response()`` are right for everything,
-and cost several times what the kernel takes. Where a connection is an ordinary one, a
-:class:`Exchanger` does the same on its socket: a poll object that is kept, one write,
-and reads straight into the reader of replies. What goes wrong is raised as redis-py
-raises it.
+redis-py's ``send_packed_command()`` and ``read_response()`` support everything, and
+cost several times what the kernel takes. For an ordinary connection an
+:class:`Exchanger` does the same on the socket: it keeps a poll object, sends by one
+write, and reads directly into the reader of replies. It raises redis-py's errors.
 """
 
 import builtins
@@ -23,7 +22,7 @@ from ..exceptions import InvalidReplyError
 from .deadlines import REPLY, Deadline
 from .refusals import read_error
 
-#: Bytes to read at a time. Of twice as many, malloc gets new memory each time.
+#: Bytes to read at a time. For twice as many, malloc would map new memory each time.
 CHUNK = 64 * 1024
 #: Bytes of a value from which on it is read into a buffer of its size, and up to which:
 #: whoever has hijacked a server may announce any size.

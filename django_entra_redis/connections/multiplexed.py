@@ -1,12 +1,12 @@
 """The connection of an event loop to one server, shared by all of its tasks.
 
-Tasks append their commands; what has gathered in one turn of the loop goes out in one
-piece, and the replies are handed out in order. Against a pool of redis-py's asyncio
-connections, with 100 tasks at once, that is a fraction of the CPU time, and one
-connection in place of a hundred (benchmarks/tasks.md has the figures). A newer token
-goes out as an AUTH in the same stream: nobody waits for it.
+Tasks append their commands; all that gather in one iteration of the loop are sent at
+once, and the replies are handed out in order. Compared with a pool of redis-py's
+asyncio connections, with 100 tasks at once, that takes a fraction of the CPU time, and
+one connection in place of a hundred (benchmarks/tasks.md has the figures). A newer
+token is sent as an AUTH in the same stream: no task waits for it.
 
-What it costs: a huge reply delays those behind it.
+The disadvantage: a huge reply delays the replies after it.
 """
 
 import asyncio
@@ -38,18 +38,18 @@ from .tls import SharedTls
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """What a channel connects to.
+    """The address and the options of a connection.
 
     Parameters:
         where: arguments of ``loop.create_connection``, or ``path`` of a Unix socket.
-        credentials: arguments of AUTH, where no identity gives them.
-        greeting: commands to begin with.
-        provide: gives the identity's renewal, ``None`` without an identity.
-        connect_timeout, timeout: seconds, ``None`` for no bound.
-        wait_timeout: seconds to wait for room among the commands under way.
+        credentials: arguments of AUTH, if there is no identity.
+        greeting: the first commands after AUTH.
+        provide: returns the identity's renewal; ``None``: there is no identity.
+        connect_timeout, timeout: seconds; ``None``: without bound.
+        wait_timeout: seconds that a command waits while too many are under way.
         socket_options: (level, option, value) each.
-        make_ssl: returns the SSL context, ``None`` for no TLS. May take a while.
-        server_hostname: the name that the server's certificate is to be for.
+        make_ssl: returns the SSL context, which may take a while; ``None``: no TLS.
+        server_hostname: the name that the server's certificate must be for.
         tls: what the TLS connections to a server share.
     """
 
@@ -71,7 +71,7 @@ class Target:
 
 
 class MultiplexedConnection:
-    """A link to a server, made anew when it is lost.
+    """A connection to a server, which is made anew when it is lost.
 
     Parameters:
         target: what to connect to.
@@ -82,13 +82,13 @@ class MultiplexedConnection:
         self.target = target
         self._loop = loop
         self._link: RedisProtocol | None = None
-        # Those that were left and still have something to be answered.
+        # Replaced connections, on which replies may still arrive.
         self._left: list[RedisProtocol] = []
         self._connecting: asyncio.Task[RedisProtocol] | None = None
         self._closed = False
         self._offset = random.random()
         self._renewal = target.provide() if target.provide else None
-        # The token that the server knows the link by.
+        # The token that the connection last authenticated with.
         self._held: Token | None = None
         self._authenticating = False
 
@@ -103,7 +103,7 @@ class MultiplexedConnection:
         return link
 
     async def call(self, packed: bytes, count: int = 0) -> Any:
-        """Have commands carried out; return the reply.
+        """Send commands; return the reply.
 
         Parameters:
             packed: the commands.
@@ -152,13 +152,13 @@ class MultiplexedConnection:
             await asyncio.wait([self._connecting])
 
     def close(self) -> None:
-        """Close the connection for good. Whoever waits gets an error."""
+        """Close the connection for good; calls under way get an error."""
         self.finish()
         for link in self._left:
             link.abort("it has been closed")
 
     def finish(self) -> None:
-        """Close the connection for good once what is under way has been answered."""
+        """Close the connection for good once all calls have their replies."""
         self._closed = True
         if self._connecting is not None:
             self._connecting.cancel()
@@ -167,11 +167,11 @@ class MultiplexedConnection:
 
     @property
     def owed(self) -> bool:
-        """Whether something is still to be answered on connections that were left."""
+        """Whether replies may still arrive on replaced connections."""
         return not all(link.closed for link in self._left)
 
     def _leave(self, link: RedisProtocol) -> None:
-        """Let a connection go once what is under way has been answered."""
+        """Replace a connection; close it once all calls on it have their replies."""
         if link is self._link:
             self._link = None
             self._left = [left for left in self._left if not left.closed]
@@ -181,7 +181,7 @@ class MultiplexedConnection:
     # -- tokens ----------------------------------------------------------------------
 
     async def _keep_up(self, link: RedisProtocol, renewal: Renewal) -> RedisProtocol:
-        """Send AUTH if the token has moved on; return the link to go on with."""
+        """Send AUTH if there is a newer token; return the connection to use."""
         current = await renewal.acurrent()
         held = self._held
         action = (
@@ -207,7 +207,7 @@ class MultiplexedConnection:
     def _authenticated(
         self, link: RedisProtocol, token: Token, reply: "asyncio.Future[Any]"
     ) -> None:
-        """Take note of the answer to an AUTH."""
+        """Note the reply to an AUTH."""
         self._authenticating = False
         if reply.exception() is not None or link is not self._link:
             return
@@ -219,7 +219,7 @@ class MultiplexedConnection:
     # -- connecting ------------------------------------------------------------------
 
     async def _connected(self) -> RedisProtocol:
-        """Return a link that is up; all that come meanwhile wait for the same one."""
+        """Return an open connection; tasks that come meanwhile get the same one."""
         if self._link is not None and not self._link.closed:
             return self._link
         closed = ConnectionClosedError(
@@ -232,7 +232,7 @@ class MultiplexedConnection:
         if connecting is None or connecting.done():
             connecting = self._connecting = self._loop.create_task(self._connect())
             connecting.add_done_callback(_retrieve)
-        # A task that is cancelled leaves the others their connection.
+        # asyncio.wait() does not cancel the connect if this task is cancelled.
         await asyncio.wait([connecting])
         if connecting.cancelled():
             raise closed
@@ -241,7 +241,7 @@ class MultiplexedConnection:
     async def _connect(self) -> RedisProtocol:
         if self.target.provide is None:
             return await self._open(None)
-        # After override_settings it is another one.
+        # override_settings may have replaced the renewal.
         renewal = self._renewal = self.target.provide()
         token = await renewal.acurrent()
         failure: Exception
@@ -249,7 +249,8 @@ class MultiplexedConnection:
             return await self._open(token)
         except AuthenticationError as error:
             failure = error.with_traceback(None)
-        # Revoked, or a policy that has changed: one other token, then the truth.
+        # The token may be revoked, or its rights have changed: another token is tried
+        # once, and if that is refused, too, the refusal is raised.
         other = await renewal.areplace(token)
         if other is not None:
             try:
@@ -271,7 +272,7 @@ class MultiplexedConnection:
         except (TimeoutError, ReplyTimeoutError):
             failure = RedisTimeoutError(f"Timeout connecting to {name}.")
         except (OSError, ConnectionLostError) as error:
-            # Of another kind: no command that anybody waits for has been sent.
+            # Another class: no caller's command has been sent yet.
             failure = RedisConnectionError(f"Error connecting to {name}: {error}")
         except BaseException:
             link.abort()
@@ -299,7 +300,7 @@ class MultiplexedConnection:
             sock.setsockopt(*option)
 
     async def _reach(self, link: RedisProtocol, context: SSLContext | None) -> Any:
-        """Connect to where the server is found; return the transport."""
+        """Connect to the first host of the server that answers; return a transport."""
         target, tls = self.target, self.target.tls
         announced, port = target.where["host"], target.where["port"]
         hosts = (announced,) if tls is None else tls.hosts_of(announced)
@@ -307,7 +308,7 @@ class MultiplexedConnection:
         host = announced
         for host in hosts:
             last = host is hosts[-1]
-            # Who does not answer leaves the next one its time.
+            # Half of the time for this host, so that some is left for the next one.
             patience = None if last else (target.connect_timeout or 10.0) / 2
             try:
                 async with asyncio.timeout(patience):
@@ -319,7 +320,7 @@ class MultiplexedConnection:
                         server_hostname=target.server_hostname,
                     )
             except SSLError:
-                raise  # There is somebody, but not who it should be.
+                raise  # A server answers there, but with the wrong certificate.
             except OSError:
                 if last:
                     raise
@@ -332,8 +333,8 @@ class MultiplexedConnection:
     async def _greet(
         self, link: RedisProtocol, token: Token | None
     ) -> Exception | None:
-        """Authenticate and begin; return what the server has against it."""
-        # Without the arguments of AUTH, which a debug page would show.
+        """Authenticate and send the first commands; return the error, if any."""
+        # AUTH without its arguments: a debug page would show this local variable.
         greeting = list(self.target.greeting)
         if token is not None or self.target.credentials:
             greeting.insert(0, ("AUTH",))
@@ -344,7 +345,7 @@ class MultiplexedConnection:
             lambda: link.submit(self._pack_greeting(token), len(greeting))
         )
         for command, reply in zip(greeting, replies, strict=True):
-            # Servers older than 7.2 know no CLIENT SETINFO, and nobody needs it.
+            # CLIENT SETINFO is optional, and unknown to servers older than 7.2.
             if not isinstance(reply, Exception) or "SETINFO" in command:
                 continue
             if isinstance(reply, ResponseError):
@@ -352,7 +353,7 @@ class MultiplexedConnection:
             return reply
         return None
 
-    # Apart, since a debug page shows the local variables of each frame of a traceback.
+    # A function of its own: a debug page shows the local variables of each frame.
     def _pack_greeting(self, token: Token | None) -> bytes:
         packed = pack_all(self.target.greeting)
         if token is not None:
@@ -363,13 +364,13 @@ class MultiplexedConnection:
 
 
 def _retrieve(task: "asyncio.Task[RedisProtocol]") -> None:
-    """Retrieve what a task raised, so that asyncio does not log that nobody has."""
+    """Retrieve a task's error, about which asyncio would log a warning otherwise."""
     if not task.cancelled():
         task.exception()
 
 
 def _failure_in(reply: Any, count: int) -> Exception | None:
-    """Return the error reply that stands for all; ``None`` if there is none."""
+    """Return the error reply that speaks for all commands, if there is one."""
     if not count:
         return reply if isinstance(reply, Exception) else None
     for item in reply:

@@ -1,7 +1,7 @@
 """One connection that many tasks share: commands in, replies out, in order.
 
-All of it happens in an ``asyncio.Protocol``'s callbacks. There is no task that a loop
-which ends could destroy half-way.
+Everything happens in the callbacks of an ``asyncio.Protocol``: there is no task that
+the end of an event loop could destroy half-way.
 """
 
 import asyncio
@@ -20,10 +20,11 @@ from ..exceptions import ConnectionPoolTimeout
 from .deadlines import REPLY, allowance
 from .refusals import read_error
 
-#: Commands that may be under way on one connection; more of them wait.
+#: Commands that may be under way on one connection: a bound on memory, far above what a
+#: loop usually has. Further ones wait.
 MAX_IN_FLIGHT = 4096
-#: Bytes that are sent in one turn of the loop: a large value is encrypted and sent a
-#: piece at a time, so that all else in the loop gets its turns.
+#: Bytes that are sent in one iteration of the loop: a large value is encrypted and sent
+#: in pieces, so that the loop's other tasks are not held up.
 PIECE = 256 * 1024
 #: Loop iterations to wait, after the timeout fired, for a reply that is already there:
 #: some loops run timers before reads.
@@ -34,7 +35,7 @@ class ConnectionLostError(RedisConnectionError):
     """A connection broke.
 
     Parameters:
-        message: how.
+        message: the reason.
         sent: whether the command may have reached the server.
     """
 
@@ -55,7 +56,7 @@ class ReplyTimeoutError(RedisTimeoutError):
 
 
 class _Call:
-    """Commands to send, how many replies are to come, and who waits for them."""
+    """Commands to send, the number of their replies, and the future for these."""
 
     __slots__ = (
         "count",
@@ -85,7 +86,7 @@ class _Call:
         self.sent_at, self.moved = 0.0, 0
 
     def fail(self, error: Exception) -> None:
-        """Raise an error where somebody waits, if somebody still does."""
+        """Set an error, unless the waiting task has been cancelled."""
         if not self.future.done():
             self.future.set_exception(error)
 
@@ -161,12 +162,12 @@ class RedisProtocol(asyncio.Protocol):
         return future
 
     def finish(self) -> None:
-        """Close the connection once all that is under way has been answered."""
+        """Close the connection once all calls under way have their replies."""
         self._finishing = True
         self._close_if_done()
 
     def abort(self, reason: object = None) -> None:
-        """Close the connection at once; whoever waits gets an error."""
+        """Close the connection at once; all calls under way get an error."""
         if self.closed:
             return
         self.closed = True
@@ -199,13 +200,13 @@ class RedisProtocol(asyncio.Protocol):
     # -- the transport's calls -------------------------------------------------------
 
     def connection_made(self, transport: Any) -> None:
-        """Take the transport."""
+        """Note the transport."""
         self._transport = transport
         if self.closed:
             transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tell all that wait."""
+        """Let all calls under way fail."""
         if self._sent and isinstance(exc, OSError) and not self.closed:
             # The transport has given up as it wrote. What the server said before that,
             # such as that a value is too large, has not been read.
@@ -213,12 +214,12 @@ class RedisProtocol(asyncio.Protocol):
         self.abort(exc)
 
     def eof_received(self) -> bool:
-        """Close: what the server owes will not come."""
+        """Close the connection: the server will send no more replies."""
         self.abort()
         return False
 
     def data_received(self, data: bytes) -> None:
-        """Hand out the replies that are there."""
+        """Parse replies, and set the results of their calls."""
         if self.closed:
             return
         reader, sent = self._reader, self._sent
@@ -246,10 +247,11 @@ class RedisProtocol(asyncio.Protocol):
                         call.future.set_result(reply)
                 reply = reader.gets()
         except UNREADABLE as error:
-            self.abort(f"no reply has come ({str(error) or type(error).__name__})")
+            detail = str(error) or type(error).__name__
+            self.abort(f"the server's answer is not a Redis reply ({detail})")
             return
         except BaseException:
-            # A signal handler's: a reply may be lost, and another one taken for it.
+            # A signal handler has raised: replies may be out of step with calls.
             self.abort("interrupted")
             raise
         if reply is not INCOMPLETE:
@@ -262,11 +264,11 @@ class RedisProtocol(asyncio.Protocol):
             self._close_if_done()
 
     def pause_writing(self) -> None:
-        """Hold commands back: the server does not keep up."""
+        """Stop sending: the server does not read fast enough."""
         self._paused = True
 
     def resume_writing(self) -> None:
-        """Go on."""
+        """Send again."""
         self._paused = False
         self._moved_at = self._loop.time()
         self._flush_soon()
@@ -279,7 +281,7 @@ class RedisProtocol(asyncio.Protocol):
             self._flushing = True
 
     def _flush(self) -> None:
-        """Send a piece of what has gathered."""
+        """Send the commands that have gathered, or a piece of them."""
         self._flushing = False
         if self.closed or self._paused:
             return
@@ -337,7 +339,7 @@ class RedisProtocol(asyncio.Protocol):
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _give_up(self, call: _Call) -> None:
-        """Have a command wait no longer that has not been sent yet."""
+        """Let a command fail that has waited for too long to be sent."""
         call.fail(
             ConnectionPoolTimeout(
                 f"{MAX_IN_FLIGHT} commands are under way at {self._name}, and there "

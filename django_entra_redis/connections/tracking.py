@@ -1,9 +1,9 @@
-"""Tracking connections: values come on them, and word of when they change.
+"""Tracking connections: values are fetched on them, and invalidated on them.
 
-Redis remembers what it has been asked for on such a connection, and pushes a message
-when that changes ("Client-side caching in Redis"). Values and messages come in one
-stream, in the order in which all has happened: Azure Managed Redis knows no other way
-(no REDIRECT, no RESP 2).
+Redis remembers which keys have been read on such a connection, and pushes a message
+when one changes ("Client-side caching in Redis"). Values and messages come in one
+stream, in the order of events. Azure Managed Redis supports no other mode (no REDIRECT,
+no RESP 2).
 """
 
 import asyncio
@@ -36,8 +36,7 @@ from .tracked_connection import BROKEN, PIECE, TrackedConnection
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two tries to connect at least, and after the server has refused to
-#: track.
+#: Seconds between two attempts to connect, and after a refusal of CLIENT TRACKING.
 RETRY_AFTER = 1.0
 RETRY_REFUSED_AFTER = 300.0
 _NO_CONNECTION: tuple[type[Exception], ...] = (RedisError, *BROKEN)
@@ -46,17 +45,17 @@ _TIMEOUT = 5.0
 
 
 class TrackingRefusedError(Exception):
-    """The server does not track what is read: it is too old, or may not."""
+    """The server refuses CLIENT TRACKING: it is too old, or the user may not."""
 
 
 class Tracker:
-    """A tracking connection to one server, made anew when it is lost.
+    """A tracking connection to one server, which is made anew when it is lost.
 
     Parameters:
-        target: gives what to connect to.
-        copies: what is told of changes.
-        max_staleness: seconds after the last proof of the connection's health in which
-            copies may be used.
+        target: returns the address and the options of the connection.
+        copies: the copies that are invalidated on it.
+        max_staleness: seconds after the connection's last sign of life in which copies
+            may be used.
     """
 
     def __init__(
@@ -66,18 +65,18 @@ class Tracker:
         self.copies = copies
         self._max_staleness = max_staleness
         self.wire: TrackedConnection | None = None
-        #: Why the server does not track, if it has said so.
+        #: The server's reason, if it has refused CLIENT TRACKING.
         self.refusal: str | None = None
         self._begin()
         register(self, Order.CONNECTIONS)
 
     def after_fork_in_child(self) -> None:
-        """Begin anew, with no copies: the connection is the parent's."""
+        """Forget the connection and the copies, which are the parent's."""
         self.copies.reset()
         self._begin()
 
     def _begin(self) -> None:
-        # Held by whoever connects; nobody waits for it.
+        # Held by the thread that connects; no other thread waits for it.
         self._connecting = threading.Lock()
         self._retry_at = 0.0
         if self.wire is not None:
@@ -183,21 +182,21 @@ class Tracker:
             self._retry_at = time.monotonic() + RETRY_REFUSED_AFTER
             if self.refusal is None:
                 logger.warning(
-                    "Redis does not track what is read here (%s): "
-                    "OPTIONS['client_side_cache'] does nothing.",
+                    "Redis refuses to track keys (%s): OPTIONS['client_side_cache'] "
+                    "has no effect.",
                     error,
                 )
             self.refusal = str(error)
         except _NO_CONNECTION as error:
-            # Whoever reads without a copy hears the reason.
+            # At DEBUG: the read falls back to a usual connection, which reports it.
             logger.debug("No tracking connection: %s", error)
         except BaseException as error:
-            # A signal handler's; without the frames that hold the token.
+            # Such as a signal handler's; without the frames that hold the token.
             raise error.with_traceback(None) from None
         return None
 
 
-# What is the parent's: to collect it would be to meddle with its sockets.
+# The parent's connections, kept for ever: their finalizers would act on its sockets.
 _inherited: list[object] = []
 
 
@@ -205,10 +204,10 @@ _inherited: list[object] = []
 
 
 def refusal_of(target: Target) -> str | None:
-    """Return why a server does not track what is read; ``None``: it does.
+    """Return why a server refuses CLIENT TRACKING; ``None``: it does not.
 
     Raises:
-        RedisError, OSError: it can't be asked.
+        RedisError, OSError: the server can't be reached.
     """
     try:
         wire = _open(target, Copies(1, 1), max_staleness=1.0)
@@ -219,10 +218,10 @@ def refusal_of(target: Target) -> str | None:
 
 
 def _open(target: Target, copies: Copies, max_staleness: float) -> TrackedConnection:
-    """Connect, authenticate and have the server track.
+    """Connect, authenticate and switch tracking on.
 
     Raises:
-        TrackingRefusedError: it does not.
+        TrackingRefusedError: the server refuses CLIENT TRACKING.
         OSError, ResponseError, AuthenticationError, TokenError: there is no connection.
     """
     token = None if target.provide is None else target.provide().current()
@@ -272,7 +271,7 @@ def _dial(target: Target) -> Any:
 
 
 def _greet(sock: Any, target: Target, token: Token | None) -> None:
-    """Authenticate, and have the server speak RESP 3 and track."""
+    """Authenticate, and switch RESP 3 and tracking on."""
     commands: list[Sequence[Any]] = [
         ("HELLO", "3"),
         *target.greeting,
@@ -300,7 +299,7 @@ def _greet(sock: Any, target: Target, token: Token | None) -> None:
 
 
 def _objection(name: Sequence[Any], reply: Exception) -> Exception | None:
-    """Return what an error reply to one of the first commands stands for."""
+    """Translate an error reply to one of the first commands; ``None``: ignore it."""
     if not isinstance(reply, ResponseError):
         return reply  # Of a server that is not ready yet, whatever it is asked.
     if "SETINFO" in name:
@@ -315,7 +314,7 @@ def _objection(name: Sequence[Any], reply: Exception) -> Exception | None:
     return meaning
 
 
-# Apart, since a debug page shows the local variables of each frame of a traceback.
+# A function of its own: a debug page shows the local variables of each frame.
 def _pack_greeting(
     target: Target, token: Token | None, commands: Sequence[Sequence[Any]]
 ) -> bytes:

@@ -748,7 +748,7 @@ def test_a_server_that_does_not_track(
 
         assert asyncio.run(natively()) == [1] * 20
     assert len(caplog.records) == 1
-    assert "does not track" in caplog.text
+    assert "refuses to track" in caplog.text
     assert info(cache).entries == 0
     assert "permission" in str(info(cache).unsupported)
 
