@@ -154,9 +154,7 @@ def test_after_a_fork(database: Database) -> None:
     async def ask() -> Any:
         client = await aget_redis_connection()
         await client.ping()
-        child = os.fork()
-        if child == 0:
-            os._exit(len(loop_clients._loops))
+        child = os.fork() or os._exit(len(loop_clients._loops))
         _, status = await asyncio.to_thread(os.waitpid, child, 0)
         return os.waitstatus_to_exitcode(status)
 

@@ -28,6 +28,22 @@ ADD_CLERK = (
     "from django.contrib.auth import get_user_model as model;"
     "model().objects.create_user('clerk', password='for tests only')"
 )
+#: Registers the page with a site of its own, for nobody; then asks for it.
+FOR_NOBODY = """
+from django.contrib.admin import AdminSite
+from django.core.exceptions import PermissionDenied
+from django.test import RequestFactory
+from django_entra_redis.contrib.admin.admin import Status, StatusAdmin
+class ForNobody(StatusAdmin):
+    has_view_permission = lambda *arguments, **named: False
+site = AdminSite("other")
+site.register([Status], ForNobody)
+page = site._registry[Status]
+try:
+    page.changelist_view(RequestFactory().get("/"))
+except PermissionDenied:
+    print("listed:", page.has_module_permission(None))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -195,6 +211,15 @@ def test_no_cache_to_check() -> None:
     text = rendered(**content(check=True))
     assert "No cache in CACHES" in text
     assert "No cache uses an identity" in text
+
+
+def test_a_site_of_its_own_and_fewer_people(
+    shared: tuple[Emulator, SiteProcess],
+) -> None:
+    """A subclass may narrow down who sees it, on another site of the admin's, too."""
+    _, site = shared
+    status, output = site.manage("shell", "-c", FOR_NOBODY)
+    assert (status, "listed: False" in output) == (0, True), output
 
 
 def test_no_migration_and_no_model(shared: tuple[Emulator, SiteProcess]) -> None:

@@ -1,6 +1,6 @@
 """The overview of identities and caches that people read."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,8 @@ from django.core.cache import caches
 from django.test import override_settings
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from django_entra_redis.diagnostics.overview import CacheOverview, overview
+from django_entra_redis.diagnostics.overview import CacheOverview, describe, overview
+from django_entra_redis.status import Status
 from emulator import Emulator
 from tests.support.caches import Database, let_in
 from tests.support.sites import BACKEND, CLUSTER_BACKEND
@@ -30,6 +31,36 @@ def only() -> CacheOverview:
 
 class OwnPool(redis.ConnectionPool):
     """A pool of the user's own, which does not tell how many connections it has."""
+
+
+@pytest.mark.parametrize(
+    ("age", "changes", "state"),
+    [
+        (4.0, {}, "fresh"),
+        (8.0, {}, "due"),
+        (8.0, {"next_renewal_at": None}, "fresh"),
+        (8.0, {"last_error": "no route"}, "failing"),
+        (10.0, {"last_error": "no route"}, "expired"),
+        (4.0, {"expires_at": None}, "waiting"),
+    ],
+)
+def test_states_of_a_token(age: float, changes: dict[str, Any], state: str) -> None:
+    """One word says how an identity is, the worst first."""
+    begin = datetime(2026, 11, 24, 12, tzinfo=UTC)
+    values: dict[str, Any] = {
+        "identity": "default",
+        "kind": "managed_identity",
+        "oid": "oid",
+        "renewed_at": begin,
+        "next_renewal_at": begin + timedelta(seconds=7),
+        "expires_at": begin + timedelta(seconds=10),
+        "renewals": 1,
+        "failures": 0,
+        "last_error": None,
+    }
+    status = Status(**{**values, **changes})
+    seen = describe(status, begin + timedelta(seconds=age))
+    assert (seen.state, seen.last_error) == (state, status.last_error)
 
 
 def test_identity_and_cache(
