@@ -52,13 +52,13 @@ class Budget:
 
 
 INSTRUCTIONS = (
-    Budget("small int", "get", 31_700),
-    Budget("1 KB dict", "get", 71_500),
-    Budget("1 KB dict", "set", 64_900),
-    Budget("small int", "incr", 33_100),
+    Budget("small int", "get", 30_800),
+    Budget("1 KB dict", "get", 70_700),
+    Budget("1 KB dict", "set", 64_000),
+    Budget("small int", "incr", 32_300),
     Budget("small int", "get_many(100)", 674_000),
     Budget("small int", "set_many(100)", 1_131_000),
-    Budget("small int", "first get", 188_700),
+    Budget("small int", "first get", 187_900),
     Budget("small int", "hot get", 12_500),
     Budget("small int", "missed get", 66_500),
 )

@@ -37,7 +37,9 @@ def pack_all(commands: Iterable[Sequence[Any]]) -> bytes:
 
 def pack_get(key: str) -> bytes:
     """Return GET of a key."""
-    return f"*2\r\n$3\r\nGET\r\n${length(key)}\r\n{key}\r\n".encode()
+    # What length() returns: of all commands, this is the one that is sent most.
+    size = len(key) if key.isascii() else len(key.encode())
+    return f"*2\r\n$3\r\nGET\r\n${size}\r\n{key}\r\n".encode()
 
 
 def pack_delete(key: str) -> bytes:
