@@ -22,7 +22,7 @@ from ..connections.event_loops import LoopConnections, connections_of
 from ..connections.protocol import ConnectionLostError, ReplyTimeoutError
 from ..exceptions import InvalidReplyError
 from .attempts import Attempts
-from .observation import ASYNC_SEAM
+from .observation import ASYNC_INSTRUMENTATION
 from .redirects import batch_error
 from .straight import FirstTry
 from .sync import CacheClient, Client, empty_answer, uncertain
@@ -38,7 +38,7 @@ class AsyncCacheClient:
     """
 
     #: The redis-py class by which tools observe the requests of this client.
-    seam = ASYNC_SEAM
+    instrumentation = ASYNC_INSTRUMENTATION
 
     def __init__(self, client: Client) -> None:
         self.client = client
@@ -72,7 +72,7 @@ class AsyncCacheClient:
         if connections and not (connections.open or await connections.count()):
             connections = None
         execute: Callable[[Request], Awaitable[Any]] | None = None
-        if self.seam.observed():
+        if self.instrumentation.observed():
             execute = functools.partial(self.observe, connections)
         elif connections is None:
             return await sync_to_async(client.run)(operation, *args)
@@ -206,7 +206,7 @@ class AsyncCacheClient:
                 return sync_to_async(client.execute_at)(endpoint, request)
             return self.execute_at(connections, endpoint, request)
 
-        return await self.seam.call(endpoint.pool, request, carry_out)
+        return await self.instrumentation.call(endpoint.pool, request, carry_out)
 
     async def call(
         self, connections: LoopConnections, endpoint: Endpoint, request: Request

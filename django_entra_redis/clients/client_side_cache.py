@@ -244,8 +244,8 @@ class CopyingClient(Client):
 
     def fetch(self, keys: Sequence[str]) -> Fetched:
         """Fetch values on tracking connections, and keep copies; ``None``: it fails."""
-        if self.seam.observed():
-            fetched: Fetched = self.seam.call(
+        if self.instrumentation.observed():
+            fetched: Fetched = self.instrumentation.call(
                 self.endpoints[0].pool, _reading(keys), lambda: self._fetch(keys)
             )
             return fetched
@@ -405,8 +405,8 @@ class CopyingAsyncClient(AsyncCacheClient):
 
     async def fetch(self, keys: Sequence[str]) -> Fetched:
         """See :meth:`CopyingClient.fetch`."""
-        if self.seam.observed():
-            fetched: Fetched = await self.seam.call(
+        if self.instrumentation.observed():
+            fetched: Fetched = await self.instrumentation.call(
                 self.client.endpoints[0].pool, _reading(keys), lambda: self._fetch(keys)
             )
             return fetched

@@ -42,7 +42,7 @@ from ..exceptions import (
 )
 from .asynchronous import AsyncCacheClient
 from .attempts import Attempts
-from .cluster_observation import ASYNC_CLUSTER_SEAM, CLUSTER_SEAM
+from .cluster_observation import ASYNC_CLUSTER_INSTRUMENTATION, CLUSTER_INSTRUMENTATION
 from .redirects import cluster_error
 from .retry import is_final
 from .sync import Client, carry_out, read_many
@@ -72,7 +72,7 @@ class ClusterClient(Client):
         options: the cache's settings.
     """
 
-    seam = CLUSTER_SEAM
+    instrumentation = CLUSTER_INSTRUMENTATION
 
     def __init__(self, options: CacheOptions) -> None:
         self.topology = get_topology(options)
@@ -321,7 +321,7 @@ class AsyncClusterClient(AsyncCacheClient):
         client: the synchronous client of the same cache.
     """
 
-    seam = ASYNC_CLUSTER_SEAM
+    instrumentation = ASYNC_CLUSTER_INSTRUMENTATION
 
     def __init__(self, client: ClusterClient) -> None:
         super().__init__(client)

@@ -1,4 +1,4 @@
-"""The seam for tools that observe redis-py's cluster clients; see :mod:`.observation`.
+"""Instrumentation of cluster clients; see :mod:`.observation`.
 
 redis-py's cluster clients find the nodes of a command themselves. The subclasses here
 leave that out: the package's own client does it as it carries out the request.
@@ -10,7 +10,7 @@ from typing import Any
 from redis import cluster
 from redis.asyncio import cluster as asyncio_cluster
 
-from .observation import AsyncPool, CarryOut, Command, Pool, Seam
+from .observation import AsyncPool, CarryOut, Command, Instrumentation, Pool
 
 # Typed as Any: the subclasses leave out parameters that the types demand.
 _RedisCluster: Any = cluster.RedisCluster
@@ -128,7 +128,7 @@ class _AsyncPipeline(_Call, _AsyncClusterPipeline):
         """Do nothing: the pipeline is for one request."""
 
 
-CLUSTER_SEAM = Seam(
+CLUSTER_INSTRUMENTATION = Instrumentation(
     cluster.RedisCluster,
     cluster.ClusterPipeline,
     lambda pool, carry_out: _Client(Pool(pool, carry_out), carry_out),
@@ -136,7 +136,7 @@ CLUSTER_SEAM = Seam(
         Pool(pool, carry_out), carry_out, commands
     ),
 )
-ASYNC_CLUSTER_SEAM = Seam(
+ASYNC_CLUSTER_INSTRUMENTATION = Instrumentation(
     asyncio_cluster.RedisCluster,
     asyncio_cluster.ClusterPipeline,
     lambda pool, carry_out: _AsyncClient(AsyncPool(pool, carry_out), carry_out),

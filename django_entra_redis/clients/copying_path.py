@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .observation import SEAM
+from .observation import INSTRUMENTATION
 from .straight import SingleKey
 
 
@@ -37,10 +37,10 @@ class CopyingPath:
 
     def _fetch(self, key: str, default: Any) -> Any:
         """Return a key's value, and keep a copy."""
-        client, seam = self._client, SEAM
+        client, instrumentation = self._client, INSTRUMENTATION
         call = None
         # Tools that observe are told of what is read in another way.
-        if seam.client.execute_command is seam.own_command:
+        if instrumentation.client.execute_command is instrumentation.own_command:
             call = client.tracker.ask(key)
         if call is None:
             return client.run(client.operations.get, key, default)

@@ -1,4 +1,4 @@
-"""The seam for tools that observe redis-py: tracers, error reporters, metrics.
+"""Instrumentation: it lets tracers, error reporters and metrics observe requests.
 
 Such tools replace ``execute_command`` of redis-py's clients, and ``execute`` of its
 pipelines, by functions of their own. The package's clients use neither, so that the
@@ -32,10 +32,10 @@ Command = tuple[Any, ...]
 Observer = Callable[[list[Command], Mapping[str, Any]], AbstractContextManager[None]]
 
 _observer: Observer | None = None
-_seams: list["Seam"] = []
+_instrumentations: list["Instrumentation"] = []
 
 
-class Seam:
+class Instrumentation:
     """The two functions of one kind of redis-py client that tools may have replaced.
 
     Parameters:
@@ -76,7 +76,7 @@ class Seam:
         # them before, and may put them back later.
         self.own_command: Any = None
         self.own_execute: Any = None
-        _seams.append(self)
+        _instrumentations.append(self)
 
     def observed(self) -> bool:
         """Whether a tool observes requests.
@@ -142,8 +142,8 @@ def observe_with(observer: Observer | None) -> None:
     """Enter an observer's context manager around each request; ``None`` ends that."""
     global _observer
     _observer = observer
-    for seam in _seams:
-        seam.forget()
+    for instrumentation in _instrumentations:
+        instrumentation.forget()
 
 
 def is_own(function: Any) -> bool:
@@ -269,13 +269,13 @@ def _pipeline(
 
 
 #: Clients of one server, in threads and in event loops.
-SEAM = Seam(
+INSTRUMENTATION = Instrumentation(
     redis.Redis,
     redis.client.Pipeline,
     _client,
     functools.partial(_pipeline, _client),
 )
-ASYNC_SEAM = Seam(
+ASYNC_INSTRUMENTATION = Instrumentation(
     redis.asyncio.Redis,
     redis.asyncio.client.Pipeline,
     _async_client,

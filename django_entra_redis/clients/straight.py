@@ -37,7 +37,7 @@ from ..commands.replies import (
 from ..commands.request import Request
 from ..connections.endpoint import Endpoint
 from ..connections.pool import MISSED, ConnectionPool
-from .observation import SEAM
+from .observation import INSTRUMENTATION
 from .redirects import batch_error
 
 T = TypeVar("T")
@@ -297,13 +297,16 @@ def _make_ask(endpoint: Endpoint) -> Ask:
     which the operation has to go on, in a :class:`FirstTry`.
     """
     exchange, clock = endpoint.pool.exchange, endpoint.pool.clock
-    seam, outages = SEAM, endpoint.outages
+    instrumentation, outages = INSTRUMENTATION, endpoint.outages
 
     def ask(packed: bytes, parse: Parse, count: int = 0) -> Any:
         if (
             # Tools observe redis-py, or it has not been found out yet whether they do.
-            seam.client.execute_command is not seam.own_command
-            or (count and seam.pipeline.execute is not seam.own_execute)
+            instrumentation.client.execute_command is not instrumentation.own_command
+            or (
+                count
+                and instrumentation.pipeline.execute is not instrumentation.own_execute
+            )
             # The server may be down: the general path decides who may ask it.
             or outages.any
             # The server may close the connection before it has read all of it, and

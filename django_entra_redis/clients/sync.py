@@ -36,7 +36,7 @@ from ..exceptions import InvalidReplyError, UncertainResultError, WrongBackendEr
 from ..serializers import make_serializer
 from .attempts import Attempts
 from .lending import LentRetry, PoolView, lending
-from .observation import SEAM, Seam
+from .observation import INSTRUMENTATION, Instrumentation
 from .redirects import batch_error, cluster_error, redirection
 from .retry import make_policy
 from .straight import FirstTry, GeneralPath, SingleKey, single_key_path
@@ -55,7 +55,7 @@ class Client(ABC):
     """
 
     #: The redis-py class by which tools observe the requests of this client.
-    seam: Seam
+    instrumentation: Instrumentation
 
     def __init__(
         self,
@@ -112,11 +112,11 @@ class Client(ABC):
             redis.RedisError: any other failure of the connection or the command.
         """
         execute: Callable[[Request], Any] = self.execute
-        seam = self.seam
+        instrumentation = self.instrumentation
         if (
-            seam.client.execute_command is not seam.own_command
-            or seam.pipeline.execute is not seam.own_execute
-        ) and not seam.idle():
+            instrumentation.client.execute_command is not instrumentation.own_command
+            or instrumentation.pipeline.execute is not instrumentation.own_execute
+        ) and not instrumentation.idle():
             execute = self.observe
         try:
             result = drive(operation(*args), execute, self.translate)
@@ -177,7 +177,7 @@ class Client(ABC):
     def observe(self, request: Request) -> Any:
         """Carry out a request as :meth:`execute` does, visible to observing tools."""
         endpoint = self.reported_endpoint(request)
-        return self.seam.call(
+        return self.instrumentation.call(
             endpoint.pool, request, lambda: self.execute_at(endpoint, request)
         )
 
@@ -221,7 +221,7 @@ class CacheClient(Client):
         options: the cache's settings.
     """
 
-    seam = SEAM
+    instrumentation = INSTRUMENTATION
 
     @cached_property
     def single_key(self) -> SingleKey:

@@ -156,7 +156,7 @@ class RedisProtocol(asyncio.Protocol):
         elif under_way >= MAX_IN_FLIGHT:
             call.timer = self._loop.call_later(self._wait_timeout, self._give_up, call)
         if self._watch is None and self._timeout is not None:
-            self._watch = self._loop.call_later(self._timeout, self._look)
+            self._watch = self._loop.call_later(self._timeout, self._check_timeout)
         self._waiting.append(call)
         self._flush_soon()
         return future
@@ -348,7 +348,7 @@ class RedisProtocol(asyncio.Protocol):
             )
         )
 
-    def _look(self, turns: int = LATE_READS) -> None:
+    def _check_timeout(self, turns: int = LATE_READS) -> None:
         """Look whether the server still answers, and the loop has lost no flush."""
         self._watch = None
         if self._timeout is None or not (self._sent or self._waiting):
@@ -364,10 +364,10 @@ class RedisProtocol(asyncio.Protocol):
                 end, said = whole, "no whole reply"
         left = end - self._loop.time()
         if left > 0:
-            self._watch = self._loop.call_later(left, self._look)
+            self._watch = self._loop.call_later(left, self._check_timeout)
             return
         if turns:
-            self._watch = self._loop.call_soon(self._look, turns - 1)
+            self._watch = self._loop.call_soon(self._check_timeout, turns - 1)
             return
         self.abort(
             ReplyTimeoutError(

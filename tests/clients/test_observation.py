@@ -15,7 +15,7 @@ import redis.cluster
 from asgiref.sync import sync_to_async
 
 from django_entra_redis.cache import EntraRedisCache, EntraRedisClusterCache
-from django_entra_redis.clients.observation import SEAM, commands_of, is_own
+from django_entra_redis.clients.observation import INSTRUMENTATION, commands_of, is_own
 from django_entra_redis.commands.packing import pack_all, pack_get, pack_set
 from django_entra_redis.commands.request import Batch, Request
 from django_entra_redis.connections.event_loops import FIRST_OPERATIONS
@@ -299,4 +299,4 @@ def test_own_functions_are_known() -> None:
     assert is_own(own)
     assert not is_own(double)
     assert not is_own(lambda: None)
-    assert SEAM.idle()
+    assert INSTRUMENTATION.idle()

@@ -19,7 +19,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind
 
 from django_entra_redis.cache import EntraRedisClusterCache
-from django_entra_redis.clients.observation import SEAM
+from django_entra_redis.clients.observation import INSTRUMENTATION
 from django_entra_redis.connections.event_loops import FIRST_OPERATIONS
 from django_entra_redis.connections.pool import ConnectionPool
 from django_entra_redis.credentials import get_credential_provider
@@ -351,9 +351,9 @@ def test_nothing_is_left_behind(database: Database) -> None:
     cache = database.cache()
     instrumentor = EntraRedisInstrumentor()
     instrumentor.instrument(tracer_provider=telemetry.tracer_provider)
-    assert not SEAM.idle()
+    assert not INSTRUMENTATION.idle()
     instrumentor.uninstrument()
-    assert SEAM.idle()
+    assert INSTRUMENTATION.idle()
     assert ConnectionPool.check_out is before
     cache.get("a")
     assert telemetry.spans() == []
