@@ -262,7 +262,10 @@ class Connection:
             return b""
         # Redis 7.2 and newer leave out their own refusal of an AUTH if the client has
         # yet to get a reply to a command before it (redis/redis#15640).
-        return self._refusals.ask(words or _REFUSAL)
+        if words is not None or self.token is not None:
+            return self._refusals.ask(words or _REFUSAL)
+        # Valkey tells nobody who is not authenticated which commands it does not know.
+        return Command(tuple(arguments)).encoded()
 
     def _refuse(self) -> None:
         assert self._client is not None

@@ -82,6 +82,7 @@ ELSEWHERE = {
     "credential_provider": f"{HERE}::test_credential_provider",
     "driver_info": "clients/test_sync.py::test_driver",
     "identity": "connections/test_pool.py::test_two_identities_never_share",
+    "idle_timeout": "connections/test_pool.py::test_idle_connections_are_closed",
     "ignore_exceptions": "clients/test_ignore_exceptions.py::test_every_operation",
     "lib_name": "clients/test_sync.py::test_driver",
     "lib_version": "clients/test_sync.py::test_driver",
