@@ -12,7 +12,7 @@ from collections.abc import Hashable, Iterable
 #: after which it is read without a copy for so many times: where keys change more often
 #: than they are read, to make copies only costs. So many such keys are remembered.
 COLD_AFTER = 4
-COLD_READS = 32
+COLD_READS = 256
 MOST_COLD = 10_000
 #: Bytes that a copy takes beside its key and its value: the objects that hold them and
 #: their place in the dictionary, as measured with tracemalloc.
