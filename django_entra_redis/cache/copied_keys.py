@@ -1,5 +1,4 @@
-"""``OPTIONS["client_side_cache"]``: which keys copies are kept of, and what is told of
-them."""
+"""The backend's part of ``OPTIONS["client_side_cache"]``: which keys are copied."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -7,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 from django.core.cache.backends.base import default_key_func
 from django.utils.functional import cached_property
 
-#: What the names of Django's sessions in a cache begin with. There are no copies of
-#: them unless one of ``prefixes`` begins so, too.
+#: The prefix of the names of Django's sessions in a cache. They are not copied unless
+#: one of ``prefixes`` begins with it.
 SESSIONS = "django.contrib.sessions."
 
 if TYPE_CHECKING:
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class CopyingMethods:
-    """What a cache with copies has more."""
+    """The methods of a cache for its client-side cache."""
 
     if TYPE_CHECKING:
         _cache: Any
@@ -29,15 +28,15 @@ class CopyingMethods:
             ...
 
     def client_side_cache_info(self) -> "ClientSideCacheInfo | None":
-        """Return a snapshot of the copies that this process keeps of values; ``None``
-        without ``OPTIONS["client_side_cache"]``."""
+        """Return a snapshot of this process's client-side cache; ``None``: without
+        ``OPTIONS["client_side_cache"]``."""
         if self.options.client_side_cache is None:
             return None
         info: ClientSideCacheInfo = self._cache.local.info()
         return info
 
     def copying(self) -> list[Callable[[str], bool]]:
-        """Return what a client with copies needs more than the options."""
+        """Return the additional arguments of a client with copies."""
         settings = self.options.client_side_cache
         if settings is None:
             return []
@@ -48,18 +47,18 @@ class CopyingMethods:
 def make_filter(
     cache: Any, prefixes: tuple[str, ...] | None, *, plain: bool
 ) -> Callable[[str], bool]:
-    """Return what tells whether copies are kept of a key as Redis has it.
+    """Return a function that returns whether copies are kept of a key in Redis.
 
     Parameters:
         cache: the cache, which makes the keys.
-        prefixes: what the keys' names begin with; ``None``: anything.
-        plain: whether it makes them as Django does.
+        prefixes: the prefixes of the names to copy; ``None``: all names.
+        plain: whether the cache makes keys as Django does.
     """
     allowed = ("",) if prefixes is None else prefixes
     sessions = any(prefix.startswith(SESSIONS) for prefix in allowed)
     name_of = _name_of(cache, plain=plain)
     if prefixes is None and plain and cache.key_func is default_key_func:
-        # What has no such word in it has no name that begins with it.
+        # A key without this text has no name that begins with it.
         return lambda made: (
             SESSIONS not in made or not (name_of(made) or "").startswith(SESSIONS)
         )
@@ -76,7 +75,7 @@ def make_filter(
 
 
 def _name_of(cache: Any, *, plain: bool) -> Callable[[str], str | None]:
-    """Return what finds a key's name in the key; ``None`` where that can't be done."""
+    """Return a function that returns the name in a key; ``None``: it can't be found."""
     if plain and cache.key_func is default_key_func:
         start = len(cache.key_prefix) + 1
         # The version ends at the next colon.
@@ -88,7 +87,7 @@ def _name_of(cache: Any, *, plain: bool) -> Callable[[str], str | None]:
     end = -len(after) or None
 
     def name_of(made: str) -> str | None:
-        # Of another version than the cache's own the name can't be told.
+        # The name can only be found in keys with the cache's own version.
         known = made.startswith(before) and made.endswith(after)
         return made[len(before) : end] if known else None
 

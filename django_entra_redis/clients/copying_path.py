@@ -64,7 +64,7 @@ class CopyingPath:
             self._drop(key)
 
     def add(self, key: str, value: Any, timeout: int | None) -> bool:
-        """Set a key that is not there; return whether it was set."""
+        """Set a key that does not exist; return whether it was set."""
         try:
             return self._path.add(key, value, timeout)
         finally:

@@ -1,16 +1,14 @@
-"""Copies of values that this process has read: a store, and nothing else.
+"""The store of copies of values that this process has read.
 
-No socket and no clock of its own; who reads values, and who hears that they have
-changed, is in :mod:`.tracking`.
+It has no socket and no clock; :mod:`.tracking` fetches and invalidates values.
 """
 
 import threading
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable
 
-#: Copies of a key that go one after the other without a hit, or never get here in time,
-#: after which it is read without a copy for so many times: where keys change more often
-#: than they are read, to make copies only costs. So many such keys are remembered.
+#: A key is cold after this number of copies that were dropped without a hit: it changes
+#: more often than it is read, so that copies only cost.
 COLD_AFTER = 4
 COLD_READS = 256
 MOST_COLD = 10_000
@@ -20,12 +18,13 @@ OVERHEAD = 400
 
 
 class Copy:
-    """A value as Redis has it.
+    """The copy of a value.
 
     Parameters:
-        data: the value; ``None`` stands for one that is not worth a copy.
-        expires_at: when its key expires, on the store's clock.
-        owner: the connection that hears when it changes.
+        key: the key.
+        data: the value as bytes; ``None``: it is too large for a copy.
+        expires_at: when its key expires, on the caller's clock.
+        owner: the connection on which it is invalidated.
     """
 
     __slots__ = ("data", "expires_at", "owner", "size", "used")
@@ -41,12 +40,13 @@ class Copy:
 
 
 class Fill:
-    """A value on its way.
+    """A value that is being fetched, and will become a copy.
+
+    ``tainted`` is set if the key may have changed since the fetch was sent.
 
     Parameters:
-        key: whose.
-        owner: the connection that it comes on.
-        tainted: whether the key may have changed since it was asked for.
+        key: the key.
+        owner: the connection on which it is fetched.
     """
 
     __slots__ = ("key", "owner", "tainted")
@@ -58,11 +58,11 @@ class Fill:
 
 
 class Copies:
-    """The copies of a process, the least recently used of which go first.
+    """The copies of a process; if there are too many, the least recently used go.
 
     Parameters:
-        max_bytes: bytes that they take at most.
-        max_value_bytes: of a larger value there is no copy.
+        max_bytes: bytes that all copies take at most.
+        max_value_bytes: bytes of a value of which a copy is kept at most.
     """
 
     def __init__(self, max_bytes: int, max_value_bytes: int) -> None:
@@ -75,18 +75,17 @@ class Copies:
         # The least recently used one first.
         self._copies: OrderedDict[str, Copy] = OrderedDict()
         self._fills: dict[str, list[Fill]] = {}
-        # How many copies of a key went without a hit; below 0: reads to go until there
-        # is another one.
+        # The copies of a key that were dropped without a hit; below 0: the reads until
+        # the next copy.
         self._unused: OrderedDict[str, int] = OrderedDict()
-        #: Returns a key's copy, be it good or not; ``None`` if there is none.
+        #: Returns a key's copy, even an expired one; ``None``: there is none.
         self.peek = self._copies.get
         self._move_to_end = self._copies.move_to_end
         self.reset()
 
     def reset(self) -> None:
-        """Begin anew, as a child process must."""
-        # Guards all attributes. Reentrant for the sake of signal handlers that use the
-        # cache.
+        """Forget all copies, as a child process must."""
+        # Guards all attributes. Reentrant, since a signal handler may use the cache.
         self._lock = threading.RLock()
         self.bytes = 0
         self._copies.clear()
@@ -97,19 +96,21 @@ class Copies:
         return len(self._copies)
 
     def owner(self, key: str) -> Hashable:
-        """Return the connection that hears when a key's copy changes; ``None`` if there
-        is no copy."""
+        """Return the connection on which a key's copy is invalidated; ``None``: it has
+        no copy."""
         copy = self._copies.get(key)
         return None if copy is None else copy.owner
 
     def use(self, key: str, copy: Copy, now: float) -> bool:
-        """Return whether a copy is still there and good; count it as used then.
+        """Return whether a copy is still valid; if so, count it as used.
 
         Parameters:
-            now: what the clock says.
+            key: the key.
+            copy: the copy.
+            now: the time on the caller's clock.
         """
-        # Without the lock, which would be a tenth of a hit: each step is atomic, and it
-        # is good if it is so at any moment since it was asked for.
+        # Without the lock, which would cost a tenth of a hit: each step is atomic, and
+        # it is enough that the copy was valid at any moment since the call.
         if self.peek(key) is not copy:
             return False
         if copy.expires_at <= now:
@@ -128,8 +129,8 @@ class Copies:
         return True
 
     def is_cold(self, key: str) -> bool:
-        """Count a read without a copy; return whether a copy is not worth it."""
-        # Without the lock: that two threads count as one does no harm.
+        """Count a read without a copy; return whether the key is cold."""
+        # Without the lock: it does no harm if two threads count as one.
         count = self._unused.get(key, 0)
         if count >= 0:
             return False
@@ -137,21 +138,22 @@ class Copies:
         return True
 
     def miss(self, count: int) -> None:
-        """Count values that there were no copies of."""
+        """Count values that were read without a copy."""
         with self._lock:
             self.misses += count
 
     def begin(self, key: str, owner: Hashable) -> Fill:
-        """Take note that a value has been asked for."""
+        """Note the beginning of a value's fetch."""
         fill = Fill(key, owner)
         self.add(fill)
         return fill
 
     def add(self, fill: Fill, missed: int = 0) -> None:
-        """Take note of a value on its way.
+        """Note a value that is being fetched.
 
         Parameters:
-            missed: to be counted as so many misses.
+            fill: the value.
+            missed: misses to count.
         """
         key = fill.key
         with self._lock:
@@ -163,18 +165,18 @@ class Copies:
                 under_way.append(fill)
 
     def end(self, fill: Fill, data: bytes | None, expires_at: float) -> None:
-        """Keep a value that has come, unless its key has changed meanwhile.
+        """Keep a fetched value, unless its key has changed meanwhile.
 
         Parameters:
-            fill: what :meth:`begin` gave.
-            data: the value; ``None`` if there is none to keep.
+            fill: what :meth:`begin` returned.
+            data: the value; ``None``: there is none to keep.
             expires_at: when its key expires.
         """
         key = fill.key
         with self._lock:
             if not fill.tainted and data is not None:
                 self._keep(key, data, expires_at, fill.owner)
-            # In this order: a key is always found on its way or here (see drop_one).
+            # In this order: drop_one() always finds the key in one of the two.
             under_way = self._fills[key]
             if len(under_way) == 1:
                 del self._fills[key]
@@ -194,14 +196,14 @@ class Copies:
             self._remove(next(iter(self._copies)))
 
     def drop_one(self, key: str) -> None:
-        """Do as :meth:`drop` does, for one key, of which there mostly is no copy."""
-        # Without the lock, and therefore in this order: a value on its way becomes a
-        # copy before it is forgotten that it was on its way.
+        """Do as :meth:`drop` does, for one key, which usually has no copy."""
+        # Without the lock, and therefore in this order: end() adds the copy before it
+        # removes the fill.
         if key in self._fills or key in self._copies:
             self.drop((key,))
 
     def drop(self, keys: Iterable[str]) -> None:
-        """Drop the copies of keys that have changed, also those on their way."""
+        """Drop the copies of keys that have changed, also while they are fetched."""
         with self._lock:
             for key in keys:
                 copy = self._remove(key)
@@ -213,17 +215,17 @@ class Copies:
                         self._count_unused(key)
 
     def invalidate(self, keys: Iterable[str]) -> None:
-        """Do as :meth:`drop` does, for keys that the server says have changed."""
+        """Do as :meth:`drop` does, for keys that the server has invalidated."""
         keys = list(keys)
         with self._lock:
             self.invalidations += len(keys)
             self.drop(keys)
 
     def flush(self, owner: Hashable = None) -> None:
-        """Drop all copies, also those on their way.
+        """Drop all copies, also those that are being fetched.
 
         Parameters:
-            owner: only those of this connection; ``None``: of each.
+            owner: drop only the copies of this connection; ``None``: of all.
         """
         with self._lock:
             self.flushes += 1

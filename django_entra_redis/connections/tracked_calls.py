@@ -1,4 +1,4 @@
-"""Calls on a tracking connection: what is asked, and what becomes of the answers."""
+"""Calls on a tracking connection: fetches of values, and AUTH, with their replies."""
 
 import asyncio
 import contextlib
@@ -19,7 +19,7 @@ from ..identity.token import Token
 from .authentication import REPLIES, is_accepted
 from .copies import Fill
 
-#: Tells whether the connection lives, and whether it leads to a replica.
+#: Commands that check whether the connection lives, and whether it leads to a replica.
 CHECK = pack_all([("PING",), ("HELLO", "3")])
 CHECKS = 2
 
@@ -39,7 +39,7 @@ class Call:
     """Commands under way.
 
     Parameters:
-        count: how many replies are to come.
+        count: the number of their replies.
         waited: whether a thread will wait for them.
     """
 
@@ -49,12 +49,12 @@ class Call:
         self.count = count
         self.replies: list[Any] = []
         self.done = False
-        #: Of a call that a thread waits for: released when it is done, or when it is
-        #: the thread's turn to wait for bytes.
+        #: The lock on which a thread waits for this call. It is released when the call
+        #: is done, or when it is the thread's turn to wait for bytes.
         self.turn = _taken_lock() if waited else None
 
     def finish(self, wire: Any, *, lost: bool) -> None:
-        """Take note of the replies, or that none will come; with the gate held."""
+        """Process the replies, or the loss of the connection, whose gate is held."""
         self.done = True
         if self.turn is not None:
             with contextlib.suppress(RuntimeError):  # released already
@@ -62,13 +62,13 @@ class Call:
 
 
 class Fetch(Call):
-    """Values asked for, each with the time that its key has left.
+    """A fetch of values, each with the time until its key expires.
 
     Parameters:
-        fills: the copies to be made.
-        lead: replies that come before them.
-        sent_at: when it was asked.
-        future: what is done when they are there.
+        fills: the copies to make.
+        lead: the number of replies before the values.
+        sent_at: when the commands were sent.
+        future: a future whose result is set when the values are there.
         waited: whether a thread will wait for them.
     """
 
@@ -90,7 +90,7 @@ class Fetch(Call):
         self.fills = fills
         self.lead = lead
         self.sent_at = sent_at
-        #: The values as they have come; ``None`` where one must be asked for elsewhere.
+        #: The values as bytes; ``None``: they must be read on another connection.
         self.values: list[bytes | None] | None = None
         self.future = future
 
@@ -118,13 +118,14 @@ class Fetch(Call):
 
 
 class Ask(Fill):
-    """One value asked for, by a thread that waits for bytes itself: a :class:`Fetch` of
-    one, in a single object and in the fewest steps.
+    """A :class:`Fetch` of one value, by a thread that waits for bytes itself.
+
+    It is a single object, for the sake of speed.
 
     Parameters:
-        key: whose.
-        owner: the connection that it comes on.
-        sent_at: when it was asked.
+        key: the key.
+        owner: the connection.
+        sent_at: when the commands were sent.
     """
 
     __slots__ = ("done", "replies", "sent_at", "values")
@@ -159,23 +160,31 @@ class Ask(Fill):
 
 
 def _end(wire: Any, fill: Fill, data: bytes | None, left: int, sent_at: float) -> None:
-    """Have a copy be made of a value whose key has so many milliseconds left."""
-    # From when it was asked: no copy outlives its key. -1 is for ever, and -2 is said
-    # of a key that is gone.
+    """Make a copy of a value.
+
+    Parameters:
+        wire: the connection.
+        fill: the copy to make.
+        data: the value.
+        left: the milliseconds until its key expires.
+        sent_at: when the commands were sent.
+    """
+    # Counted from then, so that no copy outlives its key. -1 means that the key does
+    # not expire, -2 that it does not exist.
     expires_at = sent_at + left / 1000 if left >= 0 else _NEVER
     gone = left == 0 or left == -2
     wire.copies.end(fill, None if gone else data, expires_at)
 
 
 def _lose_access(wire: Any, failures: Sequence[Exception]) -> None:
-    """Close a connection that may not read any more."""
+    """Close a connection whose user may not read any more."""
     for failure in failures:
         if _tells_of_lost_access(failure):
             wire.lose(failure)
 
 
 def _set_done(future: "asyncio.Future[None]") -> None:
-    """Have a task of any event loop go on."""
+    """Set the result of a future of any event loop."""
 
     def done() -> None:
         if not future.done():
@@ -200,7 +209,7 @@ class Authentication(Call):
     """AUTH with a newer token, in the same stream.
 
     Parameters:
-        token: what the server will know the connection by.
+        token: the token.
     """
 
     __slots__ = ("token",)
@@ -210,21 +219,21 @@ class Authentication(Call):
         self.token = token
 
     def finish(self, wire: Any, *, lost: bool) -> None:
-        """Take note of the answer."""
+        """Note the reply."""
         if not lost:
             wire.authenticated(self.token if is_accepted(self.replies) else None)
         super().finish(wire, lost=lost)
 
 
 def pack_fetch(key: str) -> bytes:
-    """Return what asks for a value, and for the time that its key has left."""
+    """Return GET and PTTL of a key, packed."""
     name = key.encode()
     form = b"*2\r\n$3\r\nGET\r\n$%d\r\n%b\r\n*2\r\n$4\r\nPTTL\r\n$%d\r\n%b\r\n"
     return form % (len(name), name, len(name), name)
 
 
 def is_replica(greeting: Any) -> bool:
-    """Whether the reply to HELLO is a replica's."""
+    """Whether a reply to HELLO comes from a replica."""
     if isinstance(greeting, dict):
         return greeting.get(b"role") == b"replica"
     fields = greeting if isinstance(greeting, list) else []
@@ -232,14 +241,14 @@ def is_replica(greeting: Any) -> bool:
 
 
 def _are_plain(values: Sequence[Any], lives: Sequence[Any]) -> bool:
-    """Whether replies are of the kind that was asked for."""
+    """Whether replies have the types of values and of times."""
     return _VALUES.issuperset(map(type, values)) and _LIVES.issuperset(map(type, lives))
 
 
 def _failures(
     lead: Sequence[Any], values: Sequence[Any], lives: Sequence[Any]
 ) -> Sequence[Exception]:
-    """Return what is wrong with replies; nothing if they are what was asked for."""
+    """Return the errors in replies, or an error for replies of wrong types."""
     replies = [*lead, *values, *lives]
     failures = [reply for reply in replies if isinstance(reply, Exception)]
     if failures:
@@ -252,9 +261,9 @@ def _failures(
 
 
 def _tells_of_lost_access(failure: Exception) -> bool:
-    """Whether an error reply is about more than the one key."""
+    """Whether an error reply is about more than its own key."""
     if isinstance(failure, AskError | ClusterDownError | TryAgainError):
         return False
-    # Before its version 6, redis-py knows these in its cluster client alone.
+    # redis-py 5 has classes for these in its cluster client alone.
     word = str(failure).partition(" ")[0]
     return word not in ("ASK", "CLUSTERDOWN", "MOVED", "TRYAGAIN", "WRONGTYPE")

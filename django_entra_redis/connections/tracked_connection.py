@@ -1,7 +1,8 @@
-"""One connection to a server that tracks what is read on it.
+"""One tracking connection: the server tracks the keys that are read on it.
 
-Nobody reads in the background. Whoever needs a copy takes in first what has come;
-whoever waits for a value takes in what comes, for all.
+No thread reads it in the background. A thread that needs a copy first processes all
+received bytes, such as invalidations; a thread that waits for a value processes the
+bytes for all threads.
 """
 
 import asyncio
@@ -42,29 +43,28 @@ from .tracked_calls import (
 
 logger = logging.getLogger(__name__)
 
-#: What tells of a connection that is of no use any more.
+#: Errors after which the connection can't be used any more.
 BROKEN: tuple[type[Exception], ...] = (OSError, *UNREADABLE)
-#: Bytes to take in at a time, and how many times in a row at most.
+#: Bytes to receive at a time, and how many times in a row at most.
 PIECE = 64 * 1024
 _MOST_PIECES = 64
-#: Seconds after which a thread that can't be woken looks itself.
+#: Seconds after which a thread that can't be woken checks its call by itself.
 _NAP = 0.05
-#: Commands that may be under way; whoever comes then reads without a copy.
+#: Calls that may be under way; while there are more, values are read without a copy.
 _MOST_UNDER_WAY = 1024
 
 
 class TrackedConnection:
-    """One connection to a server that tracks what is read on it.
+    """One tracking connection.
 
     Parameters:
-        sock: the socket, authenticated and tracking.
-        copies: what is told of changes.
+        sock: the socket, authenticated, with tracking switched on.
+        copies: the copies that are invalidated on it.
         timeout: seconds to wait for a reply.
-        max_staleness: seconds after the last proof of the connection's health in which
-            copies may be used.
-        now: when that proof was asked for.
-        held: the token that the server knows the connection by.
-        provide: gives the renewal of that.
+        max_staleness: seconds after the last sign of life in which copies may be used.
+        now: when the last sign of life was asked for.
+        held: the token that the connection last authenticated with.
+        provide: returns the renewal of that token.
     """
 
     def __init__(
@@ -87,9 +87,9 @@ class TrackedConnection:
         self.confirmed_at = now
         self.ask_at = now + self._interval
         self.timeout = timeout
-        # Guards the socket, the reader and all below: whoever sends or takes in holds
-        # it, and waits for nothing meanwhile. Reentrant for the sake of signal
-        # handlers that use the cache; these find ``_busy``.
+        # Guards the socket, the reader and all attributes below. A thread holds it to
+        # send or to receive, never to wait. It is reentrant, since a signal handler may
+        # use the cache: that finds ``_busy`` set.
         self._gate = threading.RLock()
         self._busy = False
         self._sock = sock
@@ -97,14 +97,15 @@ class TrackedConnection:
         self._reader = make_push_reader(read_error)
         self._under_way: deque[Call | Ask] = deque()
         self._asking: Fetch | None = None
-        # The thread that waits for bytes to come, on behalf of all; whether it sleeps;
+        # The thread that waits for bytes, on behalf of all threads; whether it sleeps;
         # and whether it has been woken.
         self._poller: int | None = None
         self._sleeping = False
         self._woken = False
         self._watches: dict[asyncio.AbstractEventLoop, _Watch] = {}
         self._epoll: Any = None
-        # gevent takes epoll away, and other systems have none. There it is tried.
+        # gevent removes epoll, and other systems have none: there every check tries to
+        # receive.
         if hasattr(select, "epoll"):
             self._epoll = select.epoll()
             self._epoll.register(sock.fileno(), select.EPOLLIN)
@@ -115,10 +116,10 @@ class TrackedConnection:
     # -- health ----------------------------------------------------------------------
 
     def is_fresh(self, key: str) -> bool:
-        """Take in what has come; return whether copies may be used now.
+        """Process received bytes; return whether copies may be used now.
 
         Parameters:
-            key: whose copy is to be used.
+            key: the key whose copy is to be used.
         """
         if self.has_come():
             self.take_in()
@@ -126,23 +127,28 @@ class TrackedConnection:
         return now < self.ask_at or self.is_confirmed(key, now)
 
     def confirm(self, asked_at: float) -> None:
-        """Take note that the server has answered what was asked then."""
+        """Note a sign of life: the reply to a command.
+
+        Parameters:
+            asked_at: when the command was sent.
+        """
         if asked_at > self.confirmed_at:
             self.confirmed_at = asked_at
             self.ask_at = asked_at + self._interval
 
     def _hold(self, held: Token | None) -> None:
-        """Take note of the token that the server knows the connection by."""
+        """Note the token that the connection has authenticated with."""
         self.held = held
-        # Seconds after which to ask for another proof: early enough for the reply, and
-        # for a token that does not live for long to be replaced in time.
+        # Seconds after which to ask for another sign of life: early enough for the
+        # reply, and for AUTH in time where the token's life is short.
         self._interval = self._max_staleness / 2
         if held is not None:
             life = held.expires_at - held.received_at
             self._interval = min(self._interval, life / 12)
 
     def is_confirmed(self, key: str, now: float) -> bool:
-        """Return whether copies may be used; ask early, so that nobody has to wait."""
+        """Return whether copies may be used; ask for a sign of life early, without
+        waiting for it."""
         if now >= self.confirmed_at + self._max_staleness:
             return False
         self.keep_up()
@@ -159,16 +165,16 @@ class TrackedConnection:
         *,
         waited: bool = True,
     ) -> Fetch | None:
-        """Ask for values; ``None`` if that can't be done here.
+        """Send a fetch of values; ``None``: this connection can't do it now.
 
         Parameters:
-            keys: whose.
-            future: what is done then.
-            waited: whether this thread will :meth:`wait` for it.
+            keys: the keys.
+            future: a future whose result is set when the values are there.
+            waited: whether this thread will :meth:`wait` for the call.
         """
         now = time.monotonic()
         silent = now >= self.ask_at
-        # The values tell whether they may still be read, too.
+        # With a check of the connection first, if it has been silent for a while.
         packed = (CHECK if silent else b"") + b"".join(map(pack_fetch, keys))
         with self._gate:
             if self._busy or self.closed or len(self._under_way) >= _MOST_UNDER_WAY:
@@ -179,10 +185,10 @@ class TrackedConnection:
             return call
 
     def ask(self, key: str) -> Ask | None:
-        """Do as :meth:`fetch` and :meth:`wait` do, for one key, if nobody else waits.
+        """Fetch the value of one key and wait for it, if no other call is under way.
 
         Returns:
-            What has been asked for, done; ``None`` where that takes more.
+            The call, which is done; ``None``: use :meth:`fetch` and :meth:`wait`.
         """
         packed = pack_fetch(key)
         now = time.monotonic()
@@ -218,7 +224,7 @@ class TrackedConnection:
                 self._hand_over()
 
     def keep_up(self) -> None:
-        """Authenticate anew if the token has moved on."""
+        """Authenticate again if there is a newer token."""
         held = self.held
         if held is None or self._provide is None:
             return
@@ -231,7 +237,8 @@ class TrackedConnection:
             if held.expired(clock):
                 self.lose("its token has expired")
             return
-        # At once: it is one connection of a process, and processes renew in turn.
+        # Without an offset: a process has one such connection for each server, and
+        # processes do not renew at the same time.
         action = next_action(held, current, 0.0, clock)
         if action is Action.ADOPT:
             self._hold(current)
@@ -244,11 +251,10 @@ class TrackedConnection:
                     self._send(pack_marked_auth(current), Authentication(current))
 
     def authenticated(self, token: Token | None) -> None:
-        """Take note of the answer to AUTH.
+        """Note the reply to AUTH.
 
         Parameters:
-            token: what the server knows the connection by now; ``None`` if it has
-                refused it.
+            token: the token; ``None``: the server has refused it.
         """
         self._authenticating = False
         if token is None:
@@ -260,22 +266,22 @@ class TrackedConnection:
         self._under_way.append(call)
         self._busy = True
         try:
-            # What does not fit goes to a server that takes nothing in any more.
+            # A full send buffer means that the server does not read any more.
             if self._sock.send(packed) != len(packed):
-                raise BlockingIOError(errno.EAGAIN, "the server takes nothing in")
+                raise BlockingIOError(errno.EAGAIN, "the server does not read")
         except OSError as error:
             self.lose(error)
         except BaseException:
-            # A signal handler's: part of it may have been sent.
+            # A signal handler has raised: a part may have been sent.
             self.lose("interrupted")
             raise
         finally:
             self._busy = False
 
-    # -- taking in -------------------------------------------------------------------
+    # -- receiving -------------------------------------------------------------------
 
     def take_in(self) -> None:
-        """Take in what has come, without waiting."""
+        """Process received bytes, without waiting for more."""
         with self._gate:
             self._take_in()
 
@@ -290,7 +296,7 @@ class TrackedConnection:
         except BROKEN as error:
             self.lose(error)
         except BaseException:
-            # A signal handler's: something may be lost.
+            # A signal handler has raised: bytes may be lost.
             self.lose("interrupted")
             raise
         finally:
@@ -299,7 +305,7 @@ class TrackedConnection:
                 self._wake()
 
     def _wake(self) -> None:
-        """Wake the thread that waits for bytes: these have been taken in by another."""
+        """Wake the thread that waits for bytes, which another thread has processed."""
         if self._epoll is not None and not self.closed and not self._woken:
             self._woken = True
             self._epoll.modify(self._sock.fileno(), select.EPOLLIN | select.EPOLLOUT)
@@ -311,7 +317,7 @@ class TrackedConnection:
                 raise ConnectionError("the server has closed it")
             self._reader.feed(data)
             self._dispatch()
-            # What TLS has decrypted already does not show in the socket.
+            # Bytes that TLS has decrypted already do not make the socket readable.
             if self.closed or (
                 len(data) < PIECE and not (self._pending and self._pending())
             ):
@@ -324,7 +330,7 @@ class TrackedConnection:
                 self._invalidate(reply)
                 continue
             if not under_way:
-                raise InvalidResponse(f"It said what nothing had asked for: {reply!r}")
+                raise InvalidResponse("A reply came without a command.")
             call = under_way[0]
             call.replies.append(reply)
             if len(call.replies) == call.count:
@@ -342,7 +348,7 @@ class TrackedConnection:
     # -- waiting ---------------------------------------------------------------------
 
     def wait(self, call: Call) -> None:
-        """Wait until a call of this thread's is done."""
+        """Wait until a call of this thread is done."""
         assert call.turn is not None
         deadline = time.monotonic() + self.timeout
         me = threading.get_ident()
@@ -368,9 +374,9 @@ class TrackedConnection:
                     self._hand_over()
 
     def _sleep(self, call: Call | Ask, seconds: float) -> None:
-        """Wait for bytes, unless another thread has taken in what a call waits for."""
+        """Wait for bytes, unless another thread has finished the call already."""
         before = self._sleeping
-        # In this order: who takes in finishes calls first, and looks at this then.
+        # In this order: a receiving thread first finishes calls, then reads this flag.
         self._sleeping = True
         try:
             if not call.done:
@@ -380,14 +386,14 @@ class TrackedConnection:
         if self._woken:
             with self._gate:
                 self._woken = False
-                # Open even if the connection is lost: who waits for bytes closes it.
+                # The socket is open even after a loss: the polling thread closes it.
                 self._epoll.modify(self._sock.fileno(), select.EPOLLIN)
 
     def _wait_for_bytes(self, seconds: float) -> None:
         if self._epoll is not None:
             self._epoll.poll(seconds, 1)
             return
-        # Nothing wakes these when another thread has taken in what they wait for.
+        # Without epoll, no other thread can wake this one.
         seconds = min(seconds, _NAP)
         if hasattr(select, "poll"):
             poll = select.poll()
@@ -397,7 +403,7 @@ class TrackedConnection:
             select.select([self._sock], [], [], seconds)
 
     def _hand_over(self) -> None:
-        """Have another thread wait for bytes that a reply of its own is among."""
+        """Let another thread that waits for a reply wait for bytes."""
         with self._gate:
             self._pass_on()
 
@@ -412,7 +418,7 @@ class TrackedConnection:
                 return
 
     def watch(self, loop: asyncio.AbstractEventLoop) -> bool:
-        """Have an event loop take in what comes; return whether it can."""
+        """Let an event loop process received bytes; return whether it can."""
         if loop in self._watches:
             return True
         for other in [other for other in list(self._watches) if other.is_closed()]:
@@ -426,7 +432,7 @@ class TrackedConnection:
     # -- the end ---------------------------------------------------------------------
 
     def lose(self, reason: object) -> None:
-        """Close the connection; drop all copies that it heard of."""
+        """Close the connection; drop all copies that it would have invalidated."""
         with self._gate:
             if self.closed:
                 return
@@ -434,7 +440,7 @@ class TrackedConnection:
             self.confirmed_at = self.ask_at = float("-inf")
             logger.debug("A tracking connection was closed: %s", reason)
             self.copies.flush(self)
-            # Wakes whoever waits for bytes; that one closes it.
+            # Wakes the thread that waits for bytes, which then closes the socket.
             with contextlib.suppress(OSError):
                 self._sock.shutdown(socket.SHUT_RDWR)
             under_way = list(self._under_way)
@@ -447,20 +453,20 @@ class TrackedConnection:
                 self._close()
 
     def _close(self) -> None:
-        # The epoll object is left to be collected: another thread may be asking it.
+        # The epoll object is not closed, since another thread may be polling it.
         self._sock.close()
 
 
 class _Watch:
-    """Has an event loop take in what comes on a connection.
+    """Lets an event loop process the bytes that a connection receives.
 
-    It does so through a file descriptor of its own: nobody can close that one, and have
-    its number given to something else, while the loop still knows it.
+    It has a file descriptor of its own: the connection's could be closed, and its
+    number be reused, while the loop still watches it.
 
     Parameters:
-        loop: the event loop, in which this is made.
+        loop: the event loop, which runs in this thread.
         wire: the connection.
-        fileno: its file descriptor.
+        fileno: the connection's file descriptor.
     """
 
     def __init__(
@@ -469,7 +475,7 @@ class _Watch:
         self._loop = loop
         self._wire = wire
         self._fileno = os.dup(fileno)
-        # Also of a loop that has been collected.
+        # Closed even if the loop is never run again, but garbage-collected.
         self._close = finalize(self, os.close, self._fileno)
         self._close.atexit = False
         try:
@@ -479,7 +485,7 @@ class _Watch:
             raise
 
     def end(self) -> None:
-        """Watch no longer."""
+        """Stop watching."""
         with contextlib.suppress(RuntimeError):  # a loop that is closed
             self._loop.call_soon_threadsafe(self._end)
 
