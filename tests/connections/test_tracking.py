@@ -81,7 +81,7 @@ def test_a_server_that_does_not_track(
         assert asyncio.run(tracker.afetch(["a"])) is None
         tracker.close()
         assert tracker.fetch(["a"]) is None
-    assert caplog.text.count("does not track") == 1
+    assert caplog.text.count("refuses to track") == 1
     assert not tracker.connected
     assert tracker.confirmed_at is None
 
