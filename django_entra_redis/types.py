@@ -207,6 +207,9 @@ class EntraRedisOptions(OwnOptions, total=False):
     """How connections introduce themselves to the server, before redis-py 7."""
     lib_version: str | None
     """The version that belongs to ``lib_name``."""
+    maint_notifications_config: Any
+    """Which notifications of maintenance redis-py 8 asks the server for. The default
+    is none."""
     max_connections: int | None
     """Connections that a process opens to a server at most, because Azure limits
     their sum. Caches whose settings are the same share them."""

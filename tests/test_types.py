@@ -49,8 +49,8 @@ def test_other_options() -> None:
         for kind in (ConnectionPool, RedisCluster, *SSLConnection.__mro__)
         for name in inspect.signature(kind).parameters
     }
-    # redis-py 7 has the first; older ones take the two others.
-    taken |= {"driver_info", "lib_name", "lib_version"}
+    # redis-py 7 has the first, newer ones the last; older ones take the two others.
+    taken |= {"driver_info", "lib_name", "lib_version", "maint_notifications_config"}
     assert known - own - taken == set()
     assert not known & LOCATIONS
     defaults = with_defaults(LOCATION, parse_options([LOCATION], {})).connection
