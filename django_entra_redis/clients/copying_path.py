@@ -39,7 +39,7 @@ class CopyingPath:
         """Return a key's value, and keep a copy."""
         client, instrumentation = self._client, INSTRUMENTATION
         call = None
-        # Tools that observe are told of what is read in another way.
+        # Observing tools do not see this path: while there are any, it is not taken.
         if instrumentation.client.execute_command is instrumentation.own_command:
             call = client.tracker.ask(key)
         if call is None:

@@ -25,7 +25,7 @@ from .refusals import read_error
 #: Bytes to read at a time. For twice as many, malloc would map new memory each time.
 CHUNK = 64 * 1024
 #: Bytes of a value from which on it is read into a buffer of its size, and up to which:
-#: whoever has hijacked a server may announce any size.
+#: a hijacked server may announce any size.
 LARGE, LARGEST = 32 * 1024, 16 * 1024 * 1024
 #: What :meth:`Exchanger.exchange` returns where it has sent nothing.
 UNSENT: Any = object()
@@ -114,7 +114,9 @@ class Exchanger:
                 raise
             except UNREADABLE as error:
                 said = str(error) or type(error).__name__
-                failure = InvalidReplyError(f"What has come is no reply ({said}).")
+                failure = InvalidReplyError(
+                    f"The server's answer is not a Redis reply ({said})."
+                )
             except builtins.TimeoutError:
                 failure = TimeoutError("Timeout reading from socket")
             except OSError as error:
@@ -192,7 +194,7 @@ class Exchanger:
             whole = view[size:].tobytes() == b"\r\n"
         if not whole:
             raise InvalidReplyError(
-                "What has come is no reply (a value does not end where it should)."
+                "The server's answer is not a Redis reply (a value does not end right)."
             )
         buffer.truncate(size)
         return buffer.getvalue()

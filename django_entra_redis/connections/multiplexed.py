@@ -136,8 +136,8 @@ class MultiplexedConnection:
         if failure is None:
             return reply
         if isinstance(failure, ReadOnlyError | AuthenticationError):
-            # A replica is not what DNS names any more after a failover; and whoever is
-            # not let in any more has to ask anew.
+            # After READONLY, DNS may name another server: there has been a failover. A
+            # connection that is not authenticated any more is replaced, too.
             self._leave(link)
         try:
             raise failure

@@ -91,7 +91,7 @@ def judge(error: Exception, *, tries: int, took: float, silent: float) -> Verdic
 
 @dataclass(frozen=True, slots=True)
 class CurrentOutage:
-    """What can be told of an outage to whom it does not concern.
+    """The public facts of an outage.
 
     Parameters:
         server: the server's name.

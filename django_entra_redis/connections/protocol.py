@@ -208,7 +208,7 @@ class RedisProtocol(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Let all calls under way fail."""
         if self._sent and isinstance(exc, OSError) and not self.closed:
-            # The transport has given up as it wrote. What the server said before that,
+            # The transport has failed to write. What the server has sent before that,
             # such as that a value is too large, has not been read.
             self.data_received(_unread(self._transport))
         self.abort(exc)
@@ -299,7 +299,8 @@ class RedisProtocol(asyncio.Protocol):
             # while it owes a reply must not hide that it is silent.
             self._moved_at = self._loop.time()
         if self._rest and _is_readable(self._transport):
-            # It may not want the rest, and hang up: what it says is to be read first.
+            # The server may refuse the rest and close the connection: its error reply
+            # must be read before that.
             self._flush_soon()
             return
         piece = self._rest or self._gather()
@@ -388,7 +389,7 @@ def _is_readable(transport: Any) -> bool:
 
 
 def _unread(transport: Any) -> bytes:
-    """Return what has arrived on a transport's socket and nobody has read.
+    """Return the bytes on a transport's socket that have not been read.
 
     Behind TLS that is nothing which could be read here: see :func:`_is_readable`.
     """
