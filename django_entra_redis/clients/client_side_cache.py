@@ -246,12 +246,15 @@ class CopyingClient(Client):
         """Fetch values on tracking connections, and keep copies; ``None``: it fails."""
         if self.instrumentation.observed():
             fetched: Fetched = self.instrumentation.call(
-                self.endpoints[0].pool, _reading(keys), lambda: self._fetch(keys)
+                self.endpoints[0].pool,
+                _reading(keys),
+                lambda: self.fetch_directly(keys),
             )
             return fetched
-        return self._fetch(keys)
+        return self.fetch_directly(keys)
 
-    def _fetch(self, keys: Sequence[str]) -> Fetched:
+    def fetch_directly(self, keys: Sequence[str]) -> Fetched:
+        """Do as :meth:`fetch` does, whoever observes."""
         found: list[bytes | None] = [None] * len(keys)
         for tracker, places in self.trackers_of(keys).items():
             values = tracker.fetch([keys[place] for place in places])
@@ -415,7 +418,7 @@ class CopyingAsyncClient(AsyncCacheClient):
     async def _fetch(self, keys: Sequence[str]) -> Fetched:
         connections = connections_of(asyncio.get_running_loop())
         if not self._native or not (connections.open or await connections.count()):
-            return await sync_to_async(self.client._fetch)(keys)
+            return await sync_to_async(self.client.fetch_directly)(keys)
         return await self.fetch_natively(keys)
 
     async def fetch_natively(self, keys: Sequence[str]) -> Fetched:

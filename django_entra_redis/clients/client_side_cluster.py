@@ -42,12 +42,12 @@ class CopyingClusterClient(CopyingClient, ClusterClient):
             return None
         return self.local.find_at(key, endpoint)
 
-    def fetch(self, keys: Sequence[str]) -> Fetched:
-        """See :meth:`CopyingClient.fetch`."""
+    def fetch_directly(self, keys: Sequence[str]) -> Fetched:
+        """See :meth:`CopyingClient.fetch_directly`."""
         if not self.topology.known:
             return None  # Without copies, the client discovers the topology.
         try:
-            return super().fetch(keys)
+            return super().fetch_directly(keys)
         except ClusterUnavailableError:
             return None
 

@@ -200,6 +200,8 @@ def test_a_copy_from_elsewhere(both: Any) -> None:
     client.local.copies.end(client.local.copies.begin(key, object()), b"1", 1e12)
     assert client.find(key) is None
     assert client.fetch([key]) is None
+    # So does a loop that reads in a thread.
+    assert client.fetch_directly([key]) is None
     with suppress(RedisError):
         asyncio.run(cache.aget("name-0"))
     client.topology._slots = slots
