@@ -47,10 +47,11 @@ def _maintenance() -> dict[str, Any]:
 
     In RESP 3 it would, and would then change connections from other threads.
     """
-    if not hasattr(redis, "maint_notifications"):
+    try:
+        from redis.maint_notifications import MaintNotificationsConfig
+    except ImportError:  # redis-py 5 and 6 know none
         return {}
-    off = redis.maint_notifications.MaintNotificationsConfig(enabled=False)
-    return {"maint_notifications_config": off}
+    return {"maint_notifications_config": MaintNotificationsConfig(enabled=False)}
 
 
 # Before redis-py 8, its own timeouts are None: without end. These are constants, since
