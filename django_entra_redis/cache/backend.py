@@ -424,7 +424,7 @@ class EntraRedisCache(
     def delete_many(self, keys: Iterable[str], version: int | None = None) -> None:
         """Delete several keys."""
         made = self._make_and_validate_keys(keys, version)
-        self._cache.run(self._operations.delete_many, made)
+        self._single_key.delete_many(made)
 
     # Django's returns a bool too, whatever the stubs say.
     def clear(self) -> bool:  # type: ignore[override]

@@ -107,6 +107,10 @@ class CopyingPath:
         )
         return refused
 
+    def delete_many(self, keys: Sequence[str]) -> None:
+        """Delete several keys."""
+        self._client.run(self._client.operations.delete_many, keys)
+
     def incr(self, key: str, delta: int) -> int:
         """Add to a number; return the sum."""
         try:

@@ -4,9 +4,10 @@
 generator of requests; to drive it costs more than to pack a command. If the first
 request is all that an operation needs, :class:`StraightPath` packs the same bytes,
 exchanges them for a reply on an idle connection, and parses the same result out of it;
-so it does with all commands of ``set_many()`` at once. Everything else falls back to
-the generator: no connection that is ready, tools that observe redis-py, an error, a
-retry, a refusal. A test drives both paths, and compares bytes, results and errors.
+so it does with all commands of ``set_many()`` or ``delete_many()`` at once. Everything
+else falls back to the generator: no connection that is ready, tools that observe
+redis-py, an error, a retry, a refusal. A test drives both paths, and compares bytes,
+results and errors.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +28,7 @@ from ..commands.packing import (
 from ..commands.replies import (
     Parse,
     all_done,
+    all_integers,
     done,
     done_or_integer,
     integer,
@@ -153,6 +155,10 @@ class GeneralPath:
         """Set several keys; return the names of those that Redis refused."""
         return self._run(self._operations.set_many, keys, data, timeout)
 
+    def delete_many(self, keys: Sequence[str]) -> None:
+        """Delete several keys."""
+        self._run(self._operations.delete_many, keys)
+
 
 class StraightPath:
     """Operations on one key, or on several in one piece.
@@ -270,6 +276,15 @@ class StraightPath:
             return []
         return self._fall_back(result, self._operations.set_many, keys, data, timeout)
 
+    def delete_many(self, keys: Sequence[str]) -> None:
+        """Delete several keys."""
+        if not keys:
+            return
+        packed = b"".join(map(pack_delete, keys))
+        result = self._write(packed, _read_deletions, len(keys))
+        if result is not True:
+            self._fall_back(result, self._operations.delete_many, keys)
+
     def _fall_back(
         self, result: Any, operation: Callable[..., Operation[T]], *args: Any
     ) -> T:
@@ -284,10 +299,18 @@ def _read_sets(replies: list[Any]) -> Any:
 
     Otherwise return the error reply that speaks for all, or the parsed replies.
     """
-    if all_done(replies):
-        return True
-    request = Request(b"", len(replies), parse=done_or_integer)
-    return batch_error(replies) or request.read(replies)
+    return all_done(replies) or _read_each(replies, done_or_integer)
+
+
+def _read_deletions(replies: list[Any]) -> Any:
+    """Do as :func:`_read_sets` does, for keys that have been deleted."""
+    return all_integers(replies) or _read_each(replies, integer)
+
+
+def _read_each(replies: list[Any], parse: Parse) -> Any:
+    """Return the error reply that speaks for all, or the parsed replies."""
+    parsed = Request(b"", len(replies), parse=parse).read(replies)
+    return batch_error(parsed) or parsed
 
 
 def _make_ask(endpoint: Endpoint) -> Ask:

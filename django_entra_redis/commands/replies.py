@@ -55,7 +55,12 @@ def sum_or_nothing(reply: Any) -> int | None:
 def all_done(replies: list[Any]) -> bool:
     """Return whether each of several keys has been set, or deleted."""
     # Those of keys that are set are all the same, which is soon compared.
-    return replies.count(b"OK") == len(replies) or {int}.issuperset(map(type, replies))
+    return replies.count(b"OK") == len(replies) or all_integers(replies)
+
+
+def all_integers(replies: list[Any]) -> bool:
+    """Return whether each reply is a number."""
+    return {int}.issuperset(map(type, replies))
 
 
 def values_of(count: int) -> Parse:

@@ -53,6 +53,12 @@ def several(timeout: Any, cache: Any) -> Any:
     return cache.set_many(MANY, timeout), cache.get_many(MANY)
 
 
+def delete_several(cache: Any) -> Any:
+    """Delete several keys, and see what is left."""
+    cache.delete_many(NAMES)
+    return cache.get_many(NAMES)
+
+
 def every(cache: Any) -> Any:
     """Do all that one can with a key that is not ASCII."""
     key = "schlüssel"
@@ -119,6 +125,8 @@ OPERATIONS: dict[str, Do] = {
     "set_many of what can't be pickled": lambda cache: cache.set_many(
         {"key": 1, "other": Unpicklable()}
     ),
+    "delete_many": delete_several,
+    "delete_many of none": lambda cache: cache.delete_many([]),
     "what can't be pickled": lambda cache: cache.set("key", threading.Lock()),
 }
 
@@ -220,10 +228,11 @@ def test_it_is_taken(database: Database, monkeypatch: pytest.MonkeyPatch) -> Non
     assert cache.set_many({"key": 1, "other": 2}) == []
     assert cache.get_many(["key", "other", "none"]) == {"key": 1, "other": 2}
     assert cache._single_key.set_many([], {}, 5) == []
+    cache.delete_many(["key", "other"])
     names = [packed.split(b"\r\n")[2] for packed in sent]
     assert names == [
         *(b"SET", b"GET", b"SET", b"EXISTS", b"EVALSHA"),
-        *(b"EXPIRE", b"EXISTS", b"SET", b"DEL", b"SET", b"MGET"),
+        *(b"EXPIRE", b"EXISTS", b"SET", b"DEL", b"SET", b"MGET", b"DEL"),
     ]
     cache.set_many({"key": "x" * 600_000, "other": 1})
     assert len(cache.get("key")) == 600_000
@@ -531,6 +540,7 @@ OK = b"+OK\r\n"
 REPLIES: dict[str, bytes] = {
     "well": OK * 3,
     "deleted": b":1\r\n:0\r\n" + OK,
+    "all deleted": b":1\r\n:0\r\n:1\r\n",
     "refused": OK + b"-ERR no\r\n" + OK,
     "full": OK + b"-OOM command not allowed when used memory > 'maxmemory'.\r\n" + OK,
     "a replica": b"-READONLY You can't write.\r\n" * 3,
@@ -543,18 +553,24 @@ REPLIES: dict[str, bytes] = {
 }
 
 
+DATA = {"a": 1, "b": {"c": 2}, "d": "e"}
+
+
 @pytest.mark.parametrize("name", REPLIES)
-def test_replies_to_several(peer: Callable[..., Peer], name: str) -> None:
+@pytest.mark.parametrize(
+    "do",
+    [lambda cache: cache.set_many(DATA), lambda cache: cache.delete_many(DATA)],
+    ids=["set_many", "delete_many"],
+)
+def test_replies_to_several(peer: Callable[..., Peer], do: Do, name: str) -> None:
     """Both paths answer the same, whatever some of the replies are, and have connected
     as often."""
     found = []
-    data = {"a": 1, "b": {"c": 2}, "d": "e"}
     for make in (lambda cache: cache, general):
         server = peer(NONE, REPLIES[name], *[OK * 3] * 4)
         cache = make(server.make(socket_timeout=0.2))
         assert cache.get("connected") is None
-        said = outcome(lambda cache: cache.set_many(data), cache)
-        again = outcome(lambda cache: cache.set_many(data), cache)
+        said, again = outcome(do, cache), outcome(do, cache)
         found.append((said, again, server.connections))
     assert found[0] == found[1]
 
