@@ -1033,8 +1033,12 @@ def test_huge_values_leave_the_loop_its_turns(database: Database) -> None:
 
 @pytest.fixture
 def short_lived(monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
-    """Run Entra and its Redis with tokens that last for a second or two."""
-    with Emulator(token_lifetime=2.0) as emulator, let_in(emulator, monkeypatch):
+    """Run Entra and its Redis with tokens that last for seconds, and are renewed early:
+    a loop that stalls for a while still has a valid one."""
+    with (
+        Emulator(token_lifetime=4.0) as emulator,
+        let_in(emulator, monkeypatch, refresh_ratio=0.3),
+    ):
         yield emulator
 
 

@@ -459,20 +459,23 @@ def test_health_is_asked_for_in_time(
     database: Database, other: EntraRedisCache
 ) -> None:
     """Early, and without waiting: hits go on, and nothing is dropped."""
-    cache = database.cache(client_side_cache={"max_staleness": 0.3})
+    # A machine that stalls for less than half of it makes no difference.
+    cache = database.cache(client_side_cache={"max_staleness": 2.0})
     other.set("k", 1)
     copied(cache, "k")
     first = info(cache)
-    deadline = time.monotonic() + 1.0
-    while time.monotonic() < deadline:
+
+    def asked_twice() -> bool:
         assert cache.get("k") == 1
+        pings = database.admin.info("commandstats").get("cmdstat_ping", {})
+        return bool(pings.get("calls", 0) >= 2)
+
+    wait_until(asked_twice)
     last = info(cache)
     assert first.last_confirmed is not None
     assert last.last_confirmed is not None
     assert last.last_confirmed > first.last_confirmed
     assert (last.misses, last.flushes) == (first.misses, first.flushes)
-    stats = database.admin.info("commandstats")
-    assert stats["cmdstat_ping"]["calls"] >= 3
 
 
 def test_after_a_long_pause(database: Database, other: EntraRedisCache) -> None:
@@ -792,12 +795,12 @@ def test_a_value_of_another_type(
 def test_authenticates_in_place(monkeypatch: pytest.MonkeyPatch, tls: bool) -> None:
     """Through the renewals of a token one connection stays, and so do the copies."""
     with (
-        Emulator(token_lifetime=3.0) as emulator,
-        let_in(emulator, monkeypatch),
+        Emulator(token_lifetime=4.0) as emulator,
+        let_in(emulator, monkeypatch, refresh_ratio=0.3),
     ):
         cache = make_cache(
             emulator.redis_url if tls else emulator.plaintext_url,
-            client_side_cache={"max_staleness": 1.0},
+            client_side_cache={"max_staleness": 5.0},
             **({"ssl_ca_certs": str(emulator.ca_file)} if tls else {}),
         )
         cache.set("k", 1)

@@ -48,9 +48,19 @@ def make_cache(location: str | list[str], **options: Any) -> EntraRedisCache:
 
 @contextmanager
 def let_in(
-    emulator: Emulator, monkeypatch: pytest.MonkeyPatch, **identities: Any
+    emulator: Emulator,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    refresh_ratio: float = 0.7,
+    **identities: Any,
 ) -> Iterator[None]:
-    """Make the emulator's application the default identity; add others."""
+    """Make the emulator's application the default identity; add others.
+
+    Parameters:
+        refresh_ratio: share of a token's life after which there is a new one. Where
+            nothing may notice a renewal, a small one leaves a busy machine its time.
+        identities: more identities, by their names.
+    """
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(emulator.ca_file))
     default = {
         "KIND": "service_principal",
@@ -59,6 +69,7 @@ def let_in(
         "CLIENT_SECRET": emulator.application.secret,
         "AUTHORITY_HOST": emulator.authority_host,
         "INSTANCE_DISCOVERY": False,
+        "REFRESH_RATIO": refresh_ratio,
     }
     with override_settings(ENTRA_REDIS={"default": default, **identities}):
         yield
