@@ -190,6 +190,8 @@ def _replacements(
         return []
     pools = [event.connection_pool] if subscribed else event.connection_pools
     if loop is None:
+        for pool in pools:
+            _make_reentrant(pool)
         # The pools outlive the clients. A subscribed connection is used by its reader
         # alone: it reconnects at expiry, as in RESP 2.
         return [WeakMethod(pool.re_auth_callback) for pool in pools]
@@ -197,6 +199,19 @@ def _replacements(
     if subscribed:
         weak.append(_Weak(_authenticate, ref(event.pubsub_connection)))
     return [*weak]
+
+
+def _make_reentrant(pool: Any) -> None:
+    """Give a pool a reentrant lock, as those of newer versions of redis-py have.
+
+    Its callback sends AUTH while it holds the lock. If a client of the pool is garbage
+    collected in that moment, its ``__del__()`` closes the pool in the same thread, and
+    would wait for the lock for ever; no token would be renewed any more.
+    """
+    lock = getattr(pool, "_lock", None)
+    if isinstance(lock, type(threading.Lock())):
+        with lock:  # Another client may be using the pool.
+            pool._lock = threading.RLock()
 
 
 def _prepare(connection: Any, token: Any) -> None:

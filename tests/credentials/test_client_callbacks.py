@@ -6,12 +6,16 @@ import logging
 import multiprocessing
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
+import redis
 from redis.exceptions import AuthenticationError, ConnectionError, TimeoutError
 
 from django_entra_redis.credentials import client_callbacks as subscriptions
+from django_entra_redis.credentials import get_credential_provider, provider
 from django_entra_redis.credentials.client_callbacks import Subscriptions
+from tests.support.failing_clients import answering, identity
 
 PATIENCE = 30.0
 
@@ -184,3 +188,34 @@ def test_fork() -> None:
     assert len(made) == 2
     in_child(check)
     loop.close()
+
+
+def test_a_client_that_is_collected_while_its_pool_authenticates() -> None:
+    """It closes its pool then, in the middle of what holds the pool's lock."""
+    renewed, _ = provider._get_subscriptions("default")
+    with identity(), answering(b"+OK\r\n") as port:
+        renewal = get_credential_provider().renewal
+        clients = [
+            redis.Redis(
+                port=port, protocol=2, credential_provider=get_credential_provider()
+            )
+        ]
+        pool = clients[0].connection_pool
+        connection: Any = pool.get_connection()
+        pool.release(connection)
+        send, collected = connection.send_command, []
+
+        def collect_and_send(*args: Any, **kwargs: Any) -> None:
+            clients.clear()
+            gc.collect()
+            collected.append(connection._sock is None)
+            send(*args, **kwargs)
+
+        connection.send_command = collect_and_send
+        token = provider.RedisToken(renewal, renewal.current())
+        telling = threading.Thread(target=renewed.notify, args=(token,), daemon=True)
+        telling.start()
+        telling.join(PATIENCE)
+        assert not telling.is_alive()
+        assert collected[0]
+        pool.disconnect()

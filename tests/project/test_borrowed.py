@@ -139,7 +139,8 @@ BORROWED = {
     "_lock": Borrowed(
         "redis.ConnectionPool",
         frozenset({"credentials.client_callbacks"}),
-        "a hook after a fork for pools that users hold: the parent's lock stays locked",
+        "a hook after a fork for pools that users hold, whose lock stays locked; and in "
+        "redis-py 5 a lock that a client can take again as it is garbage collected",
         lambda: hasattr(redis.ConnectionPool(), "_lock"),
     ),
     "_backoff": Borrowed(
