@@ -218,4 +218,5 @@ def test_a_client_that_is_collected_while_its_pool_authenticates() -> None:
         telling.join(PATIENCE)
         assert not telling.is_alive()
         assert collected[0]
+        connection.send_command = send
         pool.disconnect()

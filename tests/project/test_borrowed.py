@@ -139,7 +139,7 @@ BORROWED = {
     "_lock": Borrowed(
         "redis.ConnectionPool",
         frozenset({"credentials.client_callbacks"}),
-        "a hook after a fork for pools that users hold, whose lock stays locked; and in "
+        "a hook after a fork for pools that users hold, whose lock stays locked; in "
         "redis-py 5 a lock that a client can take again as it is garbage collected",
         lambda: hasattr(redis.ConnectionPool(), "_lock"),
     ),
