@@ -12,8 +12,9 @@ sys.path.append(str(ROOT))
 
 from django_entra_redis import __version__  # noqa: E402 - the path is set above
 
-# autodoc imports the package, and some of its modules read Django's settings.
-settings.configure(INSTALLED_APPS=["django_entra_redis"])
+# autodoc imports the package, and some of its modules read Django's settings. The app
+# is not installed: its thread would import modules while autodoc looks at them.
+settings.configure()
 django.setup()
 
 project = "django-entra-redis"
@@ -44,5 +45,7 @@ nitpick_ignore_regex = [(r"py:.*", r".*")]
 
 html_theme = "furo"
 html_title = "django-entra-redis"
+html_static_path = ["_static"]
+html_js_files = ["search.js"]
 # A prompt and an answer are shown; the command alone is copied.
 copybutton_prompt_text = "$ "
