@@ -364,6 +364,10 @@ QUESTIONS = {
     "pool_timeout": "reference/options.md",
     "aadsts7000215": "reference/failure-codes.md",
     "repeated": "explanation/repeats.md",
+    "worker loses broker": "how-to/celery.md",
+    "moved": "how-to/incidents.md",
+    "sessions": "how-to/sessions.md",
+    "spans twice": "how-to/observability.md",
     "prometheus": "how-to/monitoring.md",
 }
 
