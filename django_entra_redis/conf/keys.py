@@ -2,6 +2,7 @@
 
 import os
 import re
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from inspect import iscoroutinefunction
@@ -18,18 +19,28 @@ class InvalidValueError(Exception):
     """A value has the wrong form; the message says what it should be."""
 
 
-#: Invisible characters in text from files and pipelines: line breaks, spaces, the byte
-#: order mark of Windows' editors, and the like.
-_UNSEEN = r"\s\x00\u200b\u200e\u200f\u2060\ufeff"
-_LINE_BREAKS = r"\r\n\x00\ufeff"
+#: Unicode's categories of invisible characters in text from files and pipelines: line
+#: breaks, the byte order mark of Windows' editors, marks of a direction, and the like.
+_INVISIBLE = frozenset({"Cc", "Cf", "Zl", "Zp"})
+#: White space that may be a part of a password or a path.
+_SPACES = " \t\v\f"
 
 
-def _check_ends(value: Any, unseen: str) -> None:
-    if isinstance(value, str) and re.search(rf"\A[{unseen}]|[{unseen}]\Z", value):
-        raise InvalidValueError(
-            "It should not begin or end with a line break or a space, as text from a "
-            "file or a pipeline may: strip it."
-        )
+def _check_ends(value: Any, *, spaces: bool = False) -> None:
+    """Raise InvalidValueError for text with an invisible first or last character.
+
+    Parameters:
+        value: the text.
+        spaces: whether white space may be a part of it.
+    """
+    for end in (value[:1], value[-1:]) if isinstance(value, str) else ():
+        invisible = end != "" and unicodedata.category(end) in _INVISIBLE
+        if (invisible and end not in _SPACES) or (end.isspace() and not spaces):
+            raise InvalidValueError(
+                "It should not begin or end with a line break or a space, nor with "
+                "another character that can't be seen, as text from a file or a "
+                "pipeline may: strip it."
+            )
 
 
 def parse_text(value: Any) -> str:
@@ -40,7 +51,7 @@ def parse_text(value: Any) -> str:
     """
     if not isinstance(value, str):
         raise InvalidValueError("It should be a string.")
-    _check_ends(value, _UNSEEN)
+    _check_ends(value)
     return value
 
 
@@ -52,7 +63,7 @@ def parse_password(value: Any) -> str:
     """
     if not isinstance(value, str):
         raise InvalidValueError("It should be a string.")
-    _check_ends(value, _LINE_BREAKS)
+    _check_ends(value, spaces=True)
     return value
 
 
@@ -64,7 +75,7 @@ def parse_path(value: Any) -> Path:
     """
     if not isinstance(value, str | os.PathLike):
         raise InvalidValueError("It should be the path of a file.")
-    _check_ends(value, _LINE_BREAKS)
+    _check_ends(value, spaces=True)
     return Path(value)
 
 
@@ -130,7 +141,9 @@ def parse_credential(value: Any) -> Any:
         )
     path = value if isinstance(value, str) else ""
     get_token = getattr(value, "get_token", None)
-    if path.startswith("azure.identity.aio.") or iscoroutinefunction(get_token):
+    if path.startswith("azure.identity.aio.") or any(
+        map(iscoroutinefunction, (value, get_token))
+    ):
         raise InvalidValueError(
             "It should not be asynchronous: take the class of the same name from "
             "azure.identity, not azure.identity.aio."

@@ -136,7 +136,9 @@ def authentication_error(error: ResponseError) -> Exception:
     if isinstance(again, NoPermissionError):
         # NOPERM names the command that the user may not run.
         named = _NAMED.search(text)
-        return again if named and named[1] != "auth" else AuthenticationError(text)
+        return (
+            again if named and named[1].lower() != "auth" else AuthenticationError(text)
+        )
     if type(again) not in (ResponseError, AuthenticationWrongNumberOfArgsError):
         return again
     if TOO_MANY_CLIENTS.search(text):

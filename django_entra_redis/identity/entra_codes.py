@@ -53,7 +53,7 @@ _CODES: Mapping[int, str] = {
 
 #: Words that tell failures apart which have the same number.
 _REASONS: Mapping[int, Mapping[str, str]] = {
-    700027: {"is expired": "token_certificate_expired"},
+    700027: {"expired": "token_certificate_expired"},
     # Entra's older endpoints still use this number for what has several numbers now.
     50012: {
         "is expired": "token_certificate_expired",

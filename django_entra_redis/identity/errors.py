@@ -28,7 +28,7 @@ _MISSING = tuple(
     for pattern in (
         r"\b(no|not|without|unable|cannot|failed)\b|n't\b|NotFound\b",
         r"identit(y|ies)|\bmsi\b",
-        r"found\b|\bassigned\b|\bload(ed)?\b|\bexists?\b|\benabled\b",
+        r"found\b|\b(assigned|associated|attached|configured|enabled|exists?|load(ed)?)\b",
     )
 )
 #: What they say where the machine has several identities, and none was named.
@@ -259,10 +259,18 @@ def _content(response: requests.Response) -> Any:
 
 def _status(response: requests.Response, content: Any) -> int:
     """Return the status, which some endpoints state in their JSON alone."""
-    inner = content.get("statusCode") if isinstance(content, Mapping) else None
-    if response.status_code < 400 and isinstance(inner, int):
-        return inner
+    inner = str(_fields(content).get("statuscode"))
+    if response.status_code < 400 and re.fullmatch("[1-5][0-9]{2}", inner):
+        return int(inner)
     return response.status_code
+
+
+def _fields(content: Any) -> Mapping[str, Any]:
+    """Return the fields of a JSON object, in whose names some endpoints have capitals;
+    none for anything else."""
+    if not isinstance(content, Mapping):
+        return {}
+    return {str(name).lower(): value for name, value in content.items()}
 
 
 def _words(response: requests.Response, content: Any) -> str:
@@ -272,11 +280,13 @@ def _words(response: requests.Response, content: Any) -> str:
         plain = not kind or kind.startswith("text/plain")
         said = response.text if plain else ""
     elif isinstance(content, Mapping):
-        error: Any = content.get("error")
-        message = content.get("message")
+        fields = _fields(content)
+        error: Any = fields.get("error")
+        message = fields.get("message") or fields.get("detail")
         if isinstance(error, Mapping):
-            error, message = error.get("code"), error.get("message")
-        message = content.get("error_description") or message
+            inner = _fields(error)
+            error, message = inner.get("code"), inner.get("message")
+        message = fields.get("error_description") or message
         said = ": ".join(str(part).strip() for part in (error, message) if part)
     else:
         said = content if isinstance(content, str) else ""

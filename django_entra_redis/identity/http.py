@@ -144,7 +144,7 @@ class BoundedSession(requests.Session):
         """Return the server's time of the answer, in seconds since the epoch."""
         value = "" if self.answer is None else self.answer.headers.get("Date", "")
         try:
-            return parsedate_to_datetime(value).timestamp()
+            return _parse_date(value).timestamp()
         except (ValueError, OverflowError):
             return None
 
@@ -363,6 +363,12 @@ def _subclass(kind: type, **attributes: Any) -> type:
     return type(kind.__name__, (kind,), attributes)
 
 
+def _parse_date(value: str) -> datetime:
+    """Return an HTTP date, which is in UTC unless it has a zone (RFC 9110, 5.6.7)."""
+    date = parsedate_to_datetime(value)
+    return date.replace(tzinfo=date.tzinfo or UTC)
+
+
 def parse_retry_after(value: str, now: datetime) -> float | None:
     """Return the seconds in a Retry-After header (RFC 9110, 10.2.3).
 
@@ -377,8 +383,7 @@ def parse_retry_after(value: str, now: datetime) -> float | None:
         seconds = int(value)
     except ValueError:
         try:
-            date = parsedate_to_datetime(value)
-            seconds = (date.replace(tzinfo=date.tzinfo or UTC) - now).total_seconds()
+            seconds = (_parse_date(value) - now).total_seconds()
         except (ValueError, OverflowError):
             return None
     return float(min(max(seconds, 0), 3600))

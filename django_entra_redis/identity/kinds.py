@@ -309,12 +309,19 @@ def _ask(credential: Any, scope: str) -> Any:
     Raises:
         TokenRequestError: the credential is asynchronous.
     """
-    asynchronous = inspect.iscoroutinefunction(credential.get_token)
-    token = None if asynchronous else credential.get_token(scope)
-    if inspect.iscoroutine(token):
-        token.close()  # Otherwise Python warns that nobody has awaited it.
-    if not asynchronous and not inspect.isawaitable(token):
-        return token
+    return _not_awaitable(credential.get_token(scope))
+
+
+def _not_awaitable(value: Any) -> Any:
+    """Return what a credential or its maker has returned.
+
+    Raises:
+        TokenRequestError: it is to be awaited.
+    """
+    if inspect.iscoroutine(value):
+        value.close()  # Otherwise Python warns that nobody has awaited it.
+    if not inspect.isawaitable(value):
+        return value
     raise TokenRequestError(
         "is asynchronous: take the class of the same name from azure.identity, not "
         "azure.identity.aio.",
@@ -327,7 +334,7 @@ def _resolve(credential: Any) -> Any:
         with no_fork():
             credential = import_string(credential)
     if isinstance(credential, type) or not hasattr(credential, "get_token"):
-        credential = credential()
+        credential = _not_awaitable(credential())
     return credential
 
 

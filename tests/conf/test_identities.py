@@ -407,7 +407,8 @@ def test_no_text(key: str, value: object) -> None:
 
 
 #: What comes along with text that is read from files, and can't be seen.
-unseen = st.text(st.sampled_from(" \t\r\n\v\f\0\u00a0\u2028\ufeff\u200b"), min_size=1)
+invisible = st.characters(categories=["Cc", "Cf", "Zl", "Zp"])
+unseen = st.text(st.sampled_from(" \t\u00a0\u2003") | invisible, min_size=1)
 #: Values that are right but for that, by key.
 RIGHT = {
     "TENANT_ID": TENANT,
@@ -435,7 +436,7 @@ def test_what_files_bring_along(key: str, extra: str, before: bool) -> None:
 @pytest.mark.parametrize("key", ["CLIENT_CERTIFICATE_PASSWORD", "TOKEN_FILE"])
 def test_line_breaks_of_passwords_and_paths(key: str) -> None:
     """A space may be a part of these; a line break is not."""
-    for text in ("hush\n", "\r\nhush", "hush\0"):
+    for text in ("hush\n", "\r\nhush", "hush\0", "\u202ahush", "hush\x1a", "hush\x85"):
         assert "line break" in fault({key: text}).hint
     entry = {**APPLICATION, "CLIENT_SECRET": None, "CLIENT_CERTIFICATE": " c.pem"}
     identity = parse({**entry, "CLIENT_CERTIFICATE_PASSWORD": " hush "})
@@ -468,6 +469,7 @@ def test_variable_with_a_line_break(name: str) -> None:
         ("CREDENTIAL", "azure.identity.aio.AzureCliCredential", "not be asynchronous"),
         ("CREDENTIAL", AsynchronousCredential(), "not be asynchronous"),
         ("CREDENTIAL", AsynchronousCredential, "not be asynchronous"),
+        ("CREDENTIAL", AsynchronousCredential().get_token, "not be asynchronous"),
         ("INSTANCE_DISCOVERY", "no", "True or False"),
         ("AUTHORITY_HOST", "http://login.example", "login.microsoftonline.com"),
         ("AUTHORITY_HOST", "https://login.example/tenant", "host such as"),

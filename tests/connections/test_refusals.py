@@ -41,6 +41,7 @@ WORDS = [
     "EXPIRED the token has run out",
     "NOPERM this user has no permissions",
     "NOPERM this user has no permissions to run the 'auth' command",
+    "NOPERM User x has no permissions to run the 'AUTH' command",
     "ERR NOPERM not for this token",
     "ERR",
 ]

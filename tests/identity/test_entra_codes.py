@@ -76,6 +76,10 @@ def test_number(number: int, code: str) -> None:
             "token_certificate_not_registered",
         ),
         (
+            "AADSTS700027: The certificate expired on 11/01/2026.",
+            "token_certificate_expired",
+        ),
+        (
             "AADSTS70002: x. AADSTS50012: [The key is expired]",
             "token_certificate_expired",
         ),

@@ -71,6 +71,8 @@ FORMS: dict[str, Callable[[int, str], Any]] = {
     "service_fabric": lambda status, words: {
         "error": {"code": "SomethingElse", "message": words}
     },
+    "capitals": lambda status, words: {"StatusCode": status, "Message": words},
+    "problem": lambda status, words: {"title": "Bad Request", "detail": words},
     "string": lambda status, words: words,
 }
 
@@ -94,6 +96,9 @@ FORMS: dict[str, Callable[[int, str], Any]] = {
         ("Could not find the managed identity: it was not found", UNKNOWN),
         ("Cannot load identity", UNKNOWN),
         ("There is no MSI enabled here", UNKNOWN),
+        ("No managed identity is associated with this resource", UNKNOWN),
+        ("The identity is not attached to this machine", UNKNOWN),
+        ("There is no identity configured for this app", UNKNOWN),
         ("More than one identity is assigned", "managed_identity_ambiguous"),
         ("invalid_resource", "token_wrong_scope"),
         ("AADSTS500011: The principal named x was not found", "token_wrong_scope"),

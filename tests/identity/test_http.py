@@ -2,6 +2,7 @@
 
 import math
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -128,19 +129,31 @@ def test_netrc(
     [
         ("Mon, 23 Nov 2026 12:00:00 GMT", NOW.timestamp()),
         ("Mon, 23 Nov 2026 13:00:00 +0100", NOW.timestamp()),
+        # Without a zone it is UTC (RFC 9110, 5.6.7), wherever this machine is.
+        ("Mon, 23 Nov 2026 12:00:00 -0000", NOW.timestamp()),
+        ("Mon Nov 23 12:00:00 2026", NOW.timestamp()),
+        ("Monday, 23-Nov-26 12:00:00 GMT", NOW.timestamp()),
         ("noon", None),
         ("", None),
         ("Mon, 23 Nov 99999 12:00:00 GMT", None),
     ],
 )
-def test_answered_at(date: str, seconds: float | None) -> None:
+def test_answered_at(
+    date: str, seconds: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The server's time is what its Date header says."""
+    monkeypatch.setenv("TZ", "America/Chicago")
+    time.tzset()
     session = BoundedSession(1.0, trust_env=False)
     assert session.answered_at() is None
     session.answer = requests.Response()
     assert session.answered_at() is None
     session.answer.headers["Date"] = date
-    assert session.answered_at() == seconds
+    try:
+        assert session.answered_at() == seconds
+    finally:
+        monkeypatch.undo()
+        time.tzset()
     session.close()
 
 

@@ -657,7 +657,22 @@ class Disguised:
         self.get_token = lambda *scopes: awaitable()
 
 
-@pytest.mark.parametrize("given", [Aio, lambda: Aio(), f"{__name__}.Aio"])
+async def make_aio() -> Aio:
+    """Return a credential, to whoever awaits it."""
+    return Aio()
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        Aio,
+        lambda: Aio(),
+        f"{__name__}.Aio",
+        make_aio,
+        lambda: make_aio(),
+        f"{__name__}.make_aio",
+    ],
+)
 @pytest.mark.filterwarnings("error")
 def test_asynchronous_credential(host: Host, given: Any) -> None:
     """It is told what to take in its place, and nothing waits to be awaited."""
