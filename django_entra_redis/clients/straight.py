@@ -191,7 +191,7 @@ class StraightPath:
         result = self._write(packed, done_or_integer)
         # With a timeout of 0 it is a DEL, whose reply is a number.
         if type(result) not in _PLAIN:
-            self._fall_back(result, self._operations.set, key, value, timeout)
+            self._fall_back(result, self._operations.set_packed, key, packed)
 
     def add(self, key: str, value: Any, timeout: int | None) -> bool:
         """Set a key that is not there; return whether it was set."""

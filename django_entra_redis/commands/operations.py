@@ -103,6 +103,7 @@ _EMPTY_ANSWERS: Mapping[str, Callable[..., Any]] = {
     "add": lambda key, value, timeout: False,
     "get": lambda key, default: default,
     "set": lambda key, value, timeout: None,
+    "set_packed": lambda key, packed: None,
     "touch": lambda key, timeout: False,
     "delete": lambda key: False,
     "get_many": lambda keys, names: {},
@@ -158,7 +159,10 @@ class Operations:
 
     def set(self, key: str, value: Any, timeout: int | None) -> Operation[None]:
         """Set a key."""
-        packed = pack_set(key, self.dumps(value), timeout)
+        yield from self.set_packed(key, pack_set(key, self.dumps(value), timeout))
+
+    def set_packed(self, key: str, packed: bytes) -> Operation[None]:
+        """Set a key by a command that has been packed already, as large values are."""
         yield Request(packed, key=key, parse=done_or_integer)
 
     def touch(self, key: str, timeout: int | None) -> Operation[bool]:
