@@ -177,6 +177,12 @@ FAULTS: list[tuple[str, dict[str, Any], Any, str]] = [
         ("SSL_CA_CERTS", "Did you mean 'ssl_ca_certs'?"),
         ("ssl_cacerts", "Did you mean 'ssl_ca_certs'?"),
         ("max_connection", "Did you mean 'max_connections'?"),
+        ("max_entries", "Did you mean 'MAX_ENTRIES'?"),
+        ("cull_frequency", "Did you mean 'CULL_FREQUENCY'?"),
+        # Those that are refused are not recommended.
+        ("CACHE_CONFIG", "It should be left out: redis-py's client-side cache"),
+        ("ENCODING", "It should be left out: keys are written in UTF-8"),
+        ("comand_packer", "It should be left out: the cache packs"),
         ("KEY_PREFIX", "KEY_PREFIX belongs beside OPTIONS, not in it."),
         ("timeout", "TIMEOUT belongs beside OPTIONS, not in it."),
         ("address_remap", "It is for 'django_entra_redis.cache.EntraRedisCluster"),
@@ -195,9 +201,10 @@ def test_options_that_nobody_knows(key: Any, hint: str) -> None:
     assert str(error.hint).startswith(hint)
 
 
-def test_options_for_tls_alone() -> None:
+@pytest.mark.parametrize("key", ["ssl_ca_certs", "SSL_CA_CERTS"])
+def test_options_for_tls_alone(key: str) -> None:
     """redis-py's plain connection does not take them, which is told."""
-    plain = {"LOCATION": "redis://localhost", "OPTIONS": {"ssl_ca_certs": "a.pem"}}
+    plain = {"LOCATION": "redis://localhost", "OPTIONS": {key: "a.pem"}}
     with settings_of(plain, {"default": {}}):
         (error,) = checked()
     assert (error.id, "rediss://" in str(error.hint)) == (

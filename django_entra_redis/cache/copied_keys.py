@@ -77,7 +77,7 @@ def make_filter(
 def _name_of(cache: Any, *, plain: bool) -> Callable[[str], str | None]:
     """Return a function that returns the name in a key; ``None``: it can't be found."""
     if plain and cache.key_func is default_key_func:
-        start = len(cache.key_prefix) + 1
+        start = len(str(cache.key_prefix)) + 1
         # The version ends at the next colon.
         return lambda made: made[start:].partition(":")[2]
     try:

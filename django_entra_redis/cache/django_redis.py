@@ -337,11 +337,12 @@ class KeyspaceMethods:
         Raises:
             ValueError: the KEY_FUNCTION makes keys that no pattern can match.
         """
-        beside = copy.copy(self)
+        beside, own = copy.copy(self), self.key_prefix
 
         def make(name: str, version: Any, more: str) -> str:
             # By the cache's own method, which a subclass may override.
-            beside.key_prefix = f"{self.key_prefix}{more}"
+            # Text, as key functions make it: an object's format may be another.
+            beside.key_prefix = f"{self.key_prefix!s}{more}" if more else own
             return str(beside.make_key(name, version=version))
 
         return of_cache(make, self.version)

@@ -15,7 +15,7 @@ _NUMBER = 7_403_271_905
 
 #: Names and versions by which a cache's pattern is tested: it must match their keys.
 _NAMES = ("", "name", "Another Name", "ключ", "x" * 300)
-_VERSIONS = (0, 1, -1, 20, "beta")
+_VERSIONS = (0, 1, -1, 20, "beta", "")
 
 #: Makes a key of a name, a version, and text to append to the cache's KEY_PREFIX.
 MakeKey = Callable[[str, Any, str], str]
@@ -53,11 +53,14 @@ def of_cache(make_key: MakeKey, version: Any) -> KeyPattern:
     forms = [
         _regex(template, r"-?[0-9]+", "number"),
         _regex(make_key(NAME, version, ""), "", "own"),
-        f"{_unless(longer)}{_regex(template, '.+', 'any')}",
+        f"{_unless(longer)}{_regex(template, '.*', 'any')}",
     ]
     regex = re.compile("|".join(forms).encode(), re.DOTALL)
-    if not all(regex.fullmatch(key) for key in _samples(make_key, version)):
-        raise _hidden()
+    # Redis finds keys by the glob pattern, before the regular expression sees them.
+    found = re.compile(_regex(template, ".*", "any").encode(), re.DOTALL)
+    for key in _samples(make_key, version):
+        if not (found.fullmatch(key) and regex.fullmatch(key)):
+            raise _hidden()
     glob = glob_escape(template).replace(NAME, "*").replace(VERSION, "*")
     return KeyPattern(glob, regex)
 

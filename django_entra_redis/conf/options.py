@@ -39,8 +39,8 @@ _DJANGO_REDIS_VALUES: Mapping[str, str] = {
     "'django_entra_redis.serializers.JSONSerializer', which reads what django-redis "
     "has written.",
 }
-# Django's BaseCache reads these two from OPTIONS; redis-py does not know them.
-_BASE_CACHE = ("MAX_ENTRIES", "CULL_FREQUENCY")
+#: Django's BaseCache reads these two from OPTIONS; redis-py does not know them.
+BASE_CACHE = ("MAX_ENTRIES", "CULL_FREQUENCY")
 
 
 def _is_flag(value: Any) -> bool:
@@ -275,7 +275,7 @@ def parse_options(
     rest = {
         key: value
         for key, value in in_lower_case(options).items()
-        if key not in (*_BASE_CACHE, *_DJANGO_REDIS, *FIXED)
+        if key not in (*BASE_CACHE, *_DJANGO_REDIS, *FIXED)
     }
     own = {key: rest.pop(key) for key in OWN if key in rest}
     for key, make in _TABLES.items():

@@ -12,7 +12,7 @@ from redis.connection import Connection, SSLConnection, UnixDomainSocketConnecti
 
 from .._errors import Problem
 from ..conf.location import read_url, redacted_urls
-from ..conf.options import FIXED, OWN, CacheOptions
+from ..conf.options import BASE_CACHE, FIXED, OWN, CacheOptions
 
 #: Options of redis-py's cluster client, which no connection knows.
 CLUSTER_OPTIONS = ("address_remap", "dynamic_startup_nodes", "require_full_coverage")
@@ -135,17 +135,21 @@ def _parameters(init: Any) -> Iterable[inspect.Parameter]:
 
 
 def _hint(key: str, taken: Iterable[str]) -> str:
-    if str(key).upper() in _BESIDE:
-        return f"{str(key).upper()} belongs beside OPTIONS, not in it."
-    if key in _INTERNAL:
+    name = str(key).lower()
+    if name.upper() in _BESIDE:
+        return f"{name.upper()} belongs beside OPTIONS, not in it."
+    if name in _INTERNAL:
         return "Remove it: redis-py's classes pass it to each other."
-    if key in _names(Connection):
-        return "It is for TCP, and has no meaning for a Unix socket."
-    if key in _names(SSLConnection):
-        return "It is for TLS, for which LOCATION should start with rediss://."
-    if key in CLUSTER_OPTIONS:
-        return "It is for 'django_entra_redis.cache.EntraRedisClusterCache' alone."
-    near = difflib.get_close_matches(str(key).lower(), {*OWN, *taken}, 1)
-    if near:
-        return f"Did you mean {near[0]!r}?"
+    known = {one.lower(): one for one in (*OWN, *BASE_CACHE, *taken)}
+    if name not in known:
+        if name in _names(Connection):
+            return "It is for TCP, and has no meaning for a Unix socket."
+        if name in _names(SSLConnection):
+            return "It is for TLS, for which LOCATION should start with rediss://."
+        if name in CLUSTER_OPTIONS:
+            return "It is for 'django_entra_redis.cache.EntraRedisClusterCache' alone."
+    for near in difflib.get_close_matches(name, known, 1):
+        if near in FIXED:
+            return f"It should be {FIXED[near][1]}."
+        return f"Did you mean {known[near]!r}?"
     return "Remove it: neither this backend nor redis-py's connections know it."

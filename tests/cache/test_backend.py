@@ -579,7 +579,7 @@ def test_clear_by_scan_of_a_longer_prefix(database: Database) -> None:
     assert named.get("1:key") is None
 
 
-@pytest.mark.parametrize("version", [-1, 0, "beta", "1.5", "v*"])
+@pytest.mark.parametrize("version", [-1, 0, "beta", "1.5", "v*", ""])
 @pytest.mark.parametrize(
     "key_function",
     [
@@ -618,6 +618,25 @@ def test_clear_by_scan_of_what_begins_like_a_version(
     assert cache.clear()
     assert other.get("key") == "value"
     assert database.admin.dbsize() == 1
+
+
+class Prefix:
+    """A prefix that is no text, and whose formatting is another than its text."""
+
+    def __str__(self) -> str:
+        return "mine"
+
+    def __format__(self, spec: str) -> str:
+        return "formatted"
+
+
+def test_clear_by_scan_of_a_prefix_that_is_no_text(database: Database) -> None:
+    """It finds the keys by the text that they are made of."""
+    cache = database.cache(clear_by_scan=True, params={"KEY_PREFIX": Prefix()})
+    cache.set_many({"a": 1, "b": 2})
+    database.admin.set("formatted:1:a", 1)
+    assert cache.clear() is True
+    assert database.admin.keys("*") == [b"formatted:1:a"]
 
 
 def test_clear_by_scan_of_a_version_that_comes_twice(database: Database) -> None:

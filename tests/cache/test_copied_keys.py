@@ -43,6 +43,8 @@ def test_prefixes() -> None:
     assert keeps("menu:1", ["flags", "menu"])
     assert keeps("menu:1", ["flags", "menu"], KEY_PREFIX="x", version=9)
     assert not keeps("other", ["flags", "menu"])
+    # A prefix that is no text counts as the text that keys have.
+    assert keeps("menu:1", ["menu"], KEY_PREFIX=15)
     assert not keeps("x", [])
     assert keeps(f"{SESSIONS}cacheabc", ["menu", SESSIONS])
 

@@ -31,6 +31,7 @@ def numbered(name: str, version: Any, more: str) -> str:
                 b"a:1:2:3:4",
                 b"a:beta:x",
                 b"a:1.5:x",
+                b"a::x",
                 b"a:\xd9\xa1:x",
                 # The cache's own version, whatever looks like a number in there.
                 b"a:own:1:x",
@@ -38,7 +39,6 @@ def numbered(name: str, version: Any, more: str) -> str:
             [
                 b"b:1:x",
                 b"a:1",
-                b"a::x",
                 # Caches whose prefix is longer.
                 b"a:2fa:1:x",
                 b"a:b:-2:",
@@ -50,7 +50,7 @@ def numbered(name: str, version: Any, more: str) -> str:
         (
             lambda name, version, more: f"{version}/{name}/{version}",
             "*/*/*",
-            [b"12/key/12", b"1//1", b"beta/key/beta"],
+            [b"12/key/12", b"1//1", b"beta/key/beta", b"/key/"],
             [b"12/key/13", b"1/key/12", b"12/key/1"],
         ),
         (
@@ -101,6 +101,10 @@ def refusing(name: str, version: Any, more: str) -> str:
         # One that hides a name if it is long, as memcached wants it.
         lambda name, version, more: f"a:{name}" if len(name) < 250 else "b:long",
         lambda name, version, more: f"a:{version}:{name}" if version != -1 else name,
+        # One that leaves out the cache's own version.
+        lambda name, version, more: (
+            f"a:{name}" if version == 1 else f"a:{version}:{name}"
+        ),
     ],
 )
 def test_keys_that_no_pattern_finds(make_key: Callable[[str, Any, str], str]) -> None:
