@@ -97,9 +97,8 @@ other.set("key-0", "new")
 while cache.get("key-0") != "new":
     time.sleep(0.001)
 info = caches["copying"].client_side_cache_info()
-print(json.dumps(
-    {"errors": errors[:3], "hits": info.hits > 100, "connected": info.connected}
-))
+found = {"errors": errors[:3], "hits": info.hits > 100, "connected": info.connected}
+print(json.dumps(found), flush=True)
 os._exit(0)
 """
 
