@@ -17,8 +17,10 @@ from typing import Any
 from weakref import ref
 
 #: Seconds that a fork waits for an import, and an import for another one. Bounded,
-#: since the other thread may wait for a module that this thread is importing.
-IMPORT_TIMEOUT = 5.0
+#: since the other thread may wait for a module that this thread is importing. Generous,
+#: since a child that inherits half an import gets no token: on a busy machine, to
+#: import msal was seen to take more than 5 s.
+IMPORT_TIMEOUT = 30.0
 
 
 class Order(IntEnum):

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit, urlunsplit
 
+from .._fork import no_fork
+
 SCHEMES = ("redis", "rediss", "unix")
 #: The port where a URL names none.
 PORT = 6379
@@ -156,7 +158,10 @@ def is_loopback(host: str) -> bool:
         if host.lower() != "localhost":
             return False
     try:
-        found = socket.getaddrinfo("localhost", None, type=socket.SOCK_STREAM)
+        # A child that is forked in the midst of a lookup may wait for ever in its own:
+        # the C library's locks stay locked.
+        with no_fork():
+            found = socket.getaddrinfo("localhost", None, type=socket.SOCK_STREAM)
     except OSError:
         return False
     return all(is_loopback(str(address[0])) for *_, address in found)

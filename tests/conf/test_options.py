@@ -2,6 +2,7 @@
 
 import math
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from redis.connection import (
     parse_url,
 )
 
+from django_entra_redis import _fork as forks
 from django_entra_redis._errors import ConfigurationError, Problem
 from django_entra_redis.conf.location import is_loopback, split_location
 from django_entra_redis.conf.options import (
@@ -273,10 +275,17 @@ def test_loopback(host: str, loopback: bool) -> None:
 def test_localhost_is_where_it_leads(
     monkeypatch: pytest.MonkeyPatch, addresses: list[str], loopback: bool
 ) -> None:
-    """A hosts file may lead it elsewhere, and a token would go there."""
+    """A hosts file may lead it elsewhere, and a token would go there.
+
+    Nobody forks while it is looked up: the child's own lookups could wait for ever.
+    """
 
     def resolve(host: str, *args: Any, **kwargs: Any) -> list[Any]:
         assert host == "localhost"
+        with ThreadPoolExecutor(1) as other:
+            assert not other.submit(
+                forks._imports.lock.acquire, blocking=False
+            ).result()
         if not addresses:
             raise socket.gaierror(socket.EAI_NONAME, "unknown")
         return [(0, 0, 0, "", (address, 0)) for address in addresses]

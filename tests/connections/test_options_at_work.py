@@ -86,6 +86,9 @@ ELSEWHERE = {
     "ignore_exceptions": "clients/test_ignore_exceptions.py::test_every_operation",
     "lib_name": "clients/test_sync.py::test_driver",
     "lib_version": "clients/test_sync.py::test_driver",
+    "maint_notifications_config": (
+        "connections/test_pushes.py::test_what_the_settings_say_of_notifications"
+    ),
     "max_connections": f"{HERE}::test_max_connections",
     "max_value_bytes": "cache/test_backend.py::test_what_others_have_compressed",
     "node_domain": "clients/test_hijack.py::test_names_below_a_domain",

@@ -68,6 +68,17 @@ def test_nobody_asks_for_maintenance_notifications(
     assert ([b"HELLO", b"3"] in said) is (protocol == 3)
 
 
+def test_what_the_settings_say_of_notifications() -> None:
+    """It goes before the default."""
+    notifications = pytest.importorskip("redis.maint_notifications")
+    own = notifications.MaintNotificationsConfig(enabled="auto")
+    _, commands = converse(
+        lambda cache: cache.get("key"), b"", protocol=3, maint_notifications_config=own
+    )
+    said = [command[:2] for command in commands]
+    assert [b"CLIENT", b"MAINT_NOTIFICATIONS"] in said
+
+
 @pytest.mark.parametrize("push", PUSHES, ids=lambda push: push.split(b"\r\n")[2])
 def test_a_push_is_no_reply(push: bytes) -> None:
     """One that comes before a reply is not taken for it, now or later."""
