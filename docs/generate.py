@@ -40,6 +40,7 @@ IN_WORDS = {
     "compressor_fallbacks": "`[]`",
     "driver_info": "names Django",
     "lib_name": "names Django, before redis-py 7",
+    "maint_notifications_config": "`MaintNotificationsConfig(enabled=False)`",
     "prefixes": "all keys",
     "retry": "3 retries",
     "serializer": "Django's, which is pickle",
