@@ -572,7 +572,7 @@ def test_replies_to_several(peer: Callable[..., Peer], do: Do, name: str) -> Non
     found = []
     for make in (lambda cache: cache, general):
         server = peer(NONE, REPLIES[name], *[OK * 3] * 4)
-        cache = make(server.make(socket_timeout=0.2))
+        cache = make(server.make(socket_timeout=0.4))
         assert cache.get("connected") is None
         said, again = outcome(do, cache), outcome(do, cache)
         found.append((said, again, server.connections))
