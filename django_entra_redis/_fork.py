@@ -134,7 +134,7 @@ if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows has no fork
 
 
 class _Imports:
-    """Keeps forks from happening while a module is being imported.
+    """Keeps forks from happening while a module is imported, or a host looked up.
 
     A child process that inherits a half-done import, and the import system's lock on
     it, can never finish it.
@@ -164,7 +164,7 @@ _imports = _Imports()
 
 @contextlib.contextmanager
 def no_fork() -> Iterator[None]:
-    """Keep other threads from forking in this context, which imports modules."""
+    """Keep other threads from forking in this context, for an import or a lookup."""
     lock = _imports.lock  # in a child forked in this context it is another one
     held = lock.acquire(timeout=IMPORT_TIMEOUT)
     try:
