@@ -1,8 +1,9 @@
 """OpenTelemetry: spans of the cache's requests and of token requests, and metrics.
 
-``EntraRedisInstrumentor().instrument()`` begins (extra ``opentelemetry``); the entry
-point ``opentelemetry_instrumentor`` has ``opentelemetry-instrument`` find it. Names are
-those of the semantic conventions for database clients and for Redis.
+``EntraRedisInstrumentor().instrument()`` switches them on (extra ``opentelemetry``).
+``opentelemetry-instrument`` finds the class by the package's entry point
+``opentelemetry_instrumentor``. Spans, metrics and attributes have the names of the
+semantic conventions for database clients and for Redis.
 """
 
 import contextlib
@@ -43,7 +44,7 @@ class EntraRedisInstrumentor(BaseInstrumentor):
     """Instruments the caches and identities of this process."""
 
     def instrumentation_dependencies(self) -> Collection[str]:
-        """Return the packages that have to be there, beside this one: none."""
+        """Return the packages that must be installed beside this one: none."""
         return ()
 
     def _instrument(
@@ -54,12 +55,13 @@ class EntraRedisInstrumentor(BaseInstrumentor):
         capture_keys: bool = False,
         **kwargs: Any,
     ) -> None:
-        """Begin.
+        """Start to make spans and to record metrics.
 
         Parameters:
-            tracer_provider, meter_provider: in place of the global ones.
-            capture_keys: whether spans have the commands with their keys, as
-                ``db.query.text``. Values they never have.
+            tracer_provider, meter_provider: providers to use in place of the global
+                ones.
+            capture_keys: whether spans get the attribute ``db.query.text``: the
+                commands with their keys, and with ``?`` in place of each value.
         """
         tracer = get_tracer(__name__, __version__, tracer_provider)
         meter = get_meter(__name__, __version__, meter_provider)
@@ -70,18 +72,18 @@ class EntraRedisInstrumentor(BaseInstrumentor):
         _observe_copies(meter)
 
     def _uninstrument(self, **kwargs: Any) -> None:
-        """End; the observable metrics of the meter stay, as OpenTelemetry has it."""
+        """Stop; OpenTelemetry can't remove a meter's observable metrics: they stay."""
         observe_with(None)
         observe_token_requests(None)
         self._pools.end()
 
 
 class _Requests:
-    """Returns a context manager around each request of a cache.
+    """Observes the requests of caches: each gets a span, and its duration is recorded.
 
     Parameters:
-        tracer, meter: of OpenTelemetry's.
-        capture_keys: whether spans have the keys.
+        tracer, meter: make the spans, and the histogram of durations.
+        capture_keys: whether spans get the commands with their keys.
     """
 
     def __init__(self, tracer: Tracer, meter: Meter, capture_keys: bool) -> None:
@@ -98,7 +100,7 @@ class _Requests:
     def __call__(
         self, commands: list[Command], options: Mapping[str, Any]
     ) -> Iterator[None]:
-        """Make a span of what happens within, and measure it."""
+        """Make a span of a request, and record its duration."""
         name = _operation(commands)
         measured = {**_server(options), "db.operation.name": name}
         attributes: Attributes = {**measured}
@@ -108,7 +110,7 @@ class _Requests:
             attributes["db.query.text"] = "\n".join(map(_query, commands))
         begun = time.perf_counter()
         try:
-            # Another instrumentation of redis-py would make a second span of it.
+            # Without this, an instrumentation of redis-py would make a second span.
             with (
                 _span(self._tracer, name, attributes, measured),
                 suppress_instrumentation(),
@@ -133,10 +135,10 @@ def _token_request(tracer: Tracer, identity: str, kind: str) -> Iterator[None]:
 def _span(
     tracer: Tracer, name: str, attributes: Attributes, measured: Attributes
 ) -> Iterator[Span]:
-    """Make a span; put into ``measured``, too, what kind of error there was.
+    """Make a span; add the type of an error to ``measured`` as well.
 
-    An error is told by its type and text, not by its traceback, which OpenTelemetry
-    would add.
+    The span gets an error's type and text, but not its traceback, which OpenTelemetry
+    would add by itself.
     """
     with tracer.start_as_current_span(
         name,
@@ -148,9 +150,9 @@ def _span(
         try:
             yield span
         except Exception as error:
-            told = _error(error)
-            measured.update(told)
-            span.set_attributes(told)
+            described = _error(error)
+            measured.update(described)
+            span.set_attributes(described)
             # Redis' own words may quote the command, with its key.
             text = None if isinstance(error, ResponseError) else str(error)
             span.set_status(Status(StatusCode.ERROR, text))
@@ -158,13 +160,13 @@ def _span(
 
 
 def _error(error: Exception) -> Attributes:
-    """Return what the conventions say of an error."""
+    """Return the attributes of an error by the conventions."""
     kind = type(error).__qualname__
     if isinstance(error, TokenError):
         return {"error.type": error.code}
     if not isinstance(error, ResponseError):
         return {"error.type": kind}
-    # redis-py takes a mere ERR away.
+    # redis-py strips the code ERR from a message.
     code = re.match(r"[A-Z]+(?= )", str(error))
     return {
         "error.type": kind,
@@ -173,7 +175,7 @@ def _error(error: Exception) -> Attributes:
 
 
 def _operation(commands: list[Command]) -> str:
-    """Return the name of a command, or of what is the same in several."""
+    """Return the name of one command, or of a pipeline with the name all share."""
     names = {_name(command) for command in commands}
     if len(commands) == 1:
         return names.pop()
@@ -186,7 +188,7 @@ def _name(command: Command) -> str:
 
 
 def _query(command: Command) -> str:
-    """Return a command with its keys, and with marks for what it has besides."""
+    """Return a command with its keys, and with ``?`` in place of other arguments."""
     words = [_text(word) for word in command]
     if words[0] in ("EVAL", "EVALSHA"):
         words[1] = "?"
@@ -203,7 +205,7 @@ def _text(word: Any) -> str:
 
 
 def _server(options: Mapping[str, Any]) -> Attributes:
-    """Return what the conventions say of a server."""
+    """Return the attributes of a server by the conventions."""
     found: Attributes = {
         "db.system.name": "redis",
         "db.namespace": str(options.get("db") or 0),
@@ -215,7 +217,7 @@ def _server(options: Mapping[str, Any]) -> Attributes:
 
 
 class _Pools:
-    """Measures the pools of connections of this process."""
+    """Records the use of this process' connection pools."""
 
     def __init__(self, meter: Meter) -> None:
         self._wait_time = meter.create_histogram(
@@ -242,10 +244,10 @@ class _Pools:
             "The maximum number of open connections allowed.",
         )
         self._check_out = ConnectionPool.check_out
-        ConnectionPool.check_out = self._measured(self._check_out)  # type: ignore[method-assign]  # as long as it is measured
+        ConnectionPool.check_out = self._measured(self._check_out)  # type: ignore[method-assign]  # until end()
 
     def end(self) -> None:
-        """Measure no longer."""
+        """Stop recording."""
         ConnectionPool.check_out = self._check_out  # type: ignore[method-assign]  # as it was
 
     def _measured(self, check_out: Callable[..., Any]) -> Callable[..., Any]:
@@ -284,8 +286,11 @@ def _limits(options: Any) -> Iterable[Observation]:
 
 
 def _summed(measured: Iterable[tuple[Attributes, int]]) -> Iterable[Observation]:
-    """Return one observation for what has the same attributes: a server has several
-    pools where caches differ in their options."""
+    """Return one observation for each set of attributes.
+
+    A server has several pools where caches differ in their options; their numbers are
+    added up.
+    """
     sums: dict[tuple[tuple[str, Any], ...], int] = {}
     for attributes, value in measured:
         key = tuple(attributes.items())
@@ -294,7 +299,7 @@ def _summed(measured: Iterable[tuple[Attributes, int]]) -> Iterable[Observation]
 
 
 def _observe_identities(meter: Meter) -> None:
-    """Measure the identities whose tokens are renewed in this process."""
+    """Observe the identities whose tokens are renewed in this process."""
     meter.create_observable_counter(
         "entra_redis.token.renewals",
         [lambda options: _of_identities(lambda status, now: status.renewals)],
@@ -330,10 +335,14 @@ def _of_identities(
 
 
 def _observe_copies(meter: Meter) -> None:
-    """Measure the client-side caches of this process."""
+    """Observe the client-side caches of this process."""
     for name, unit, description in (
         ("hits", "{value}", "Values that were read from copies in this process."),
-        ("misses", "{value}", "Values that were read from Redis for want of a copy."),
+        (
+            "misses",
+            "{value}",
+            "Values that were read from Redis, as there was no copy.",
+        ),
     ):
         meter.create_observable_counter(
             f"entra_redis.client_side_cache.{name}",

@@ -1,11 +1,11 @@
-"""Plain data out of a pickle that anybody may have written.
+"""Reads plain data from pickles that anybody may have written.
 
-Python's own unpickler is not fit for hostile bytes, whatever classes it is allowed: it
-sets attributes on classes (``BUILD``), hashes what is nested without end, and allocates
-what an index asks for. Here the opcodes are read one by one (:mod:`pickletools`), into
-a description that is then built: a tree of values as JSON could say it, and a few
-types besides. What a pickle shares is built once for each place where it stands, and
-counts each time.
+Python's own unpickler is not fit for hostile bytes, even with a list of allowed
+classes: it sets attributes on classes (``BUILD``), hashes values that are nested
+without end, and allocates as much memory as an index asks for. Here the opcodes are
+read one by one (:mod:`pickletools`) into a description, from which the value is then
+built: a tree of JSON's types and a few others. A value that a pickle refers to several
+times is built anew each time, and counts each time.
 """
 
 import pickletools
@@ -20,28 +20,28 @@ from uuid import UUID
 
 from ._errors import UnreadableValueError
 
-#: Steps that a pickle may take, a second or two of them.
+#: Opcodes that a pickle may have: they take a second or two to read.
 MAX_OPCODES = 1_000_000
-#: Lists, dictionaries and their like that may lie in one another.
+#: Levels of lists, dictionaries and other containers in one another.
 MAX_DEPTH = 100
-#: Characters, bytes and values that may come out of each byte, for the sake of what is
-#: shared (a list of rows has the same keys in each), and out of any pickle.
+#: Characters, bytes and values that a pickle may make: for each of its bytes, since
+#: values may be shared (a list of rows repeats their keys); and in any case.
 GROWTH = 16
 HEADROOM = 100_000
-#: Keys of one dictionary or set that may have the same hash: each is compared with all
-#: others.
+#: Keys of one dictionary or set that may have the same hash as another one: each is
+#: compared with all others of that hash.
 MAX_COLLISIONS = 100
 
 
 @dataclass(slots=True, eq=False)
 class _Made:
-    """A value to be built.
+    """The description of a value that is not built yet.
 
     Parameters:
-        name: its type.
-        items: arguments of the type; of a list, tuple or set what is in it.
-        pairs: keys and values.
-        state: what ``BUILD`` sets.
+        name: its type's name, with the module.
+        items: arguments for the type; the items of a list, tuple or set.
+        pairs: a dictionary's keys and values.
+        state: the argument of ``BUILD``.
     """
 
     name: str
@@ -52,13 +52,13 @@ class _Made:
 
 @dataclass(frozen=True, slots=True)
 class _Name:
-    """A type that a pickle names."""
+    """The name of a type in a pickle."""
 
     name: str
 
 
 class _Mark:
-    """Stands on the stack where the items of a list or its like begin."""
+    """Marks on the stack where the items of a container begin."""
 
 
 _MARK = _Mark()
@@ -71,8 +71,9 @@ def loads(data: bytes) -> Any:
         data: the pickle, of any protocol.
 
     Raises:
-        UnreadableValueError: it names what is no plain data, or is out of proportion.
-        Exception: it is no pickle, or one that nothing has written.
+        UnreadableValueError: the pickle names a type that is no plain data, or makes
+            far more than its size tells.
+        Exception: the bytes are no pickle, or one that no pickler writes.
     """
     return _Builder(GROWTH * len(data) + HEADROOM).build(_Reader().read(data), 0)
 
@@ -89,14 +90,14 @@ def _out_of_proportion() -> UnreadableValueError:
 
 
 class _Reader:
-    """Carries out a pickle's opcodes; what they make is described, not made."""
+    """Carries out a pickle's opcodes, on descriptions in place of values."""
 
     def __init__(self) -> None:
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
 
     def read(self, data: bytes) -> Any:
-        """Return the description of what a pickle holds.
+        """Return the description of a pickle's value.
 
         Raises:
             Exception: as :func:`loads`.
@@ -117,22 +118,22 @@ class _Reader:
         return value
 
     def mark(self, _: Any) -> None:
-        """Begin the items of something."""
+        """Put a mark on the stack."""
         self.stack.append(_MARK)
 
     def marked(self) -> list[Any]:
-        """Take what lies above the last mark."""
+        """Pop the mark and return the items above it."""
         items: list[Any] = []
         while (item := self.stack.pop()) is not _MARK:
             items.append(item)
         return items[::-1]
 
     def memoize(self, index: int | None) -> None:
-        """Remember what lies on top."""
+        """Store the top of the stack in the memo."""
         self.memo[len(self.memo) if index is None else index] = self.stack[-1]
 
     def get(self, index: int) -> None:
-        """Lay what is remembered on top."""
+        """Push an item of the memo."""
         self.stack.append(self.memo[index])
 
     def append(self, _: Any) -> None:
@@ -161,29 +162,29 @@ class _Reader:
         self.top("dict", "collections.OrderedDict").pairs.extend(pairs)
 
     def top(self, *names: str) -> _Made:
-        """Return what lies on top, which has to be of a type."""
+        """Return the top of the stack, which must be of one of these types."""
         made = self.stack[-1]
         if not isinstance(made, _Made) or made.name not in names:
             raise ValueError(f"there is no {names[0]} to add to")
         return made
 
     def dict(self, _: Any) -> None:
-        """Make a dictionary of what lies above the mark."""
+        """Push a dictionary of the items above the mark."""
         self.stack.append(_Made("dict", pairs=_pairs(self.marked())))
 
     def global_(self, argument: str) -> None:
-        """Name a type."""
+        """Push the type that the argument names."""
         self.name(*argument.split(" ", 1))
 
     def stack_global(self, _: Any) -> None:
-        """Name a type by what lies on top."""
+        """Push the type that the two topmost items name."""
         name, module = self.stack.pop(), self.stack.pop()
         if not (isinstance(name, str) and isinstance(module, str)):
             raise ValueError("a type's name is text")
         self.name(module, name)
 
     def name(self, module: str, name: str) -> None:
-        """Lay a type on top, if it is one of plain data."""
+        """Push a type, if it is one of plain data."""
         full = f"{_RENAMED.get(module, module)}.{name}"
         if full not in _TYPES:
             raise UnreadableValueError(
@@ -194,19 +195,19 @@ class _Reader:
         self.stack.append(_Name(full))
 
     def call(self, _: Any) -> None:
-        """Make something of a type and its arguments."""
+        """Push the value that a type makes of its arguments."""
         arguments, kind = self.stack.pop(), self.stack.pop()
         if not isinstance(kind, _Name) or arguments.name != "tuple":
             raise ValueError("there is nothing to call")
         made = _Made(kind.name, list(arguments.items))
         if kind.name in ("builtins.frozenset", "builtins.set"):
-            # Of protocols that have no opcode for it: of a list.
+            # Protocols without an opcode for sets make them of a list.
             (items,) = made.items
             made.items = list(items.items)
         self.stack.append(made)
 
     def build(self, _: Any) -> None:
-        """Set the state of something, which UUIDs alone have."""
+        """Set a value's state; of plain data, UUIDs alone have one."""
         state = self.stack.pop()
         self.top("uuid.UUID").state = state
 
@@ -216,17 +217,17 @@ def _pairs(items: list[Any]) -> list[tuple[Any, Any]]:
 
 
 def _empty(name: str) -> Callable[[_Reader, Any], None]:
-    """Return what makes something with nothing in it."""
+    """Return the action that pushes an empty container."""
     return lambda reader, _: reader.stack.append(_Made(name))
 
 
 def _of_marked(name: str) -> Callable[[_Reader, Any], None]:
-    """Return what makes something of what lies above the mark."""
+    """Return the action that pushes a container of the items above the mark."""
     return lambda reader, _: reader.stack.append(_Made(name, reader.marked()))
 
 
 def _tuple(length: int) -> Callable[[_Reader, Any], None]:
-    """Return what makes a tuple of the topmost items."""
+    """Return the action that pushes a tuple of the topmost items."""
 
     def make(reader: _Reader, _: Any) -> None:
         items = [reader.stack.pop() for _ in range(length)]
@@ -244,7 +245,7 @@ _ATOMS = {
     *("UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"),
     *("SHORT_BINBYTES", "BINBYTES", "BINBYTES8", "BYTEARRAY8"),
 }
-#: What the other opcodes do. Those that are missing make what is no plain data.
+#: The actions of all other opcodes. Those that are missing make no plain data.
 _ACTIONS: Mapping[str, Callable[[_Reader, Any], None]] = {
     "MARK": _Reader.mark,
     **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"), _Reader.memoize),
@@ -277,10 +278,10 @@ _ACTIONS: Mapping[str, Callable[[_Reader, Any], None]] = {
 
 
 class _Builder:
-    """Makes values of their description.
+    """Builds values from their descriptions.
 
     Parameters:
-        left: characters, bytes and values that they may have altogether.
+        left: characters, bytes and values that may still be built.
     """
 
     def __init__(self, left: int) -> None:
@@ -291,7 +292,7 @@ class _Builder:
 
         Parameters:
             made: the description.
-            depth: how many it lies in.
+            depth: the number of containers around it.
         """
         self.left -= 1 + (len(made) if isinstance(made, str | bytes | bytearray) else 0)
         if self.left < 0 or depth > MAX_DEPTH:
@@ -312,9 +313,9 @@ class _Builder:
 
 
 def _unlike(keys: list[Any]) -> list[Any]:
-    """Return keys of which not too many have the same hash.
+    """Return the keys, unless too many have the same hash.
 
-    Numbers, and what is made of them, can be chosen so that they do.
+    An attacker can choose numbers so that they do.
     """
     if len(keys) - len({hash(key) for key in keys}) > MAX_COLLISIONS:
         raise UnreadableValueError(
@@ -325,7 +326,7 @@ def _unlike(keys: list[Any]) -> list[Any]:
 
 
 def _bytes_of_text(items: list[Any]) -> bytes:
-    """Return bytes as older protocols have them."""
+    """Return bytes from the form of older protocols: Latin-1 text."""
     text, encoding = items
     if encoding != "latin1":
         raise ValueError("bytes are pickled as Latin-1")
@@ -334,12 +335,12 @@ def _bytes_of_text(items: list[Any]) -> bytes:
 
 
 def _bytearray(items: list[Any]) -> bytearray:
-    # Of a number it would be that long.
+    # bytearray(number) would allocate that many bytes.
     return bytearray(b"".join(items))
 
 
 def _text(items: list[Any]) -> str:
-    """Return the text alone: whoever has written it may have marked anything safe."""
+    """Return a plain ``str``: its writer may have marked any text as safe."""
     return "".join(items)
 
 
@@ -353,7 +354,7 @@ def _complex(items: list[Any]) -> complex:
 
 
 def _date(items: list[Any]) -> date:
-    # Given bytes, these types would believe them; given numbers, they look.
+    # These types do not check a pickled state of bytes; they do check numbers.
     (state,) = items
     high, low, month, day = state
     return date(high << 8 | low, month, day)
@@ -383,8 +384,8 @@ def _zone(*zone: Any) -> tuple[tzinfo, ...]:
     return zone
 
 
-#: The types of plain data by the names that pickles have for them, and what makes one
-#: of its arguments; dictionaries and UUIDs are made above.
+#: The types of plain data by their names in pickles, with the function that makes one
+#: of its arguments. ``_Builder`` makes dictionaries and UUIDs itself.
 _TYPES: Mapping[str, Callable[[list[Any]], Any]] = {
     "list": lambda items: items,
     "tuple": tuple,

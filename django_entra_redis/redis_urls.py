@@ -1,9 +1,8 @@
 """``?credential_provider=dotted.path`` in the URLs that redis-py reads.
 
-For packages that take nothing but a URL.
-
-redis-py keeps what parses a URL's parameters in a table. It is added to once redis-py
-is imported, and not imported for that: most processes that start don't need it.
+For packages that take nothing but a URL. redis-py keeps the parsers of a URL's
+parameters in a table; ours is added to it once redis-py is imported. redis-py is not
+imported for that, as many processes of a Django project never need it.
 """
 
 import contextlib
@@ -28,10 +27,10 @@ def provider_at(path: str) -> Any:
     """Return the credential provider that a URL names.
 
     Parameters:
-        path: the dotted path of a provider, or of what makes one without arguments.
+        path: the dotted path of a provider, or of a callable that returns one.
 
     Raises:
-        ImproperlyConfigured: there is none, or it is something else.
+        ImproperlyConfigured: nothing is there, or it is no provider.
     """
     try:
         found = import_string(path)
@@ -49,7 +48,7 @@ def provider_at(path: str) -> Any:
 
 
 def register() -> None:
-    """Have redis-py understand the parameter, now or once it is imported."""
+    """Add the parameter to redis-py's tables, now or once they are imported."""
     for name in MODULES:
         if name in sys.modules:
             # Waits for another thread that is importing it.
@@ -59,23 +58,23 @@ def register() -> None:
 
 
 def _extend(module: ModuleType) -> None:
-    """Add the parameter to a module's table, unless redis-py has it by now."""
+    """Add the parameter to a module's table, unless it is there already."""
     table = module.URL_QUERY_ARGUMENT_PARSERS
     if PARAMETER in table:
         return
     if isinstance(table, dict):
         table[PARAMETER] = provider_at
     else:
-        # That of event loops is read-only, but looked up anew for each URL.
+        # The asynchronous table is read-only, but looked up anew for each URL.
         changed = MappingProxyType({**table, PARAMETER: provider_at})
         module.URL_QUERY_ARGUMENT_PARSERS = changed  # type: ignore[attr-defined] # untyped
 
 
 class _Finder:
-    """Finds one module as it would be found without this, and acts once it is loaded.
+    """Lets one module be found as usual, and extends its table once it is loaded.
 
     Parameters:
-        name: the module's.
+        name: the module's name.
     """
 
     def __init__(self, name: str) -> None:
@@ -87,7 +86,7 @@ class _Finder:
         path: Sequence[str] | None = None,
         target: ModuleType | None = None,
     ) -> ModuleSpec | None:
-        """Return how to load the module; ``None`` of any other."""
+        """Return the module's spec; ``None`` for any other module."""
         if name != self.name:
             return None
         with contextlib.suppress(ValueError):  # another thread was faster

@@ -107,12 +107,14 @@ class AsyncCacheClient:
             request = next(generator)
             endpoint = client.endpoint_for(request)
             connection = connections.to(endpoint)
-            link = None if endpoint.outages.any else connection.ready
-            if link is not None:
+            protocol = None if endpoint.outages.any else connection.ready
+            if protocol is not None:
                 began = monotonic()
                 try:
-                    reply = await link.submit(request.packed, request.count)
-                    reply = request.read(connection.take(link, reply, request.count))
+                    reply = await protocol.submit(request.packed, request.count)
+                    reply = request.read(
+                        connection.take(protocol, reply, request.count)
+                    )
                     if request.count:
                         attempts = client.attempts(request)
                         attempts.begun(endpoint, began)

@@ -77,7 +77,9 @@ class LoopConnections:
         if connection is not None:
             connection.finish()
             self._retired = [
-                retired for retired in (*self._retired, connection) if retired.owed
+                retired
+                for retired in (*self._retired, connection)
+                if retired.awaits_replies
             ]
 
     async def _until_closed(self) -> AsyncGenerator[None]:

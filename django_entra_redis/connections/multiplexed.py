@@ -81,26 +81,26 @@ class MultiplexedConnection:
     def __init__(self, target: Target, loop: asyncio.AbstractEventLoop) -> None:
         self.target = target
         self._loop = loop
-        self._link: RedisProtocol | None = None
+        self._protocol: RedisProtocol | None = None
         # Replaced connections, on which replies may still arrive.
-        self._left: list[RedisProtocol] = []
+        self._replaced: list[RedisProtocol] = []
         self._connecting: asyncio.Task[RedisProtocol] | None = None
         self._closed = False
         self._offset = random.random()
         self._renewal = target.provide() if target.provide else None
         # The token that the connection last authenticated with.
-        self._held: Token | None = None
+        self._token: Token | None = None
         self._authenticating = False
 
     @property
     def ready(self) -> RedisProtocol | None:
-        """The link, if it is up and the server knows it by the newest token."""
-        link = self._link
-        if link is None or link.closed:
+        """The open connection, if it is authenticated with the newest token."""
+        protocol = self._protocol
+        if protocol is None or protocol.closed:
             return None
-        if self._renewal is not None and self._renewal.fresh() is not self._held:
+        if self._renewal is not None and self._renewal.fresh() is not self._token:
             return None
-        return link
+        return protocol
 
     async def call(self, packed: bytes, count: int = 0) -> Any:
         """Send commands; return the reply.
@@ -119,15 +119,15 @@ class MultiplexedConnection:
             RedisError: an error reply, if there is one command, or if it tells that
                 none of them was carried out.
         """
-        link = self._link
-        if link is None or link.closed:
-            link = await self._connected()
-        elif self._renewal is not None and self._renewal.fresh() is not self._held:
-            link = await self._keep_up(link, self._renewal)
-        return self.take(link, await link.submit(packed, count), count)
+        protocol = self._protocol
+        if protocol is None or protocol.closed:
+            protocol = await self._connected()
+        elif self._renewal is not None and self._renewal.fresh() is not self._token:
+            protocol = await self._reauthenticated(protocol, self._renewal)
+        return self.take(protocol, await protocol.submit(packed, count), count)
 
-    def take(self, link: RedisProtocol, reply: Any, count: int) -> Any:
-        """Return the reply that has come on a link, or raise the error that it is.
+    def take(self, protocol: RedisProtocol, reply: Any, count: int) -> Any:
+        """Return a reply that has arrived, or raise the error that it is.
 
         Raises:
             RedisError: see :meth:`call`.
@@ -138,7 +138,7 @@ class MultiplexedConnection:
         if isinstance(failure, ReadOnlyError | AuthenticationError):
             # After READONLY, DNS may name another server: there has been a failover. A
             # connection that is not authenticated any more is replaced, too.
-            self._leave(link)
+            self._replace(protocol)
         try:
             raise failure
         finally:
@@ -154,74 +154,76 @@ class MultiplexedConnection:
     def close(self) -> None:
         """Close the connection for good; calls under way get an error."""
         self.finish()
-        for link in self._left:
-            link.abort("it has been closed")
+        for protocol in self._replaced:
+            protocol.abort("it has been closed")
 
     def finish(self) -> None:
         """Close the connection for good once all calls have their replies."""
         self._closed = True
         if self._connecting is not None:
             self._connecting.cancel()
-        if self._link is not None:
-            self._leave(self._link)
+        if self._protocol is not None:
+            self._replace(self._protocol)
 
     @property
-    def owed(self) -> bool:
+    def awaits_replies(self) -> bool:
         """Whether replies may still arrive on replaced connections."""
-        return not all(link.closed for link in self._left)
+        return not all(protocol.closed for protocol in self._replaced)
 
-    def _leave(self, link: RedisProtocol) -> None:
+    def _replace(self, protocol: RedisProtocol) -> None:
         """Replace a connection; close it once all calls on it have their replies."""
-        if link is self._link:
-            self._link = None
-            self._left = [left for left in self._left if not left.closed]
-            self._left.append(link)
-            link.finish()
+        if protocol is self._protocol:
+            self._protocol = None
+            self._replaced = [old for old in self._replaced if not old.closed]
+            self._replaced.append(protocol)
+            protocol.finish()
 
     # -- tokens ----------------------------------------------------------------------
 
-    async def _keep_up(self, link: RedisProtocol, renewal: Renewal) -> RedisProtocol:
+    async def _reauthenticated(
+        self, protocol: RedisProtocol, renewal: Renewal
+    ) -> RedisProtocol:
         """Send AUTH if there is a newer token; return the connection to use."""
         current = await renewal.acurrent()
-        held = self._held
+        token_in_use = self._token
         action = (
-            next_action(held, current, self._offset, renewal.clock)
-            if held is not None
+            next_action(token_in_use, current, self._offset, renewal.clock)
+            if token_in_use is not None
             else Action.RECONNECT
         )
         if action is Action.RECONNECT:
-            self._leave(link)
+            self._replace(protocol)
             return await self._connected()
         if action is Action.ADOPT:
-            self._held = current
+            self._token = current
         elif action is Action.AUTHENTICATE and not self._authenticating:
             self._authenticating = True
             sent = hidden(
-                lambda: link.submit(pack_marked_auth(current), REPLIES, mark=MARK)
+                lambda: protocol.submit(pack_marked_auth(current), REPLIES, mark=MARK)
             )
             sent.add_done_callback(
-                lambda reply: self._authenticated(link, current, reply)
+                lambda reply: self._authenticated(protocol, current, reply)
             )
-        return link
+        return protocol
 
     def _authenticated(
-        self, link: RedisProtocol, token: Token, reply: "asyncio.Future[Any]"
+        self, protocol: RedisProtocol, token: Token, reply: "asyncio.Future[Any]"
     ) -> None:
         """Note the reply to an AUTH."""
         self._authenticating = False
-        if reply.exception() is not None or link is not self._link:
+        if reply.exception() is not None or protocol is not self._protocol:
             return
         if is_accepted(reply.result()):
-            self._held = token
+            self._token = token
         else:
-            self._leave(link)  # The next connection finds out why.
+            self._replace(protocol)  # The next connection finds out why.
 
     # -- connecting ------------------------------------------------------------------
 
     async def _connected(self) -> RedisProtocol:
         """Return an open connection; tasks that come meanwhile get the same one."""
-        if self._link is not None and not self._link.closed:
-            return self._link
+        if self._protocol is not None and not self._protocol.closed:
+            return self._protocol
         closed = ConnectionClosedError(
             f"Connection to {self.target} closed: the settings have changed.",
             sent=False,
@@ -261,45 +263,45 @@ class MultiplexedConnection:
 
     async def _open(self, token: Token | None) -> RedisProtocol:
         target, name = self.target, str(self.target)
-        link = RedisProtocol(
+        protocol = RedisProtocol(
             self._loop, name, timeout=target.timeout, wait_timeout=target.wait_timeout
         )
         failure: Exception | None
         try:
             async with asyncio.timeout(target.connect_timeout):
-                await self._dial(link)
-                failure = await self._greet(link, token)
+                await self._open_transport(protocol)
+                failure = await self._greet(protocol, token)
         except (TimeoutError, ReplyTimeoutError):
             failure = RedisTimeoutError(f"Timeout connecting to {name}.")
         except (OSError, ConnectionLostError) as error:
             # Another class: no caller's command has been sent yet.
             failure = RedisConnectionError(f"Error connecting to {name}: {error}")
         except BaseException:
-            link.abort()
+            protocol.abort()
             raise
         if failure is not None:
-            link.abort()
+            protocol.abort()
             try:
                 raise failure
             finally:
                 del failure
-        self._link, self._held = link, token
-        return link
+        self._protocol, self._token = protocol, token
+        return protocol
 
-    async def _dial(self, link: RedisProtocol) -> None:
+    async def _open_transport(self, protocol: RedisProtocol) -> None:
         where, make_ssl = self.target.where, self.target.make_ssl
         if "path" in where:
-            await self._loop.create_unix_connection(lambda: link, where["path"])
+            await self._loop.create_unix_connection(lambda: protocol, where["path"])
             return
         context = None
         if make_ssl is not None:
             context = await self._loop.run_in_executor(None, make_ssl)
-        transport = await self._reach(link, context)
+        transport = await self._reach(protocol, context)
         sock = transport.get_extra_info("socket")
         for option in self.target.socket_options:
             sock.setsockopt(*option)
 
-    async def _reach(self, link: RedisProtocol, context: SSLContext | None) -> Any:
+    async def _reach(self, protocol: RedisProtocol, context: SSLContext | None) -> Any:
         """Connect to the first host of the server that answers; return a transport."""
         target, tls = self.target, self.target.tls
         announced, port = target.where["host"], target.where["port"]
@@ -313,7 +315,7 @@ class MultiplexedConnection:
             try:
                 async with asyncio.timeout(patience):
                     transport, _ = await self._loop.create_connection(
-                        lambda: link,
+                        lambda: protocol,
                         host,
                         port,
                         ssl=context,
@@ -331,7 +333,7 @@ class MultiplexedConnection:
         return transport
 
     async def _greet(
-        self, link: RedisProtocol, token: Token | None
+        self, protocol: RedisProtocol, token: Token | None
     ) -> Exception | None:
         """Authenticate and send the first commands; return the error, if any."""
         # AUTH without its arguments: a debug page would show this local variable.
@@ -342,7 +344,7 @@ class MultiplexedConnection:
             return None
         # Without the frames that have the arguments of AUTH.
         replies = await hidden(
-            lambda: link.submit(self._pack_greeting(token), len(greeting))
+            lambda: protocol.submit(self._pack_greeting(token), len(greeting))
         )
         for command, reply in zip(greeting, replies, strict=True):
             # CLIENT SETINFO is optional, and unknown to servers older than 7.2.

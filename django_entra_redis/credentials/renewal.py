@@ -140,7 +140,7 @@ class Renewal:
         token = self.fresh()
         if token is not None:
             return token
-        attempt = self._seek()
+        attempt = self._attempt_to_await()
         if attempt is not None:
             wait([attempt.done], timeout=attempt.deadline - self._monotonic())
         return self._result()
@@ -150,7 +150,7 @@ class Renewal:
         token = self.fresh()
         if token is not None:
             return token
-        attempt = self._seek()
+        attempt = self._attempt_to_await()
         if attempt is not None:
             await self._await(attempt)
         return self._result()
@@ -160,14 +160,14 @@ class Renewal:
 
         It requests one if need be, at most once per :func:`forced_interval`.
         """
-        attempt = self._seek_other(refused)
+        attempt = self._attempt_for_another(refused)
         if attempt is not None:
             wait([attempt.done], timeout=attempt.deadline - self._monotonic())
         return self._other(refused)
 
     async def areplace(self, refused: Token) -> Token | None:
         """Do as :meth:`replace` does, without blocking the event loop."""
-        attempt = self._seek_other(refused)
+        attempt = self._attempt_for_another(refused)
         if attempt is not None:
             await self._await(attempt)
         return self._other(refused)
@@ -204,7 +204,7 @@ class Renewal:
             return token
         return None
 
-    def _seek(self) -> _Attempt | None:
+    def _attempt_to_await(self) -> _Attempt | None:
         """Return the request to wait for; ``None``: the state has the answer."""
         # Usually the thread does this, but it may not run (see LATENESS).
         self._abandon()
@@ -221,7 +221,7 @@ class Renewal:
                 self._begin()
             return None if valid else self._attempt
 
-    def _seek_other(self, refused: Token) -> _Attempt | None:
+    def _attempt_for_another(self, refused: Token) -> _Attempt | None:
         with self._changed:
             now, token = self._monotonic(), self.state.token
             if token is not None and token.value != refused.value:

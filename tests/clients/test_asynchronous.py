@@ -310,7 +310,7 @@ def test_unix_socket(redis_server: str, database: Database, tmp_path: Path) -> N
 def test_what_a_thread_does(
     database: Database, options: dict[str, Any], query: str
 ) -> None:
-    """Options that a channel has no equal of work as ever."""
+    """Options that an event-loop connection has no equal of work as ever."""
     url = database.url_of("me", "+@all ~* &*")
     if options.get("credential_provider"):
         url = url.replace("me:secret@", "")
@@ -745,11 +745,11 @@ def test_connection_lost_before_is_no_uncertainty(
     kill = ("CLIENT", "KILL", "USER", user, "SKIPME", "yes")
 
     def is_lost() -> bool:
-        (channel,) = event_loops._loops[
+        (connection,) = event_loops._loops[
             asyncio.get_running_loop()
         ]._connections.values()
-        link: Any = channel._link
-        return bool(link.closed)
+        protocol: Any = connection._protocol
+        return bool(protocol.closed)
 
     async def main() -> None:
         for number in range(2, 5):

@@ -56,15 +56,17 @@ def in_loop(
 
 
 @contextlib.contextmanager
-def channel_to(where: PeerHost | dict[str, Any], **target: Any) -> Iterator[Connection]:
-    """Give a channel; close it in the end."""
+def connection_to(
+    where: PeerHost | dict[str, Any], **target: Any
+) -> Iterator[Connection]:
+    """Give a connection; close it in the end."""
     if isinstance(where, PeerHost):
         where = {"host": "127.0.0.1", "port": where.port}
-    channel = Connection(Target(where=where, **target), asyncio.get_running_loop())
+    connection = Connection(Target(where=where, **target), asyncio.get_running_loop())
     try:
-        yield channel
+        yield connection
     finally:
-        channel.close()
+        connection.close()
 
 
 # -- connecting
@@ -74,14 +76,14 @@ def test_tasks_share_one_connection() -> None:
     """However many come at once, and also later."""
 
     async def test(host: PeerHost) -> None:
-        with channel_to(host) as channel:
+        with connection_to(host) as connection:
             for _ in range(3):
                 replies = await asyncio.gather(
-                    *(channel.call(pack_all([("GET", f"k{n}")])) for n in range(50))
+                    *(connection.call(pack_all([("GET", f"k{n}")])) for n in range(50))
                 )
                 assert replies == [b"k%d" % n for n in range(50)]
-            assert await channel.call(PING + PING, 2) == [b"PING"] * 2
-            assert await channel._connected() is channel._link
+            assert await connection.call(PING + PING, 2) == [b"PING"] * 2
+            assert await connection._connected() is connection._protocol
             assert len(host.peers) == 1
 
     in_loop(test)
@@ -99,9 +101,9 @@ def test_greeting() -> None:
             "greeting": [("CLIENT", "SETINFO", "LIB-NAME", "x"), ("SELECT", 3)],
             "socket_options": [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)],
         }
-        with channel_to(host, **target) as channel:
-            await channel.call(PING)
-            assert "sesame" not in repr(channel.target)
+        with connection_to(host, **target) as connection:
+            await connection.call(PING)
+            assert "sesame" not in repr(connection.target)
         assert [command[0] for command in host.peers[0].commands] == [
             b"AUTH",
             b"CLIENT",
@@ -129,8 +131,8 @@ def test_name_that_is_refused(words: str, kind: type[Exception]) -> None:
 
     async def test(host: PeerHost) -> None:
         greeting = [("CLIENT", "SETNAME", "web"), ("SELECT", 1)]
-        with channel_to(host, greeting=greeting) as channel, pytest.raises(kind):
-            await channel.call(PING)
+        with connection_to(host, greeting=greeting) as connection, pytest.raises(kind):
+            await connection.call(PING)
 
     in_loop(test, answer)
 
@@ -142,9 +144,9 @@ def test_unix_socket(tmp_path: Path) -> None:
         path = str(tmp_path / "redis.sock")
         loop = asyncio.get_running_loop()
         server = await loop.create_unix_server(lambda: Peer(host), path)
-        with channel_to({"path": path}) as channel:
-            assert await channel.call(PING) == b"PING"
-            assert str(channel.target) == path
+        with connection_to({"path": path}) as connection:
+            assert await connection.call(PING) == b"PING"
+            assert str(connection.target) == path
         server.close()
 
     in_loop(test)
@@ -178,14 +180,14 @@ def test_no_connection(
         # A silent server is told from a slow machine only where it is silent.
         if kind != "Timeout":
             connect_timeout = timeout = 30.0
-        with channel_to(
+        with connection_to(
             host,
             greeting=[("SELECT", 99)],
             connect_timeout=connect_timeout,
             timeout=timeout,
-        ) as channel:
+        ) as connection:
             with pytest.raises(kinds[kind], match=said) as raised:
-                await channel.call(PING)
+                await connection.call(PING)
             assert not hasattr(raised.value, "sent")
             assert len(host.peers) == 1
 
@@ -197,10 +199,10 @@ def test_too_many_clients() -> None:
 
     async def test(host: PeerHost) -> None:
         with (
-            channel_to(host, greeting=[("SELECT", 1)]) as channel,
+            connection_to(host, greeting=[("SELECT", 1)]) as connection,
             pytest.raises(redis.ConnectionError, match="max number of clients"),
         ):
-            await channel.call(PING)
+            await connection.call(PING)
 
     in_loop(test, lambda *_: None, welcome=b"-ERR max number of clients reached\r\n")
 
@@ -212,9 +214,9 @@ def test_refused() -> None:
         with socket.socket() as sock:
             sock.bind(("127.0.0.1", 0))
             where = {"host": "127.0.0.1", "port": sock.getsockname()[1]}
-        with channel_to(where) as channel:
+        with connection_to(where) as connection:
             errors = await asyncio.gather(
-                *(channel.call(PING) for _ in range(5)), return_exceptions=True
+                *(connection.call(PING) for _ in range(5)), return_exceptions=True
             )
             assert {type(error) for error in errors} == {redis.ConnectionError}
             assert "Error connecting to 127.0.0.1" in str(errors[0])
@@ -226,18 +228,20 @@ def test_cancelled_while_connecting(caplog: pytest.LogCaptureFixture) -> None:
     """The others get their connection; with no others, nobody misses the outcome."""
 
     async def test(host: PeerHost) -> None:
-        with channel_to(host) as channel:
-            first, second = (asyncio.create_task(channel.call(PING)) for _ in range(2))
+        with connection_to(host) as connection:
+            first, second = (
+                asyncio.create_task(connection.call(PING)) for _ in range(2)
+            )
             await asyncio.sleep(0)
             first.cancel()
             assert await second == b"PING"
             assert first.cancelled()
             assert len(host.peers) == 1
-        with channel_to({"host": "127.0.0.1", "port": 1}) as channel:
-            task = asyncio.create_task(channel.call(PING))
+        with connection_to({"host": "127.0.0.1", "port": 1}) as connection:
+            task = asyncio.create_task(connection.call(PING))
             await asyncio.sleep(0)
             task.cancel()
-            connecting: Any = channel._connecting
+            connecting: Any = connection._connecting
             await asyncio.wait([task, connecting])
             del connecting
 
@@ -250,17 +254,17 @@ def test_closed_while_connecting() -> None:
     """Whoever waits is told, not cancelled; and whoever comes later."""
 
     async def test(host: PeerHost) -> None:
-        with channel_to(host) as channel:
-            task = asyncio.create_task(channel.call(PING))
+        with connection_to(host) as connection:
+            task = asyncio.create_task(connection.call(PING))
             await asyncio.sleep(0)
-            await channel.aclose()
+            await connection.aclose()
             with pytest.raises(ConnectionLostError, match="settings have") as raised:
                 await task
             assert not raised.value.sent
             with pytest.raises(ConnectionLostError, match="settings have"):
-                await channel.call(PING)
-        with channel_to(host) as channel:
-            await channel.aclose()
+                await connection.call(PING)
+        with connection_to(host) as connection:
+            await connection.aclose()
 
     in_loop(test, lambda *_: None)
 
@@ -276,31 +280,31 @@ def test_lost_connections_are_replaced() -> None:
         return pong(peer, command)
 
     async def test(host: PeerHost) -> None:
-        with channel_to(host) as channel:
-            await channel.call(PING)
+        with connection_to(host) as connection:
+            await connection.call(PING)
             host.peers[-1].transport.close()
-            while not channel._link or not channel._link.closed:
+            while not connection._protocol or not connection._protocol.closed:
                 await asyncio.sleep(0)
             for number, (word, kind) in enumerate(
                 [("replica", redis.ReadOnlyError), ("out", redis.AuthenticationError)]
             ):
                 packed = pack_all([("SET", word)])
-                assert await channel.call(PING) == b"PING"
+                assert await connection.call(PING) == b"PING"
                 assert len(host.peers) == 2 * number + 2
                 with pytest.raises(kind):
-                    await channel.call(packed)
+                    await connection.call(packed)
                 with pytest.raises(kind):
-                    await channel.call(PING + packed, 2)
+                    await connection.call(PING + packed, 2)
             # What is no reason to leave is none.
-            assert await channel.call(PING) == b"PING"
-            assert await channel.call(PING) == b"PING"
+            assert await connection.call(PING) == b"PING"
+            assert await connection.call(PING) == b"PING"
             assert len(host.peers) == 6
 
     in_loop(test, answer)
 
 
 def test_left_connections_are_closed_too() -> None:
-    """One that was left and still owes a reply is closed with the channel."""
+    """One that was left and still owes a reply is closed with the connection."""
 
     def answer(peer: Peer, command: list[bytes]) -> bytes | None:
         return {b"never": None, b"replica": b"-READONLY replica\r\n"}.get(
@@ -308,19 +312,19 @@ def test_left_connections_are_closed_too() -> None:
         )
 
     async def test(host: PeerHost) -> None:
-        with channel_to(host) as channel:
+        with connection_to(host) as connection:
             packed = pack_all([("SET", "replica")])
             errors = await asyncio.gather(
-                *(channel.call(packed) for _ in range(2)), return_exceptions=True
+                *(connection.call(packed) for _ in range(2)), return_exceptions=True
             )
             assert [*map(type, errors)] == [redis.ReadOnlyError] * 2
             both = [
-                asyncio.create_task(channel.call(pack_all([("SET", word)])))
+                asyncio.create_task(connection.call(pack_all([("SET", word)])))
                 for word in ("replica", "never")
             ]
             with pytest.raises(redis.ReadOnlyError):
                 await both[0]
-            assert await channel.call(PING) == b"OK"
+            assert await connection.call(PING) == b"OK"
             assert not both[1].done()
         with pytest.raises(ConnectionLostError, match="it has been closed"):
             await both[1]
@@ -390,13 +394,13 @@ def with_tokens(
     test: Callable[[PeerHost, Connection, Tokens], Awaitable[None]],
     entra: Entra,
 ) -> None:
-    """Run a test with a channel that has an identity."""
+    """Run a test with a connection that has an identity."""
 
     async def run(host: PeerHost) -> None:
         tokens = Tokens()
-        with channel_to(host, provide=lambda: tokens) as channel:
-            channel._offset = 0.5
-            await test(host, channel, tokens)
+        with connection_to(host, provide=lambda: tokens) as connection:
+            connection._offset = 0.5
+            await test(host, connection, tokens)
 
     in_loop(run, entra)
 
@@ -405,15 +409,15 @@ def test_token_moves_on() -> None:
     """AUTH goes out on the same connection, in its time, and once."""
     entra = Entra()
 
-    async def test(host: PeerHost, channel: Connection, tokens: Tokens) -> None:
-        await channel.call(PING)
+    async def test(host: PeerHost, connection: Connection, tokens: Tokens) -> None:
+        await connection.call(PING)
         tokens.now = 60
         tokens.renew()
-        await channel.call(PING)
+        await connection.call(PING)
         assert entra.seen == [b"sesame-1"]
         tokens.now = 70  # a quarter of what is left of the old one's life
-        await asyncio.gather(*(channel.call(PING) for _ in range(10)))
-        await channel.call(PING)
+        await asyncio.gather(*(connection.call(PING) for _ in range(10)))
+        await connection.call(PING)
         assert entra.seen == [b"sesame-1", b"sesame-2"]
         assert len(host.peers) == 1
         assert [command[0] for command in host.peers[0].commands[:5]] == [
@@ -433,24 +437,24 @@ def test_a_refusal_that_is_left_out() -> None:
             return b"+OK\r\n" if len(peer.commands) == 1 else None
         return pong(peer, command)
 
-    async def ask(channel: Connection, key: str) -> str:
+    async def ask(connection: Connection, key: str) -> str:
         try:
-            reply = await channel.call(pack_all([("GET", key)]))
+            reply = await connection.call(pack_all([("GET", key)]))
         except ConnectionLostError:
             return "lost"
         return "right" if reply == key.encode() else "wrong"
 
     async def test(host: PeerHost) -> None:
         tokens = Tokens()
-        with channel_to(host, provide=lambda: tokens) as channel:
-            channel._offset = 0.0
-            assert await ask(channel, "first") == "right"
+        with connection_to(host, provide=lambda: tokens) as connection:
+            connection._offset = 0.0
+            assert await ask(connection, "first") == "right"
             tokens.renew()
-            asked = (ask(channel, f"key-{number}") for number in range(20))
+            asked = (ask(connection, f"key-{number}") for number in range(20))
             found = set(await asyncio.gather(*asked))
             assert "wrong" not in found
             assert "lost" in found
-            assert await ask(channel, "last") == "right"
+            assert await ask(connection, "last") == "right"
             assert len(host.peers) == 2
 
     in_loop(test, answer)
@@ -460,11 +464,11 @@ def test_token_that_has_expired() -> None:
     """Its connection is left for a new one."""
     entra = Entra()
 
-    async def test(host: PeerHost, channel: Connection, tokens: Tokens) -> None:
-        await channel.call(PING)
+    async def test(host: PeerHost, connection: Connection, tokens: Tokens) -> None:
+        await connection.call(PING)
         tokens.now = 101
         tokens.renew()
-        await asyncio.gather(*(channel.call(PING) for _ in range(10)))
+        await asyncio.gather(*(connection.call(PING) for _ in range(10)))
         assert entra.seen == [b"sesame-1", b"sesame-2"]
         assert len(host.peers) == 2
 
@@ -475,11 +479,11 @@ def test_the_same_token_that_is_good_for_longer() -> None:
     """The server has it already: its connection stays, and no AUTH goes out."""
     entra = Entra()
 
-    async def test(host: PeerHost, channel: Connection, tokens: Tokens) -> None:
-        await channel.call(PING)
+    async def test(host: PeerHost, connection: Connection, tokens: Tokens) -> None:
+        await connection.call(PING)
         tokens.now = 101
         tokens.token = replace(tokens.token, received_at=70, expires_at=170)
-        await asyncio.gather(*(channel.call(PING) for _ in range(10)))
+        await asyncio.gather(*(connection.call(PING) for _ in range(10)))
         assert entra.seen == [b"sesame-1"]
         assert len(host.peers) == 1
 
@@ -491,16 +495,16 @@ def test_new_token_that_is_refused(words: str) -> None:
     """The connection is left; the next one tries a third token."""
     entra = Entra("sesame-2", words=words)
 
-    async def test(host: PeerHost, channel: Connection, tokens: Tokens) -> None:
-        await channel.call(PING)
+    async def test(host: PeerHost, connection: Connection, tokens: Tokens) -> None:
+        await connection.call(PING)
         tokens.now = 80
         tokens.renew()
         tokens.now = 90
         refused = tokens.token
-        await channel.call(PING)
+        await connection.call(PING)
         tokens.renew()
         tokens.other, tokens.token = tokens.token, refused
-        assert await channel.call(PING) == b"OK"
+        assert await connection.call(PING) == b"OK"
         assert entra.seen == [b"sesame-1", b"sesame-2", b"sesame-2", b"sesame-3"]
         assert len(host.peers) == 3
 
@@ -511,23 +515,23 @@ def test_connection_lost_with_an_auth_under_way() -> None:
     """The next connection begins with the new token, and goes on to the one after."""
     entra = Entra()
 
-    async def test(host: PeerHost, channel: Connection, tokens: Tokens) -> None:
-        await channel.call(PING)
+    async def test(host: PeerHost, connection: Connection, tokens: Tokens) -> None:
+        await connection.call(PING)
         tokens.now = 80
         tokens.renew()
         tokens.now = 90
-        task = asyncio.create_task(channel.call(PING))
+        task = asyncio.create_task(connection.call(PING))
         await asyncio.sleep(0)
         host.peers[0].transport.abort()
-        link: Any = channel._link
-        link.abort()
+        protocol: Any = connection._protocol
+        protocol.abort()
         with pytest.raises(ConnectionLostError):
             await task
-        await channel.call(PING)
+        await connection.call(PING)
         tokens.now = 160
         tokens.renew()
         tokens.now = 175
-        await channel.call(PING)
+        await connection.call(PING)
         assert entra.seen[-2:] == [b"sesame-2", b"sesame-3"]
         assert len(host.peers) == 2
 
@@ -539,13 +543,13 @@ def test_refused_for_good(other: bool) -> None:
     """One other token is tried, then the truth is told, without a token in it."""
     entra = Entra("sesame-1", "sesame-2")
 
-    async def test(host: PeerHost, channel: Connection, tokens: Tokens) -> None:
+    async def test(host: PeerHost, connection: Connection, tokens: Tokens) -> None:
         if other:
             first = tokens.token
             tokens.renew()
             tokens.other, tokens.token = tokens.token, first
         with pytest.raises(TokenRefusedError, match="user 'oid'") as raised:
-            await channel.call(PING)
+            await connection.call(PING)
         assert len(host.peers) == 1 + other
         assert "sesame" not in shown(raised.value)
 
@@ -582,9 +586,9 @@ def test_no_secret_is_shown(how: str) -> None:
             {"provide": lambda: tokens},
             {"credentials": ("user", "sesame")},
         ):
-            with channel_to(host, connect_timeout=0.2, **credentials) as channel:
+            with connection_to(host, connect_timeout=0.2, **credentials) as connection:
                 with pytest.raises(redis.RedisError) as raised:
-                    await channel.call(PING)
+                    await connection.call(PING)
                 text = shown(raised.value)
                 assert "Connection" in text
                 assert "sesame" not in text
@@ -595,14 +599,14 @@ def test_no_secret_is_shown(how: str) -> None:
 def test_no_token() -> None:
     """Why there is none is told to each task."""
 
-    async def test(host: PeerHost, channel: Connection, tokens: Tokens) -> None:
+    async def test(host: PeerHost, connection: Connection, tokens: Tokens) -> None:
         tokens.token = None
         with pytest.raises(TokenError, match="no token"):
-            await channel.call(PING)
+            await connection.call(PING)
         tokens.renew()
-        await channel.call(PING)
+        await connection.call(PING)
         tokens.token = None
         with pytest.raises(TokenError, match="no token"):
-            await channel.call(PING)
+            await connection.call(PING)
 
     with_tokens(test, Entra())

@@ -1428,7 +1428,7 @@ def test_signal_handler_that_raises_before_a_fork(
         return acquired
 
     no_threads(RENEWER)  # the only one to look at the clock is this one
-    bench.renewal._seek()
+    bench.renewal._attempt_to_await()
     call = bench.call()
     bench.at_monotonic = interrupt
     fork(nothing)
