@@ -7,9 +7,12 @@ pleases, though, so that the safe serializers read those of plain data alone.
 """
 
 import json
+import os
 import pickle
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Any, Protocol
 
 from django.core.cache.backends.redis import RedisSerializer
@@ -32,6 +35,7 @@ from .compressors import (
 )
 
 Unpickle = Callable[[bytes], Any]
+Unpack = Callable[[bytes], Any]
 
 #: A number as it is sent to Redis, and as Redis counts: what ``repr`` makes of it.
 _NUMBER = re.compile(rb"-?(\d+(\.\d+)?(e[-+]?\d+)?|inf)|nan")
@@ -122,6 +126,31 @@ class MsgPackSerializer:
             UnreadableValueError: it is neither.
         """
         return _read(data, _unpickle_plain)
+
+
+class OrMsgPackSerializer(MsgPackSerializer):
+    """Writes the same as :class:`MsgPackSerializer`, and reads it in half the time
+    (extra ``ormsgpack``).
+
+    Dates and UUIDs as keys of a dictionary come back as text.
+    """
+
+    def __init__(self) -> None:
+        ormsgpack = _ormsgpack()
+        # Of what it would make text, it asks _as_plain() instead.
+        options = (
+            ormsgpack.OPT_NON_STR_KEYS
+            | ormsgpack.OPT_PASSTHROUGH_DATACLASS
+            | ormsgpack.OPT_PASSTHROUGH_DATETIME
+            | ormsgpack.OPT_PASSTHROUGH_ENUM
+            | ormsgpack.OPT_PASSTHROUGH_UUID
+        )
+        self._pack = partial(ormsgpack.packb, default=_as_plain, option=options)
+        self._unpack = partial(_unpack_by_ormsgpack, ormsgpack)
+
+    def loads(self, data: bytes) -> Any:
+        """Return the value of some bytes; see :meth:`MsgPackSerializer.loads`."""
+        return _read(data, _unpickle_plain, self._unpack)
 
 
 class CompressingSerializer:
@@ -293,14 +322,22 @@ def _has(value: Any, methods: tuple[str, ...]) -> bool:
     return all(callable(getattr(value, name, None)) for name in methods)
 
 
-def _read(data: bytes, unpickle: Unpickle) -> Any:
+def _read(data: bytes, unpickle: Unpickle, unpack: Unpack | None = None) -> Any:
     """Return the value of bytes that any of these serializers has written.
+
+    Parameters:
+        unpickle: reads a pickle.
+        unpack: reads MessagePack; ``None``: with the package that is installed.
 
     Raises:
         UnreadableValueError: none of them has.
         MissingExtraError: it takes a package that is not installed.
     """
-    if compressor := compressed_with(data):
+    first = data[:1]
+    # No compressor's data begins as MessagePack does, but for numbers, which are never
+    # packed: they begin as low as text, or higher than this.
+    packed = b"\x80" < first < b"\xe0"
+    if not packed and (compressor := compressed_with(data)):
         # Not undone here: a few bytes may become gigabytes.
         raise UnreadableValueError(
             f"A value of {len(data)} bytes is compressed, by the looks of it with "
@@ -308,9 +345,7 @@ def _read(data: bytes, unpickle: Unpickle) -> Any:
             "OPTIONS['compressor_fallbacks'] if it was 'compressor' before, or delete "
             "the value."
         )
-    first = data[:1]
     try:
-        # MessagePack's numbers begin as low as text does, but numbers are not packed.
         if first < b"\x80":
             try:
                 return json.loads(data)
@@ -318,7 +353,7 @@ def _read(data: bytes, unpickle: Unpickle) -> Any:
                 return unpickle(data)  # those of protocol 0 and 1
         if first == b"\x80" and len(data) > 1:
             return unpickle(data)
-        return _msgpack().unpackb(data, strict_map_key=False)
+        return (unpack or _unpack())(data)
     except EntraRedisError:
         raise
     except Exception as error:
@@ -328,6 +363,70 @@ def _read(data: bytes, unpickle: Unpickle) -> Any:
         "OPTIONS['serializer'] has written it. Delete it, or give the cache another "
         "KEY_PREFIX or VERSION."
     )
+
+
+def _unpack() -> Unpack:
+    """Return a reader of MessagePack.
+
+    Raises:
+        MissingExtraError: there is none.
+    """
+    try:
+        return partial(_msgpack().unpackb, strict_map_key=False)
+    except MissingExtraError:
+        with suppress(MissingExtraError):
+            return partial(_unpack_by_ormsgpack, _ormsgpack())
+        raise
+
+
+#: Put behind the value that is read: ormsgpack ignores what follows a value. Nobody can
+#: have written it, since each process has another one.
+_END = os.urandom(16)
+
+
+def _unpack_by_ormsgpack(ormsgpack: Any, data: bytes) -> Any:
+    """Return the value of MessagePack.
+
+    Raises:
+        ValueError: it is none, or something follows it.
+    """
+    # An array of two: the value, and sixteen bytes.
+    pair = b"\x92%b\xc4\x10%b" % (data, _END)
+    value, end = ormsgpack.unpackb(pair, option=ormsgpack.OPT_NON_STR_KEYS)
+    if end != _END:
+        raise ValueError("Something follows the value.")
+    return value
+
+
+def _as_plain(value: Any) -> Any:
+    """Return what msgpack takes a value of a subclass for.
+
+    Raises:
+        TypeError: it is of none of the types that MessagePack knows.
+    """
+    for kind, plain in _PLAIN.items():
+        if isinstance(value, kind):
+            return plain(value)
+    raise TypeError
+
+
+#: By type what makes a value of its subclasses plain, whatever these override.
+_PLAIN: Mapping[type, Callable[[Any], Any]] = {
+    int: int.__int__,
+    float: float.__float__,
+    str: str.__str__,
+    bytes: bytes.__bytes__,
+    tuple: list,
+}
+
+
+def _ormsgpack() -> Any:
+    try:
+        # Optional, as msgpack is.
+        import ormsgpack
+    except ImportError:
+        raise MissingExtraError("ormsgpack") from None
+    return ormsgpack
 
 
 def _msgpack() -> Any:

@@ -164,7 +164,8 @@ class OwnOptions(TypedDict, total=False):
     serializer: Any
     """A dotted path, a class or an object with ``dumps`` and ``loads``. The default
     is Django's, which is pickle. ``django_entra_redis.serializers`` has
-    ``JSONSerializer`` and ``MsgPackSerializer`` (extra ``msgpack``)."""
+    ``JSONSerializer``, ``MsgPackSerializer`` (extra ``msgpack``) and the faster
+    ``OrMsgPackSerializer`` (extra ``ormsgpack``)."""
     pool_class: Any
     """A connection pool of redis-py's in place of this package's, as Django's
     ``RedisCache`` has it: a dotted path or a class."""

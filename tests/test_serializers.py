@@ -1,6 +1,7 @@
 """Values and bytes: the same as Django's, compressed where asked for."""
 
 import contextlib
+import dataclasses
 import datetime
 import decimal
 import enum
@@ -15,7 +16,7 @@ import uuid
 import zlib
 from collections.abc import Callable
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from django.core.cache.backends.redis import RedisSerializer
@@ -39,6 +40,7 @@ from django_entra_redis.serializers import (
     CompressingSerializer,
     JSONSerializer,
     MsgPackSerializer,
+    OrMsgPackSerializer,
     PickleSerializer,
     Serializer,
     make_serializer,
@@ -193,6 +195,7 @@ class FloatSerializer(JsonSerializer):
         None,
         JSONSerializer,
         "django_entra_redis.serializers.MsgPackSerializer",
+        "django_entra_redis.serializers.OrMsgPackSerializer",
         JsonSerializer,
         FloatSerializer,
         json,
@@ -206,8 +209,8 @@ def test_numbers_are_not_decompressed(
     compressor: Any, serializer: Any, value: Any
 ) -> None:
     """Nothing compresses them, and so nothing may decompress them."""
-    if isinstance(serializer, str) and not installed("msgpack"):
-        pytest.skip("msgpack is not installed")  # pragma: no cover
+    if isinstance(serializer, str) and not installed("ormsgpack"):
+        pytest.skip("MessagePack is not installed")  # pragma: no cover
     made = make_serializer(serializer, compressor)
     assert made.loads(stored(made.dumps(value))) == value
 
@@ -373,23 +376,27 @@ PLAIN = {"a": [1, 2.5, None, True, "text" * 300], "b": {"c": []}}
 
 def installed(name: str) -> bool:
     """Return whether an extra is there; one tox environment has them all."""
-    module = {"zstd": "backports.zstd", "lz4": "lz4", "msgpack": "msgpack"}[name]
     try:
-        return find_spec(module) is not None
+        return find_spec({"zstd": "backports.zstd"}.get(name, name)) is not None
     except ModuleNotFoundError:
         return False
 
 
-FORMATS = ["pickle", "json", "msgpack"]
+FORMATS = ["pickle", "json", "msgpack", "ormsgpack"]
+OPTIONAL = ("msgpack", "ormsgpack", "zstd", "lz4")
 PACKERS = ["none", "zlib", "gzip", "lzma", "zstd", "lz4"]
 
 
 def make(serializer: str, compressor: str, fallback: str = "none") -> Serializer:
     """Return a combination; skip the test if it is not installed."""
     for extra in (serializer, compressor, fallback):
-        if extra in ("msgpack", "zstd", "lz4") and not installed(extra):
+        if extra in OPTIONAL and not installed(extra):
             pytest.skip(f"{extra} is not installed")  # pragma: no cover
-    serializers = {"json": JSONSerializer, "msgpack": MsgPackSerializer}
+    serializers = {
+        "json": JSONSerializer,
+        "msgpack": MsgPackSerializer,
+        "ormsgpack": OrMsgPackSerializer,
+    }
     compressors = {
         "zlib": ZlibCompressor,
         "gzip": GzipCompressor,
@@ -462,7 +469,7 @@ def test_what_the_settings_do_not_write_is_not_decompressed(name: str) -> None:
     others = [other for other in BOMBS if other != name and other != "lz4"]
     for serializer in FORMATS:
         for known in ("none", others[0]):
-            if serializer == "msgpack" and not installed("msgpack"):
+            if serializer in OPTIONAL and not installed(serializer):
                 continue  # pragma: no cover - one environment has it
             with pytest.raises(UnreadableValueError, match="compressor_fallbacks") as e:
                 make(serializer, known).loads(bomb)
@@ -620,18 +627,150 @@ def test_nesting_without_end() -> None:
         ("zstd", ZstdCompressor),
         ("lz4", Lz4Compressor),
         ("msgpack", MsgPackSerializer),
+        ("ormsgpack", OrMsgPackSerializer),
     ],
 )
 def test_extra_that_is_missing(
     monkeypatch: pytest.MonkeyPatch, extra: str, kind: Callable[[], Any]
 ) -> None:
     """Choosing it tells which one, and a value of MessagePack does."""
-    for module in ("backports", "compression", "lz4", "msgpack"):
+    for module in ("backports", "compression", "lz4", "msgpack", "ormsgpack"):
         monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(MissingExtraError, match=rf"django-entra-redis\[{extra}\]"):
         kind()
     with pytest.raises(MissingExtraError, match="not installed"):
         PickleSerializer().loads(b"\x81\xa1a\x01")
+
+
+class Shouting(enum.StrEnum):
+    """Text that is no ``str``, and that answers ``str()`` otherwise."""
+
+    YES = "yes"
+
+    def __str__(self) -> str:
+        """Return what it is not."""
+        return "no"
+
+
+class Point(NamedTuple):
+    """A tuple that is none."""
+
+    x: int
+
+
+class Celsius(float):
+    """A number that is no ``float``."""
+
+
+class Blob(bytes):
+    """Bytes that are no ``bytes``."""
+
+
+plain_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats()
+    | st.text()
+    | st.binary()
+    | st.sampled_from(
+        [*Level, Shouting.YES, Point(1), Celsius(1.5), Blob(b"x"), mark_safe("<b>")]
+    ),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.text() | st.integers(0, 9) | st.binary(), inner, max_size=4
+        )
+    ),
+    max_leaves=8,
+)
+
+
+@fuzz
+@given(plain_values)
+def test_both_packages_write_the_same(value: Any) -> None:
+    """So one can be changed for the other, also in a rolling deploy."""
+    one, other = make("msgpack", "none"), make("ormsgpack", "none")
+    data = one.dumps(value)
+    assert other.dumps(value) == data
+    assert repr(other.loads(stored(data))) == repr(one.loads(stored(data)))
+
+
+class Colour(enum.Enum):
+    """What stands for a value, and is none."""
+
+    RED = "red"
+
+
+@dataclasses.dataclass
+class Record:
+    """Fields with a name each."""
+
+    field: int = 1
+
+
+@pytest.mark.parametrize("name", ["msgpack", "ormsgpack"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        object(),
+        {1},
+        Colour.RED,
+        Record(),
+        decimal.Decimal(1),
+        datetime.datetime(2026, 1, 1),
+        datetime.date(2026, 1, 1),
+        uuid.UUID(int=1),
+        Exploit(),
+    ],
+)
+def test_what_messagepack_does_not_know(name: str, value: Any) -> None:
+    """It is refused where it is written, not read as something else."""
+    serializer = make(name, "none")
+    for what in (value, [value], {"a": value}):
+        with pytest.raises(TypeError, match=type(value).__name__):
+            serializer.dumps(what)
+
+
+@pytest.mark.parametrize("value", [[2**64], {"a": -(2**63) - 1}, "\ud800"])
+def test_what_ormsgpack_has_no_bytes_for(value: Any) -> None:
+    """The error says what is wrong with it."""
+    with pytest.raises(TypeError, match=r"64-bit|surrogates"):
+        make("ormsgpack", "none").dumps(value)
+
+
+@pytest.mark.parametrize("name", FORMATS[1:])
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(
+            b"\xc0\xc0",
+            b"\xa1aX",
+            b"\x92\x01\x02\xa3end ",
+            b"\x80\xc0",
+            b"\xc1",
+            b"\xa2a",
+        ),
+        *(b"\xdd\xff\xff\xff\xff", b"\xa1\xff", b"\x91" * 5000 + b"\xc0"),
+    ],
+)
+def test_what_is_not_one_value_of_messagepack(name: str, data: bytes) -> None:
+    """Not even the first of several values is taken for it."""
+    if not installed("ormsgpack"):
+        pytest.skip("MessagePack is not installed")  # pragma: no cover
+    with pytest.raises(UnreadableValueError):
+        make(name, "none").loads(data)
+
+
+def test_messagepack_is_read_with_what_there_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """After a change back to pickles, of a site that has but one of the packages."""
+    for missing in ("msgpack", "ormsgpack"):
+        data = make("ormsgpack", "none").dumps({1: ["a"]})
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, missing, None)
+            assert PickleSerializer().loads(data) == {1: ["a"]}
 
 
 def test_errors_survive_pickling() -> None:

@@ -201,7 +201,9 @@ def test_names_of_one_key(
 # -- options of redis-py's that decide on bytes
 
 
-@pytest.mark.parametrize("serializer", [None, "JSONSerializer", "MsgPackSerializer"])
+@pytest.mark.parametrize(
+    "serializer", [None, "JSONSerializer", "MsgPackSerializer", "OrMsgPackSerializer"]
+)
 @pytest.mark.parametrize("in_url", [False, True])
 def test_decode_responses(
     database: Database,
@@ -212,8 +214,8 @@ def test_decode_responses(
     """It counts for clients of one's own; the cache reads its bytes all the same."""
     # The loop has its own connection from the first operation on.
     monkeypatch.setattr(event_loops, "FIRST_OPERATIONS", 0)
-    if serializer == "MsgPackSerializer":
-        pytest.importorskip("msgpack")
+    if serializer and serializer.endswith("MsgPackSerializer"):
+        pytest.importorskip("ormsgpack")
     options: dict[str, Any] = {} if in_url else {"decode_responses": True}
     if serializer:
         options["serializer"] = f"django_entra_redis.serializers.{serializer}"

@@ -124,6 +124,7 @@ def test_metadata() -> None:
         "lz4",
         "msgpack",
         "opentelemetry",
+        "ormsgpack",
         "zstd",
     }
 
