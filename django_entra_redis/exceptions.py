@@ -87,8 +87,8 @@ class ClusterUnavailableError(EntraRedisError, ConnectionError):
 
 
 class ServerDownError(EntraRedisError, ConnectionError):
-    """The server failed a moment ago, and another request is probing it: this one was
-    not sent."""
+    """The server failed a moment ago, or took no writes, and another request is probing
+    it: this one was not sent."""
 
 
 class WrongBackendError(EntraRedisError, ResponseError):

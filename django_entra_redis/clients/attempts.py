@@ -1,8 +1,9 @@
 """The attempts at a request, from which outages of the servers are noted."""
 
+from collections.abc import Mapping
 from typing import Any
 
-from redis.exceptions import OutOfMemoryError, ResponseError
+from redis.exceptions import OutOfMemoryError, ReadOnlyError, ResponseError
 
 from ..commands.request import Request
 from ..connections.endpoint import Endpoint
@@ -30,10 +31,11 @@ class Attempts:
         """Begin an attempt on a server.
 
         Raises:
-            ServerDownError: the server is down, and another request is probing it.
+            ServerDownError: the server is down, or takes no writes and the request is
+                one, and another request is probing it.
         """
         if endpoint is not self.endpoint:
-            self._began = endpoint.outages.enter()
+            self._began = endpoint.outages.enter(**self._about(endpoint.outages))
             self.endpoint = endpoint
             self._count = 0
         self._count += 1
@@ -56,10 +58,9 @@ class Attempts:
                 if isinstance(one, OutOfMemoryError):
                     self._failed(outages, one, covered=True)
                     return
-        if outages.any:
-            outages.answered(write=request.write, command=request.verb)
-        else:
-            outages.answered(write=request.write)
+                if isinstance(one, ReadOnlyError):
+                    return  # A part of a batch, whose commands are retried one by one.
+        outages.answered(**self._about(outages))
 
     def gave_up(self, error: Exception) -> Endpoint | None:
         """Note the error of the last attempt, after which the request fails.
@@ -70,7 +71,7 @@ class Attempts:
             return None
         outages = self.endpoint.outages
         if isinstance(error, ResponseError):
-            outages.answered(write=False)
+            outages.refused(**self._about(outages))
         if not isinstance(error, OUTAGE_ERRORS):
             return None
         doubtful = self._failed(outages, error, covered=self._covered)
@@ -95,6 +96,15 @@ class Attempts:
             self.endpoint.outages.well()
         else:
             self.endpoint.outages.down(self._began)
+
+    def _about(self, outages: Outages) -> Mapping[str, Any]:
+        """Return what decides whether an outage concerns the request.
+
+        Nobody looks at that without an outage.
+        """
+        if not outages.any:
+            return {"write": False, "command": ""}
+        return {"write": self.request.modifies, "command": self.request.verb}
 
     def _failed(self, outages: Outages, error: Exception, *, covered: bool) -> bool:
         return outages.failed(

@@ -70,6 +70,8 @@ class Topology:
         self._discoveries = 0
         # Whether a request has waited for a discovery in vain since the last of these.
         self._discovery_fails = False
+        # When the last of them that succeeded began.
+        self._discovered_at = -PAUSE
         self.replicas = 0
         #: The endpoints of all primaries, by address.
         self.primaries: dict[str, Endpoint] = {}
@@ -179,11 +181,11 @@ class Topology:
     def recheck(self) -> bool:
         """Wait briefly for a discovery, since a node is down; return if it succeeds.
 
-        While discoveries fail it returns at once.
+        While discoveries fail, or while one is younger than ``PAUSE``, it returns at
+        once: otherwise each operation of a page would wait.
         """
-        if self._discovery_fails:
-            self.refresh()
-            return False
+        if (known := self._recent()) is not None:
+            return known
         looks = self._discoveries
         self._flight.catch_up(SHORT_PATIENCE)
         self._discovery_fails = self._discoveries == looks
@@ -191,13 +193,19 @@ class Topology:
 
     async def arecheck(self) -> bool:
         """Do as :meth:`recheck` does, without blocking the event loop."""
-        if self._discovery_fails:
-            self.refresh()
-            return False
+        if (known := self._recent()) is not None:
+            return known
         looks = self._discoveries
         await self._flight.acatch_up(SHORT_PATIENCE)
         self._discovery_fails = self._discoveries == looks
         return not self._discovery_fails
+
+    def _recent(self) -> bool | None:
+        """Return whether a recent discovery has succeeded; ``None``: there is none."""
+        if self._discovery_fails:
+            self.refresh()
+            return False
+        return True if monotonic() - self._discovered_at < PAUSE else None
 
     def ensure(self) -> None:
         """Discover the topology, unless it is known.
@@ -286,6 +294,7 @@ class Topology:
         Raises:
             The error of the first node, where all fail.
         """
+        began = monotonic()
         found = _Nodes()
         failure: Exception | None = None
         for endpoint in self._candidates():
@@ -314,6 +323,7 @@ class Topology:
         self.primaries, self.replicas = found.primaries, found.replicas
         self._all, self._slots = found.all, found.slots
         self._discoveries += 1
+        self._discovered_at = began
         self._discovery_fails = False
         self.nodes.keep(found.addresses)
 

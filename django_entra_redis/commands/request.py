@@ -37,6 +37,11 @@ class Request:
         return self.keys or None
 
     @property
+    def modifies(self) -> bool:
+        """Whether the commands may change a key: a replica would refuse them."""
+        return self.changes != ()
+
+    @property
     def name(self) -> str:
         """The command's name in messages; "commands" if they are packed."""
         return "commands" if isinstance(self.command, bytes) else str(self.command[0])

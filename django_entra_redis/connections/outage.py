@@ -1,7 +1,8 @@
 """Outages of a server: what is known of them, which request may probe, what is logged.
 
 This is a circuit breaker. While a server is known to be down, one request at a time
-probes it. All others fail at once: otherwise each would wait for the same timeout.
+probes it. All others fail at once: otherwise each would wait for the same timeout. A
+server that only takes no writes is down for those: reads go on.
 """
 
 import logging
@@ -52,7 +53,7 @@ class Kind(Enum):
 
     #: The server does not answer, or does not authenticate. Any reply ends it.
     SERVER = "can't be used"
-    #: The server takes no writes, as a replica. A successful write ends it.
+    #: The server takes no writes, being a replica, for one. A successful write ends it.
     WRITES = "takes no writes"
     #: The server has no memory left. The success of a command that failed ends it.
     MEMORY = "is full"
@@ -63,11 +64,12 @@ class Verdict(Enum):
 
     UP = "the server answers, or the failure has another cause"
     ASK = "the server is down, or only one of its connections is broken"
-    DOWN = "the server is down"
+    DOWN = "the server is down, or does not do what was requested"
 
 
 def judge(error: Exception, *, tries: int, took: float, silent: float) -> Verdict:
-    """Return whether a failed request shows that its server is down.
+    """Return whether a failed request shows that its server is down, or as good as
+    that for requests of its kind.
 
     Parameters:
         error: the error of the last try.
@@ -75,6 +77,9 @@ def judge(error: Exception, *, tries: int, took: float, silent: float) -> Verdic
         took: seconds since the request began.
         silent: seconds since the server's last reply to any request.
     """
+    if isinstance(error, ReadOnlyError | OutOfMemoryError):
+        # The server answers, so that only retries cost time.
+        return Verdict.DOWN if tries > 1 else Verdict.UP
     own = isinstance(error, EntraRedisError) and not isinstance(
         error, UncertainResultError
     )
@@ -149,26 +154,34 @@ class Outages:
         self.any = False
         self._former: dict[Kind, tuple[float, _Outage]] = {}
 
-    def enter(self) -> float:
+    def enter(self, *, write: bool = False, command: str = "") -> float:
         """Begin a request; return the time.
 
+        Parameters:
+            write: whether it is a write.
+            command: the name of its command.
+
         Raises:
-            ServerDownError: the server is down, and this request may not probe it.
+            ServerDownError: the server is down, or does not do what this request asks
+                for, and this request may not probe it.
         """
         now = self.clock()
         if not self.any:
             return now
         with self._lock.current:
-            outage = self._outages.get(Kind.SERVER)
-            if outage is None or outage.ask_at is None:
-                return now
-            if now < outage.ask_at:
+            concerned = self._concerned(write, command)
+            for kind, outage in concerned:
+                if outage.ask_at is None or now >= outage.ask_at:
+                    continue
                 outage.failures += 1
+                state = "is down" if kind is Kind.SERVER else kind.value
                 raise ServerDownError(
-                    f"Redis at {self._name} is down, and will be asked again in "
+                    f"Redis at {self._name} {state}, and will be asked again in "
                     f"{outage.ask_at - now:.1f} s. It failed with: {outage.error}"
                 )
-            outage.ask_at = now + PROBE_INTERVAL
+            for _, outage in concerned:
+                if outage.ask_at is not None:
+                    outage.ask_at = now + PROBE_INTERVAL
         return now
 
     def current(self) -> list[CurrentOutage]:
@@ -199,15 +212,29 @@ class Outages:
         if not self.any:
             return
         with self._lock.current:
-            for kind, outage in list(self._outages.items()):
-                if kind is Kind.WRITES and not write:
-                    continue
-                if kind is Kind.MEMORY and command not in outage.commands:
-                    continue
+            for kind, outage in self._concerned(write, command):
                 outage.ask_at, outage.suspected, outage.over = None, False, True
                 if outage.relapsed and now - outage.failed_at < RELAPSE:
                     continue  # It may come again.
                 self._end(kind, outage, now)
+
+    def refused(self, *, write: bool, command: str) -> None:
+        """Note an error reply to a request that may have been a probe.
+
+        It shows that the server answers, and nothing of whether it takes writes: the
+        next request probes again.
+
+        Parameters:
+            write, command: see :meth:`enter`.
+        """
+        self.answered(write=False)
+        if not self.any:
+            return
+        now = self.clock()
+        with self._lock.current:
+            for _, outage in self._concerned(write, command):
+                if outage.ask_at is not None:
+                    outage.ask_at = now
 
     def failed(
         self,
@@ -277,6 +304,16 @@ class Outages:
                 outage.suspected = False
                 outage.ask_at = now + min((now - began) / 2, LONGEST_PAUSE)
                 self._log(Kind.SERVER, outage)
+
+    def _concerned(self, write: bool, command: str) -> list[tuple[Kind, _Outage]]:
+        """Return the outages in which a request fails."""
+        return [
+            (kind, outage)
+            for kind, outage in self._outages.items()
+            if kind is Kind.SERVER
+            or (kind is Kind.WRITES and write)
+            or (kind is Kind.MEMORY and command in outage.commands)
+        ]
 
     def _begin(self, kind: Kind, error: Exception, began: float) -> _Outage:
         ended, former = self._former.pop(kind, (began - RELAPSE, None))

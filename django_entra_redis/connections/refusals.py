@@ -6,7 +6,7 @@ decides what an error means, and the wording only where it clearly means somethi
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from redis.connection import DefaultParser
 from redis.exceptions import (
@@ -15,6 +15,7 @@ from redis.exceptions import (
     BusyLoadingError,
     ConnectionError,
     NoPermissionError,
+    ReadOnlyError,
     ResponseError,
 )
 
@@ -61,6 +62,15 @@ _OTHER = frozenset(
 TOO_MANY_CLIENTS = re.compile(
     r"(max|too many)\w*( number of)? (clients|connections)", re.IGNORECASE
 )
+#: First words of error replies that redis-py has no class for, or one for clusters
+#: alone, and the class of redis-py's that means the same: the server carries out no
+#: command for a while (LOADING), or no writes (READONLY).
+_STATES: Mapping[str, type[Exception]] = {
+    "BUSY": BusyLoadingError,  # It runs a script that does not end.
+    "MASTERDOWN": BusyLoadingError,  # A replica that has lost its primary.
+    "MISCONF": ReadOnlyError,  # It can't save its data.
+    "NOREPLICAS": ReadOnlyError,  # It has too few replicas.
+}
 _NAMED = re.compile(r"'(\w+)[^']*' command")
 #: How proxies that send no error codes refuse commands before an AUTH. It is matched at
 #: the beginning alone, since error replies quote the command.
@@ -78,13 +88,16 @@ def read_error(
 ) -> Exception:
     """Return an error reply as an exception of redis-py's class for its first word.
 
-    Some servers put "ERR" before that word; redis-py then finds no class for it.
+    Some servers put "ERR" before that word; redis-py then finds no class for it. Words
+    that mean the same to a client have the same class.
 
     Parameters:
         words: the text of the reply.
         parse: a function of redis-py that does so; ``None``: its default parser's.
     """
     parse = parse or _parse
+    if kind := _STATES.get(words.removeprefix("ERR ").partition(" ")[0]):
+        return kind(words.removeprefix("ERR "))
     error = parse(words)
     if type(error) is not ResponseError:
         return error

@@ -407,7 +407,9 @@ ADVICE: Mapping[str, Advice] = {
     ),
     # -- ping, round_trip
     "server_loading": Advice(
-        "Redis is reading its data back after a restart.", "Wait for it to finish."
+        "Redis is reading its data back after a restart; with BUSY it runs a script "
+        "that does not end, with MASTERDOWN it is a replica without its primary.",
+        "Wait for it to finish. SCRIPT KILL ends a script.",
     ),
     "server_failed": Advice(
         "Redis answered with an error.", "Its own words are in the message."
@@ -444,8 +446,10 @@ ADVICE: Mapping[str, Advice] = {
         "for Redis maxmemory-policy, under Advanced settings), or scale up.",
     ),
     "server_read_only": Advice(
-        "LOCATION names a replica, or a failover is under way.",
-        "Use the cache's own host name; the first server in LOCATION is written to.",
+        "LOCATION names a replica, or a failover is under way; with MISCONF the server "
+        "can't save its data, with NOREPLICAS it has too few replicas.",
+        "Use the cache's own host name; the first server in LOCATION is written to. Of "
+        "the other two, the server's own log says more.",
     ),
     "cluster_policy_oss": Advice(
         "The cache has the OSS cluster policy: its keys lie on several nodes.",

@@ -11,7 +11,6 @@ from redis.exceptions import (
     ClusterDownError,
     ConnectionError,
     InvalidResponse,
-    MasterDownError,
     NoPermissionError,
     OutOfMemoryError,
     ReadOnlyError,
@@ -31,7 +30,6 @@ _REPLY_CODES: Mapping[type[Exception], str] = {
     NoPermissionError: "access_policy_too_narrow",
     OutOfMemoryError: "server_out_of_memory",
     ReadOnlyError: "server_read_only",
-    MasterDownError: "server_read_only",
     AskError: "cluster_policy_oss",  # MOVED is one, too
     ClusterDownError: "cluster_policy_oss",
     ClusterCrossSlotError: "cluster_policy_oss",

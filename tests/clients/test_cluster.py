@@ -397,12 +397,13 @@ def test_renewals_and_drops(cluster: Emulator, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_primary_dies(cluster: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Errors come only while the cluster itself is down."""
+    """Errors come only while the cluster itself is down, as far as a look at it tells
+    that is as old as looks may be."""
     with use(cluster, monkeypatch) as cache, Load(cache) as load:
         assert load.errors == []
         cluster.kill_node(primaries(cluster)[0].number)
         cluster.settle()
-        end = time.monotonic()
+        end = time.monotonic() + topologies.PAUSE
         load.settled()
         late = [error for begun, error in load.errors if begun > end]
         assert late == []
@@ -883,12 +884,11 @@ def test_first_look_is_repeated() -> None:
 
 
 def test_busy_at_the_first_look() -> None:
-    """A node that is busy with a script is not taken for none of a cluster."""
+    """A node that is busy with a script is asked again, not taken for none of a
+    cluster."""
     busy = b"-BUSY Redis is busy running a script.\r\n"
 
     def work(cache: EntraRedisClusterCache) -> None:
-        with pytest.raises(ClusterUnavailableError, match="BUSY"):
-            cache.get("key")
         assert cache.get("key") == 5
 
     scripted(work, CLUSTER=[busy])

@@ -8,7 +8,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -298,9 +298,112 @@ def test_a_replica_in_place_of_the_primary_is_told_of_once(
         (begin,) = caplog.records
         assert "takes no writes" in begin.getMessage()
         database.admin.replicaof("NO", "ONE")
-        call("set", "key", 2)
-        assert call("get", "key") == 2
+        wait_until(lambda: call("set", "key", 2) or call("get", "key") == 2)
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
+
+
+def rejected(admin: Any) -> int:
+    """Return how many SETs a server has refused to carry out."""
+    stats = admin.info("commandstats").get("cmdstat_set", {})
+    return int(stats.get("rejected_calls", 0))
+
+
+@contextmanager
+def without_writes(database: Database, how: str) -> Iterator[None]:
+    """Have a server take no writes."""
+    admin = database.admin
+    if how == "READONLY":
+        admin.replicaof("127.0.0.1", "1")
+    else:
+        admin.config_set("min-replicas-to-write", 1)
+    try:
+        yield
+    finally:
+        admin.replicaof("NO", "ONE")
+        admin.config_set("min-replicas-to-write", 0)
+
+
+@pytest.mark.parametrize("how", ["READONLY", "NOREPLICAS"])
+def test_a_server_without_writes(database: Database, runner: Any, how: str) -> None:
+    """One write at a time asks; the others fail at once, and reads go on."""
+    call = Caller(database.cache(), runner)
+    call("set", "key", 1)
+    page = [("set", "key", 2), ("get", "key"), ("set_many", {"key": 2}), ("keys", "*")]
+    with without_writes(database, how):
+        failure, *others = call.errors(*page * 10)
+        assert isinstance(failure, redis.ReadOnlyError)
+        assert set(others[::2]) == {None}
+        kinds = [type(error) for error in others[1::2]]
+        assert kinds.count(ServerDownError) > len(kinds) - 4
+        said = next(str(one) for one in others if isinstance(one, ServerDownError))
+        assert "takes no writes, and will be asked again in" in said
+    wait_until(lambda: call.errors(("set", "key", 2)) == [None])
+    assert set(call.errors(*page * 3)) == {None}
+
+
+def test_an_empty_cache_without_writes(database: Database, runner: Any) -> None:
+    """With ignore_exceptions, few of a page's writes cost their retries."""
+    call = Caller(database.cache(ignore_exceptions=True), runner)
+    call("set", "key", 1)
+    before = rejected(database.admin)
+    with without_writes(database, "READONLY"):
+        for _ in range(20):
+            call("set", "key", 2)
+            assert call("get", "key") == 1
+        # Four for each that asked; a busy machine may give some the time to.
+        assert rejected(database.admin) - before <= 16
+
+
+def test_counters_notice_that_writes_are_back(database: Database, runner: Any) -> None:
+    """Nothing else need be called: the reply to a lost script decides nothing."""
+    call = Caller(database.cache(), runner)
+    call("set", "number", 1)
+    with without_writes(database, "READONLY"):
+        failures = call.errors(("incr", "number"), ("incr", "number"))
+        assert None not in failures
+    database.admin.script_flush()
+    wait_until(lambda: call.errors(("incr", "number")) == [None])
+    assert call("get", "number") == 2
+
+
+@pytest.mark.parametrize("how", ["MASTERDOWN", "BUSY"])
+def test_a_server_that_carries_nothing_out(
+    database: Database, runner: Any, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is down, whatever word it has for that."""
+    call = Caller(database.cache(ignore_exceptions=True), runner)
+    call("set", "key", 1)
+    admin = database.admin
+    with caplog.at_level("INFO", "django_entra_redis"), ThreadPoolExecutor(1) as pool:
+        if how == "BUSY":
+            admin.config_set("lua-time-limit", 1)
+            pool.submit(database.spin)
+            wait_until(lambda: "BUSY" in refusal(admin))
+        else:
+            admin.config_set("replica-serve-stale-data", "no")
+            admin.replicaof("127.0.0.1", "1")
+        for _ in range(5):
+            assert call("get", "key") is None
+            assert call("set_many", {"key": 2}) == ["key"]
+            assert call("add", "key", 2) is False
+        if how == "BUSY":
+            admin.script_kill()
+        else:
+            admin.replicaof("NO", "ONE")
+            admin.config_set("replica-serve-stale-data", "yes")
+        wait_until(lambda: call("get", "key") == 1)
+    begin, end = caplog.records
+    assert (begin.levelname, end.levelname) == ("WARNING", "INFO")
+    assert how in begin.getMessage()
+
+
+def refusal(admin: Any) -> str:
+    """Return the error reply to a read; nothing if there is none."""
+    try:
+        admin.get("key")
+    except redis.RedisError as error:
+        return str(error)
+    return ""
 
 
 def test_an_outage_that_comes_and_goes(
@@ -360,6 +463,36 @@ def test_a_node_is_a_server_of_its_own(
         finally:
             os.kill(pid, signal.SIGCONT)
         wait_until(lambda: set(call.errors(*(("get", n) for n in names))) == {None})
+
+
+def test_a_node_without_writes(
+    cluster: Emulator, monkeypatch: pytest.MonkeyPatch, runner: Any
+) -> None:
+    """Its own writes fail at once; its reads, and all of other nodes, go on."""
+    options = {"ssl_ca_certs": str(cluster.ca_file)}
+    with let_in(cluster, monkeypatch), ExitStack() as stack:
+        cache = EntraRedisClusterCache(cluster.redis_url, {"OPTIONS": options})
+        call = Caller(cache, runner)
+        names = [f"key-{number}" for number in range(20)]
+        call("set_many", dict.fromkeys(names, 1))
+        lost = next(iter(primaries(cluster)))
+        node = stack.enter_context(admin(cluster, lost.number))
+        theirs = [name for name in names if node.keys(f"*:{name}")]
+        others = [name for name in names if name not in theirs]
+        node.config_set("min-replicas-to-write", 5)
+        stack.callback(node.config_set, "min-replicas-to-write", 0)
+        failure, *more = call.errors(*[("set", theirs[0], 2)] * 40)
+        assert isinstance(failure, redis.ReadOnlyError)
+        # Few of these wait for a look at the cluster.
+        assert [type(error) for error in more].count(ServerDownError) > 34
+        assert call("get_many", names) == dict.fromkeys(names, 1)
+        assert set(call.errors(*(("set", name, 2) for name in others))) == {None}
+        assert isinstance(
+            call.errors(("set_many", dict.fromkeys(names, 3)))[0], redis.RedisError
+        )
+        node.config_set("min-replicas-to-write", 0)
+        wait_until(lambda: call.errors(("set_many", dict.fromkeys(names, 4))) == [None])
+        assert call("get_many", names) == dict.fromkeys(names, 4)
 
 
 def test_a_part_of_a_batch_that_waits_in_vain(

@@ -53,7 +53,10 @@ from django_entra_redis.exceptions import (
         (AuthenticationError(), 4, 5.0, 5.0, Verdict.UP),
         (TokenError("no token"), 1, 5.0, 5.0, Verdict.UP),
         (ConnectionPoolTimeout(), 1, 5.0, 5.0, Verdict.UP),
-        (ReadOnlyError(), 4, 5.0, 5.0, Verdict.UP),
+        # Retries cost time though the server answers; a single try costs none.
+        (ReadOnlyError(), 4, 0.15, 0.0, Verdict.DOWN),
+        (OutOfMemoryError(), 4, 0.15, 0.0, Verdict.DOWN),
+        (ReadOnlyError(), 1, 5.0, 5.0, Verdict.UP),
         (OutOfMemoryError(), 1, 5.0, 5.0, Verdict.UP),
         (ResponseError(), 1, 5.0, 5.0, Verdict.UP),
         (ConnectionClosedError("closed", sent=False), 4, 5.0, 5.0, Verdict.UP),
@@ -80,10 +83,10 @@ class Server:
         given = {"tries": 1, "command": "GET", "covered": False, **options}
         return self.outages.failed(error, began=began, **given)
 
-    def refused(self) -> bool:
+    def refused(self, *, write: bool = False, command: str = "GET") -> bool:
         """Return whether a request may not even begin."""
         try:
-            self.outages.enter()
+            self.outages.enter(write=write, command=command)
         except ServerDownError:
             return True
         return False
@@ -125,6 +128,50 @@ def test_pauses_are_as_short_as_failures() -> None:
     given: dict[str, Any] = {"tries": 4, "command": "GET", "covered": False}
     assert not server.outages.failed(TimeoutError(), began=began, **given)
     assert not server.outages.any
+
+
+@pytest.mark.parametrize(
+    ("error", "fails", "works"),
+    [
+        (ReadOnlyError("replica"), (True, "SET"), (False, "SCAN")),
+        (OutOfMemoryError("full"), (True, "SET"), (True, "DEL")),
+    ],
+)
+def test_only_what_fails_waits(
+    error: Exception, fails: tuple[bool, str], works: tuple[bool, str]
+) -> None:
+    """One at a time asks whether that is over; all else goes on, and is no answer."""
+    server = Server()
+    blocked: dict[str, Any] = {"write": fails[0], "command": fails[1]}
+    free: dict[str, Any] = {"write": works[0], "command": works[1]}
+    assert not server.fail(error, 0.2, tries=4, command="SET")
+    assert server.refused(**blocked)
+    assert not server.refused(**free)
+    server.outages.answered(**free)
+    assert server.refused(**blocked)
+    server.now += 0.11
+    assert (server.refused(**blocked), server.refused(**blocked)) == (False, True)
+    # The reply to what asked said nothing of it: such as that a script is not known.
+    server.outages.refused(**blocked)
+    assert (server.refused(**blocked), server.refused(**blocked)) == (False, True)
+    server.outages.answered(**blocked)
+    assert (server.refused(**blocked), server.refused(**blocked)) == (False, False)
+
+
+def test_two_outages_at_once() -> None:
+    """A request that neither is about is not refused; another needs the end of both."""
+    server = Server()
+    server.fail(ReadOnlyError("replica"), 0.2, tries=4, command="SET")
+    server.fail(TimeoutError("silence"), 0.4, tries=4)
+    assert server.refused(write=True, command="SET")
+    server.now += LONGEST_PAUSE
+    assert not server.refused()
+    assert server.refused(write=True, command="SET")
+    server.outages.answered(write=False)
+    assert not server.refused(write=True, command="SET")
+    assert server.refused(write=True, command="SET")
+    server.outages.refused(write=False, command="GET")
+    assert server.refused(write=True, command="SET")
 
 
 def test_many_that_fail_together() -> None:

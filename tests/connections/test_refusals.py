@@ -60,8 +60,10 @@ OTHERS = {
     "ERR Redis is loading the dataset in memory": redis.BusyLoadingError,
     "READONLY You can't write against a read only replica.": redis.ReadOnlyError,
     "CLUSTERDOWN The cluster is down": ResponseError,
-    "ERR MASTERDOWN RedisProtocol with MASTER is down": ResponseError,
-    "BUSY Redis is busy running a script": ResponseError,
+    "ERR MASTERDOWN Link with MASTER is down": redis.BusyLoadingError,
+    "BUSY Redis is busy running a script": redis.BusyLoadingError,
+    "MISCONF Redis is configured to save RDB snapshots": redis.ReadOnlyError,
+    "NOREPLICAS Not enough good replicas to write.": redis.ReadOnlyError,
     "NOPROTO unsupported protocol version": ResponseError,
     "ERR unknown command `HELLO`, with args beginning with: `3`": ResponseError,
 }
@@ -75,7 +77,8 @@ def read(words: str) -> Exception:
         authentication_error(error) if isinstance(error, ResponseError) else error
         for error in errors
     )
-    assert type(one) is type(other)
+    # Of some states of a server only this package knows.
+    assert type(one) in (type(other), ResponseError, redis.exceptions.MasterDownError)
     return other
 
 

@@ -110,6 +110,14 @@ class Database:
         )
         return f"redis://{user}:secret@{self.address[0]}:{self.address[1]}"
 
+    def spin(self) -> None:
+        """Run a script until another connection kills it."""
+        with (
+            suppress(redis.ResponseError),
+            redis.Redis.from_url(self.url) as connection,
+        ):
+            connection.eval("while true do end", 0)
+
     def received(self, what: str = "total_connections_received") -> int:
         """Return one of the server's statistics."""
         return int(self.admin.info("stats")[what])
