@@ -158,8 +158,9 @@ ADVICE: Mapping[str, Advice] = {
         "Put it right, or unset the variable: then certifi's certificates count.",
     ),
     "token_expiry_unreadable": Advice(
-        "What answered states the token's expiry in a form that msal does not read, as "
-        "App Service's API of 2017 does ($MSI_ENDPOINT).",
+        "What answered states no expiry of its token, nor does the token, or its "
+        "expiry is in a form that msal does not read, as that of App Service's API of "
+        "2017 is ($MSI_ENDPOINT).",
         "Set $IDENTITY_ENDPOINT and $IDENTITY_HEADER, as App Service does itself, and "
         "unset $MSI_ENDPOINT and $MSI_SECRET.",
     ),
@@ -307,6 +308,17 @@ ADVICE: Mapping[str, Advice] = {
         "Arc's agent, is not up yet, or has ended.",
         "It is asked again until it answers. If that takes minutes, restart the app or "
         "the agent (systemctl restart himdsd).",
+    ),
+    "managed_identity_variables": Advice(
+        "A platform tells of its identity endpoint in environment variables, and these "
+        "are malformed or not complete: set by hand, quoted in a file, or lost on the "
+        "way to this process (sudo, systemd, cron). $MSI_ENDPOINT alone is Azure Cloud "
+        "Shell's.",
+        "Take them as the platform sets them: $IDENTITY_ENDPOINT with $IDENTITY_HEADER "
+        "(App Service, Container Apps), these and $IDENTITY_SERVER_THUMBPRINT (Service "
+        "Fabric), $IDENTITY_ENDPOINT with $IMDS_ENDPOINT (Azure Arc), $MSI_ENDPOINT "
+        "with $MSI_SECRET (Azure Machine Learning); on a virtual machine unset all. "
+        "In Cloud Shell set CREDENTIAL to 'azure.identity.AzureCliCredential'.",
     ),
     "managed_identity_timeout": Advice(
         "The machine's managed identity endpoint does not answer.",

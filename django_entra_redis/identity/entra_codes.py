@@ -4,7 +4,7 @@ The wording counts only where one number stands for several failures.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 _CODES: Mapping[int, str] = {
     # -- tenant, cloud and application
@@ -49,6 +49,12 @@ _CODES: Mapping[int, str] = {
     500011: "token_wrong_scope",
     1002012: "token_wrong_scope",
     500014: "token_resource_disabled",
+    # -- for a while, whatever the status
+    90006: "token_endpoint_failing",
+    90012: "token_endpoint_failing",
+    90024: "token_endpoint_failing",
+    90033: "token_endpoint_failing",
+    90055: "token_endpoint_failing",
 }
 
 #: Words that tell failures apart which have the same number.
@@ -63,16 +69,17 @@ _REASONS: Mapping[int, Mapping[str, str]] = {
 }
 
 
-def code_of(text: str) -> str | None:
-    """Return this package's failure code for the first known number in a text.
+def code_of(text: str, listed: Sequence[int] = ()) -> str | None:
+    """Return this package's failure code for the first known number of an error.
 
     Parameters:
         text: the text of Entra's error.
+        listed: the numbers that the error has beside its text.
 
     Returns:
-        ``None`` if the text has no number, ``"token_failed"`` if none is known.
+        ``None`` if there is no number, ``"token_failed"`` if none is known.
     """
-    numbers = [int(number) for number in re.findall(r"AADSTS(\d+)", text)]
+    numbers = [*listed, *map(int, re.findall(r"AADSTS([0-9]{1,9})", text))]
     if not numbers:
         return None
     number = next((number for number in numbers if number in _CODES), None)

@@ -3,7 +3,6 @@
 :mod:`~..diagnostics.advice` has the cause and the cure for each code.
 """
 
-import json
 import os
 import re
 import ssl
@@ -18,7 +17,9 @@ import msal
 import requests
 
 from ..exceptions import TokenRequestError
+from .answers import Answer, read_answer
 from .entra_codes import code_of
+from .platforms import Platform, find_incomplete
 
 #: All three match where an endpoint says that this machine has no such managed
 #: identity: "no", "identity", "found". IMDS, App Service (Azure/azure-cli#20196),
@@ -33,19 +34,20 @@ _MISSING = tuple(
 )
 #: What they say where the machine has several identities, and none was named.
 _SEVERAL = re.compile(r"\b(multiple|several|more than one)\b.*identit", re.IGNORECASE)
-#: Statuses of a managed identity's endpoint that is not ready yet ("How to use managed
-#: identities for Azure resources on an Azure VM to acquire an access token";
-#: Azure/azure-sdk-for-net#28568).
-NOT_YET = frozenset({404, 410})
-#: Statuses of an endpoint that is overloaded, besides the 5xx.
-_BUSY = frozenset({408, 429})
+#: Statuses by which the same request may succeed later, besides the 5xx: Request
+#: Timeout, Misdirected Request, Locked, Too Early, Too Many Requests (RFC 9110, 4918,
+#: 8470, 6585), and Microsoft's own Retry With.
+_TEMPORARY = frozenset({408, 421, 423, 425, 429, 449})
+#: The status of a proxy that wants a login (RFC 9110, 15.5.8).
+_PROXY_LOGIN = 407
+#: OAuth's words for the same (RFC 6749, 4.1.2.1).
+_TEMPORARY_ERRORS = ("temporarily_unavailable", "server_error")
 #: The variables for a file of trusted certificates, of which requests uses the first.
 _BUNDLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 _REFUSED = "managed_identity_refused"
-#: The content of an answer that is not JSON.
-_NOT_JSON: Any = object()
-#: Characters of an answer's text that an error quotes at most.
+#: Characters of an answer's text that an error quotes at most, and numbers of errors.
 _MAX_SHOWN = 200
+_MAX_NUMBERS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,18 +56,19 @@ class RequestInfo:
 
     Parameters:
         timeout: REQUEST_TIMEOUT in seconds.
-        managed: whether it went to a managed identity's endpoint.
+        platform: the platform to whose endpoint of managed identity it went; ``None``
+            for Entra's own.
         named: whether the settings name one of the machine's identities.
-        variable: the environment variable with the endpoint's URL; ``None`` on a
-            virtual machine, where the URL is fixed.
-        not_yet: statuses of a managed identity's endpoint that is not ready yet.
     """
 
     timeout: float
-    managed: bool = False
+    platform: Platform | None = None
     named: bool = False
-    variable: str | None = None
-    not_yet: frozenset[int] = NOT_YET
+
+    @property
+    def managed(self) -> bool:
+        """Whether it went to a managed identity's endpoint."""
+        return self.platform is not None
 
 
 def token_error(
@@ -99,6 +102,10 @@ def _explain_exception(
     """Return the error for an exception; ``None`` if its class does not explain it."""
     if isinstance(error, TokenRequestError):
         return error
+    if isinstance(error, (*_UNSENDABLE_URL, *_UNSENDABLE_HEADER)):
+        failure = _explain_unsendable(error, response, request)
+        if failure is not None:
+            return failure
     if isinstance(error, requests.RequestException):
         return _explain_transport(error, request)
     if isinstance(error, RecursionError) and response is None:
@@ -118,6 +125,51 @@ def _explain_exception(
     if isinstance(error, UnicodeDecodeError):
         return _unreadable_key("holds no text")
     return None
+
+
+#: The exceptions for a URL that can't be requested, and for a header's value.
+_UNSENDABLE_URL = (
+    requests.exceptions.InvalidSchema,
+    requests.exceptions.InvalidURL,
+    requests.exceptions.MissingSchema,
+)
+_UNSENDABLE_HEADER = (requests.exceptions.InvalidHeader, UnicodeEncodeError)
+
+
+def _explain_unsendable(
+    error: Exception, response: requests.Response | None, request: RequestInfo
+) -> TokenRequestError | None:
+    """Return the error for a request that could not even be written.
+
+    AUTHORITY_HOST has been checked before; all else that is variable in a request to
+    Entra is the proxy.
+    """
+    if request.platform is None:
+        if isinstance(error, _UNSENDABLE_HEADER):
+            return None
+        # Other errors may quote a part of the proxy's password.
+        why = "it should be like 'http://proxy.example:3128'"
+        if isinstance(error, requests.exceptions.InvalidSchema):
+            why = str(error)  # No library for SOCKS is installed.
+        return TokenRequestError(
+            f"the proxy that $HTTPS_PROXY or $ALL_PROXY names can't be used: {why}",
+            code="token_proxy",
+        )
+    if isinstance(error, _UNSENDABLE_HEADER):
+        what = "holds a line break, or something else that can't stand in a header"
+        if response is not None:
+            return _unreadable_key(what)
+        variable = request.platform.secret
+    else:
+        variable = request.platform.endpoint
+        value = os.environ.get(variable or "", "")
+        what = (
+            f"is '{value}', which is not a URL: it should begin with 'http://' or "
+            "'https://', and name a host"
+        )
+    if variable is None:
+        return None
+    return TokenRequestError(f"${variable} {what}.", code="managed_identity_variables")
 
 
 def _unreadable_key(what: str) -> TokenRequestError:
@@ -154,11 +206,18 @@ def _explain_transport(
     error: requests.RequestException, request: RequestInfo
 ) -> TokenRequestError:
     unreachable, where = "token_unreachable", "the identity endpoint"
-    if request.managed:
+    platform = request.platform
+    if platform is not None and platform.announced:
+        unreachable = "managed_identity_not_up"
+        where = f"{platform.name}'s identity endpoint"
+        if os.environ.get(platform.endpoint or ""):
+            where = f"the identity endpoint that ${platform.endpoint} tells of"
+    elif platform is not None:
         unreachable = "managed_identity_unavailable"
-        if request.variable is not None:
-            unreachable = "managed_identity_not_up"
-            where = f"the identity endpoint that ${request.variable} tells of"
+        incomplete = find_incomplete()
+        if incomplete is not None:
+            unreachable = "managed_identity_variables"
+            where = f"{incomplete}, and {platform.name}'s identity endpoint"
     if isinstance(error, requests.exceptions.SSLError):
         bundle = None if request.managed else _unusable_bundle()
         text = f"the identity endpoint's certificate is not trusted: {error}"
@@ -188,26 +247,29 @@ def _explain_response(
     outcome: Any, response: requests.Response, request: RequestInfo
 ) -> TokenRequestError:
     """Return the error for an answer without a usable token."""
-    content = _content(response)
-    status = _status(response, content)
-    said = _words(response, content)
+    answer = read_answer(response)
+    status, said = answer.status, answer.words
     answered = f"the identity endpoint answered HTTP {status}"
     text = f"{answered}: {said[:_MAX_SHOWN]}" if said else f"{answered}."
-    transient = _BUSY | request.not_yet if request.managed else _BUSY
-    if status >= 500 or status in transient:
+    platform = request.platform
+    not_yet = platform.not_yet if platform else frozenset()
+    if status >= 500 or status in _TEMPORARY or status in not_yet:
         return TokenRequestError(text, code="token_endpoint_failing")
-    if status < 400 and isinstance(outcome, Exception) and content is not _NOT_JSON:
-        return _explain_unread(outcome, content, request)
+    if status == _PROXY_LOGIN:
+        return TokenRequestError(text, code="token_proxy")
+    if status < 400 and isinstance(outcome, Exception) and answer.is_json:
+        return _explain_unread(outcome, request)
     if isinstance(outcome, msal.ManagedIdentityError):
         challenge = response.headers.get("WWW-Authenticate", "")
         if status == 401 and challenge.lower().startswith("basic realm="):
             return _unreadable_key(f"can't be used: {outcome}")
         return TokenRequestError(f"{answered}: {outcome}", code=_REFUSED)
     words = said if request.managed else response.text
-    code = _code_of(words, managed=request.managed)
-    if content is _NOT_JSON and code in (_REFUSED, "token_failed"):
+    code = _code_of(words, answer, managed=request.managed)
+    announced = platform is not None and platform.announced
+    if not answer.is_json and code in (_REFUSED, "token_failed"):
         kind = response.headers.get("Content-Type", "no content type")
-        if request.managed and status == 403 and request.variable is None:
+        if request.managed and status == 403 and not announced:
             # Docker Desktop's proxy answers 403 for addresses that it can't reach
             # (Azure/azure-sdk-for-python#31759).
             return TokenRequestError(text, code="managed_identity_unavailable")
@@ -215,97 +277,46 @@ def _explain_response(
             text = f"{answered} with something that is not JSON ({kind})."
             code = "token_not_json"
         return TokenRequestError(text, code=code)
-    if status < 400 and not (isinstance(content, Mapping) and "error" in content):
+    if status < 400 and "error" not in answer.fields:
+        if answer.fields.get("access_token"):
+            text = "the identity endpoint's answer states no expiry of its token."
+            return TokenRequestError(text, code="token_expiry_unreadable")
         what = "holds no access token"
-        if not isinstance(content, Mapping):
+        if not answer.is_object:
             what = "is not what it should be"
         text = f"the identity endpoint's answer {what}."
         return TokenRequestError(text, code="token_bad_answer")
-    if code == "managed_identity_unknown" and request.variable and not request.named:
-        # A platform sets the variable only where there is an identity.
+    if code == "managed_identity_unknown" and announced and not request.named:
+        # A platform has an endpoint only where there is an identity.
         code = "managed_identity_ambiguous"
-    if said and not request.managed:
-        text = said  # Entra's text has its own error number.
+    if not request.managed:
+        text = said or text  # Entra's text has its own error number.
+    unsaid = [f"AADSTS{one}" for one in answer.numbers if str(one) not in text]
+    if unsaid:
+        text = f"{text} ({', '.join(unsaid[:_MAX_NUMBERS])})"
     return TokenRequestError(text, code=code)
 
 
-def _explain_unread(
-    error: Exception, content: Any, request: RequestInfo
-) -> TokenRequestError:
+def _explain_unread(error: Exception, request: RequestInfo) -> TokenRequestError:
     """Return the error for a successful answer that msal could not use."""
     if isinstance(error, msal.ManagedIdentityError) and request.named:
         # An old Azure Arc agent, which does not support user-assigned identities.
         return TokenRequestError(str(error), code="managed_identity_unknown")
-    if isinstance(content, Mapping) and content.get("access_token"):
-        for name in ("expires_on", "expires_in"):
-            value = content.get(name)
-            if value is not None and not re.fullmatch(r"-?\d+", str(value).strip()):
-                return TokenRequestError(
-                    "the token's expiry can't be read in the identity endpoint's "
-                    f"answer: {name} is '{value}'.",
-                    code="token_expiry_unreadable",
-                )
     said = f"{type(error).__name__}: {error}"
     return TokenRequestError(f"The token request failed ({said}).")
 
 
-def _content(response: requests.Response) -> Any:
-    """Return the parsed JSON of a response, or ``_NOT_JSON``."""
-    try:
-        return json.loads(response.content)
-    except (ValueError, RecursionError):
-        return _NOT_JSON
-
-
-def _status(response: requests.Response, content: Any) -> int:
-    """Return the status, which some endpoints state in their JSON alone."""
-    inner = str(_fields(content).get("statuscode"))
-    if response.status_code < 400 and re.fullmatch("[1-5][0-9]{2}", inner):
-        return int(inner)
-    return response.status_code
-
-
-def _fields(content: Any) -> Mapping[str, Any]:
-    """Return the fields of a JSON object, in whose names some endpoints have capitals;
-    none for anything else."""
-    if not isinstance(content, Mapping):
-        return {}
-    return {str(name).lower(): value for name, value in content.items()}
-
-
-def _words(response: requests.Response, content: Any) -> str:
-    """Return the error text of a response, on one line."""
-    if content is _NOT_JSON:
-        kind = response.headers.get("Content-Type", "").lower()
-        plain = not kind or kind.startswith("text/plain")
-        said = response.text if plain else ""
-    elif isinstance(content, Mapping):
-        fields = _fields(content)
-        error: Any = fields.get("error")
-        message = fields.get("message") or fields.get("detail")
-        if isinstance(error, Mapping):
-            inner = _fields(error)
-            error, message = inner.get("code"), inner.get("message")
-        message = fields.get("error_description") or message
-        said = ": ".join(str(part).strip() for part in (error, message) if part)
-    else:
-        said = content if isinstance(content, str) else ""
-    # After the first line, Entra has trace and correlation IDs.
-    lines = said.strip().splitlines()
-    return lines[0].strip().rstrip(": ") if lines else ""
-
-
-def _code_of(text: str, *, managed: bool) -> str:
-    if "temporarily_unavailable" in text or "server_error" in text:
+def _code_of(text: str, answer: Answer, *, managed: bool) -> str:
+    code = code_of(text, answer.numbers)
+    if code not in (None, "token_failed"):
+        # A managed identity's endpoint passes on the number of Entra's error.
+        return code
+    if answer.error in _TEMPORARY_ERRORS:
         return "token_endpoint_failing"
-    code = code_of(text)
     if not managed:
         # OAuth's "invalid_client" counts only without a number, which is more precise.
         without_number = "token_wrong_secret" if "invalid_client" in text else None
         return code or without_number or "token_failed"
-    # A managed identity's endpoint passes on the number of Entra's error.
-    if code not in (None, "token_failed"):
-        return code
     if "invalid_resource" in text:
         return "token_wrong_scope"
     if _SEVERAL.search(text):

@@ -50,8 +50,8 @@ class BoundedSession(requests.Session):
         local: whether the endpoint is on this machine: then it may send a challenge.
         monotonic: the clock, in seconds.
 
-    ``answer`` is the last response, ``None`` before the first one; ``secrets`` are the
-    secrets in the requests.
+    ``answer`` is the last response, ``None`` before the first one; ``failure`` is what
+    the last request raised, if it did; ``secrets`` are the secrets in the requests.
     """
 
     def __init__(
@@ -68,6 +68,7 @@ class BoundedSession(requests.Session):
         # Otherwise requests would add the credentials in ~/.netrc for the host.
         self.auth = _add_nothing
         self.answer: requests.Response | None = None
+        self.failure: Exception | None = None
         self.secrets: set[str] = set()
         self._timeout = timeout
         self._local = local
@@ -92,9 +93,14 @@ class BoundedSession(requests.Session):
     def begin(self) -> None:
         """Start the time for one token's requests."""
         self._bounds.begin(self._timeout)
-        self.answer = None
+        self.answer = self.failure = None
         self.secrets.clear()
         self.cookies.clear()
+
+    def end(self) -> None:
+        """Close what is open, and let go of a failure, whose frames hold secrets."""
+        self.failure = None
+        self.close()
 
     def request(  # type: ignore[override] # msal passes all else by keyword
         self, method: str, url: str, **kwargs: Any
@@ -106,6 +112,13 @@ class BoundedSession(requests.Session):
             TokenRequestError: the answer is too long, or is a redirect.
             ValueError: the answer is not JSON.
         """
+        try:
+            return self._request(method, url, **kwargs)
+        except Exception as error:
+            self.failure = error
+            raise
+
+    def _request(self, method: str, url: str, **kwargs: Any) -> requests.Response:
         self._note_secrets(kwargs)
         headers = {
             **(kwargs.pop("headers", None) or {}),

@@ -21,9 +21,11 @@ from ..conf.identities import Identity, is_identity_binding
 from ..conf.keys import REDIS_SCOPE
 from ..exceptions import TokenRequestError
 from . import service_fabric
+from .answers import read_token
 from .certificates import read_certificate
-from .errors import NOT_YET, RequestInfo, token_error
+from .errors import RequestInfo, token_error
 from .http import BoundedSession
+from .platforms import AZURE_ARC, SERVICE_FABRIC, Platform, find_platform
 from .redaction import redact
 from .token import SYSTEM_CLOCK, Clock, Fetch, Token, receive_token
 
@@ -32,9 +34,6 @@ Answer = Mapping[str, Any]
 #: Failures in a row after which a credential is made anew: it may keep a connection
 #: that is closed, or the content of a file that has been rotated.
 _PATIENCE = 3
-
-#: The variables in which platforms set the URL of their identity endpoint.
-_ENDPOINTS = ("IDENTITY_ENDPOINT", "MSI_ENDPOINT")
 
 
 def make_fetch(identity: Identity, clock: Clock = SYSTEM_CLOCK) -> Fetch:
@@ -111,9 +110,11 @@ class _MsalIdentity(ABC):
             answer = self.acquire()
             failure = token_error(answer, self.session.answer, self.request_info())
         except Exception as error:
-            failure = token_error(error, self.session.answer, self.request_info())
+            # msal words errors of its discovery anew.
+            origin = self.session.failure or error
+            failure = token_error(origin, self.session.answer, self.request_info())
         finally:
-            self.session.close()
+            self.session.end()
         if failure is None:
             self.last_token = str(answer.get("access_token"))
             return {**answer, "answered_at": self.session.answered_at()}
@@ -173,18 +174,17 @@ class _ManagedIdentity(_MsalIdentity):
         return map(os.environ.get, ("IDENTITY_HEADER", "MSI_SECRET"))
 
     def request_info(self) -> RequestInfo:
+        platform = find_platform()
         return RequestInfo(
             timeout=self.identity.request_timeout,
-            managed=True,
+            platform=platform,
             # Service Fabric's own settings name the identity.
-            named=self.named or service_fabric.is_available(),
-            variable=next(filter(os.environ.get, _ENDPOINTS), None),
-            # From Service Fabric, a 404 means that there is no such identity.
-            not_yet=frozenset() if service_fabric.is_available() else NOT_YET,
+            named=self.named or platform is SERVICE_FABRIC,
         )
 
     def acquire(self) -> Answer:
-        if service_fabric.is_available():
+        platform = find_platform()
+        if platform is SERVICE_FABRIC:
             if self.named:
                 raise TokenRequestError(
                     "Service Fabric's own settings say which managed identity an "
@@ -193,8 +193,25 @@ class _ManagedIdentity(_MsalIdentity):
                     code="managed_identity_unknown",
                 )
             return service_fabric.request_token(self.session, self.resource)
-        answer: Answer = self.client.acquire_token_for_client(resource=self.resource)
-        return answer
+        answer: Answer = {}
+        try:
+            answer = self.client.acquire_token_for_client(resource=self.resource)
+        except (KeyError, TypeError, ValueError):
+            # msal expects certain fields of a token's answer.
+            if not self._read(platform):
+                raise
+        return answer if answer.get("access_token") else self._read(platform) or answer
+
+    def _read(self, platform: Platform) -> Answer:
+        """Return the token in an answer that msal did not take; empty if there is none.
+
+        Raises:
+            TokenRequestError: its expiry can't be read.
+        """
+        if self.named and platform is AZURE_ARC:
+            # msal compares the identity's name with the one that was asked for.
+            return {}
+        return read_token(self.session.answer)
 
 
 class _Application(_MsalIdentity):
@@ -277,7 +294,8 @@ class _Credential:
                 self._credential, self._failures = None, 0
                 self._credential = _resolve(self.identity.credential)
             token = _ask(self._credential, self.identity.scope)
-            answer = {"access_token": token.token, "expires_on": token.expires_on}
+            expires_on = getattr(token, "expires_on", None)
+            answer = {"access_token": token.token, "expires_on": expires_on}
             self._failures = 0
             return answer
         except TokenRequestError as error:

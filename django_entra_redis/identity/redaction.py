@@ -19,8 +19,8 @@ MAX_SHOWN = 500
 #: Characters that are searched. More than are shown, so that a secret which is cut off
 #: at the end of the search is not in the shown part.
 _MAX_READ = 4 * MAX_SHOWN
-#: Characters of a secret that is too short to be searched for in encoded forms: it
-#: would be found by accident.
+#: Characters of a secret that is so short that it would be found by accident, in other
+#: words and in encoded forms.
 _SHORT = 4
 
 _WITHHELD = "(its words are withheld: they quote a secret in another form)"
@@ -42,8 +42,8 @@ def redact(text: str, secrets: Iterable[str | None] = ()) -> str:
     cut = text[:_MAX_READ]
     # The longest first: one may be part of another.
     known = sorted(filter(None, secrets), key=len, reverse=True)
-    for secret in known:
-        cut = cut.replace(secret, "***")
+    if known:
+        cut = re.sub("|".join(map(_pattern, known)), "***", cut)
     cut = without_tokens(cut)
     long = [secret for secret in known if len(secret) > _SHORT]
     if long and any(secret in form for form in _forms(cut, 2) for secret in long):
@@ -51,6 +51,15 @@ def redact(text: str, secrets: Iterable[str | None] = ()) -> str:
     cut = _RUNS.sub(_without_random, cut)
     shown = "".join(one if one.isprintable() else " " for one in cut).strip()
     return shown if len(shown) <= MAX_SHOWN else f"{shown[:MAX_SHOWN]}..."
+
+
+def _pattern(secret: str) -> str:
+    """Return the pattern of a secret in a text; of a short one, where it stands alone.
+
+    Every "a" would become stars otherwise, where that is the secret.
+    """
+    pattern = re.escape(secret)
+    return pattern if len(secret) > _SHORT else rf"(?<!\w){pattern}(?!\w)"
 
 
 def _without_random(run: re.Match[str]) -> str:

@@ -4,41 +4,37 @@ msal would make it with a session of its own, which ignores REQUEST_TIMEOUT and 
 show this package the response of a failed request.
 """
 
-import json
 import os
 from collections.abc import Mapping
 from typing import Any
 
 from ..exceptions import TokenRequestError
+from .answers import read_token
 from .http import BoundedSession
 
 #: Service Fabric sets all three variables for an application with an identity.
-_ENDPOINT, _SECRET, _THUMBPRINT = VARIABLES = (
+_ENDPOINT, _SECRET, _THUMBPRINT = (
     "IDENTITY_ENDPOINT",
     "IDENTITY_HEADER",
     "IDENTITY_SERVER_THUMBPRINT",
 )
 
 
-def is_available() -> bool:
-    """Whether Service Fabric runs this process and offers it an identity."""
-    return all(map(os.environ.get, VARIABLES))
-
-
 def request_token(session: BoundedSession, resource: str) -> Mapping[str, Any]:
     """Request a token; return the endpoint's answer.
 
     Raises:
-        TokenRequestError: the endpoint's URL is not HTTPS.
+        TokenRequestError: the endpoint's URL is not HTTPS, or the token's expiry can't
+            be read.
         requests.RequestException: it can't be reached, or has another certificate.
-        ValueError: its answer is not JSON, or has an expiry that is not a number.
+        ValueError: its answer is not JSON.
     """
     endpoint = os.environ[_ENDPOINT]
     if not endpoint.lower().startswith("https://"):
         raise TokenRequestError(
             f"${_ENDPOINT} should begin with 'https://', as Service Fabric's does: a "
             "secret is sent there.",
-            code="managed_identity_refused",
+            code="managed_identity_variables",
         )
     # The certificate is self-signed.
     session.pin("".join(os.environ[_THUMBPRINT].split()))
@@ -47,8 +43,4 @@ def request_token(session: BoundedSession, resource: str) -> Mapping[str, Any]:
         params={"api-version": "2019-07-01-preview", "resource": resource},
         headers={"Secret": os.environ[_SECRET]},
     )
-    answer = json.loads(response.text)
-    if not isinstance(answer, Mapping) or not answer.get("access_token"):
-        return {}
-    # Some releases of Service Fabric send the number as text.
-    return {**answer, "expires_on": int(answer["expires_on"])}
+    return read_token(response)

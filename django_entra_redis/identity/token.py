@@ -142,12 +142,11 @@ def receive_token(
                 "Set USERNAME in ENTRA_REDIS to the principal's object ID.",
                 code="token_without_oid",
             )
-    ends = [
-        end for end in map(_number, (expires_on, claims.get("exp"))) if end is not None
-    ]
+    told = map(read_time, (expires_on, claims.get("exp")))
+    ends = [end for end in told if end is not None]
     until = min(ends, default=None)
     now, today = clock.monotonic(), clock.wall()
-    stated = _number(expires_in)
+    stated = read_time(expires_in)
     lives = [] if stated is None else [stated]
     # An endpoint that states a life does not hand out an expired token. If the token
     # seems to have expired, this machine's wall clock is wrong, and the stated life
@@ -157,7 +156,8 @@ def receive_token(
     if not lives:
         raise TokenRequestError(
             "The identity endpoint stated no expiry with its token, and the token has "
-            "no 'exp' claim."
+            "no 'exp' claim.",
+            code="token_expiry_unreadable",
         )
     life = min(*lives, LONGEST)
     if 0 < life < SHORTEST:
@@ -166,7 +166,7 @@ def receive_token(
             code="token_expired_already",
         )
     if life <= 0:
-        there = _number(answered_at)
+        there = read_time(answered_at)
         raise _expired(today + life if until is None else until, today, there, ends)
     return Token(
         value=MaskedStr(value),
@@ -232,8 +232,11 @@ def without_tokens(text: str) -> str:
     return _JWT.sub("***", text)
 
 
-def _number(value: object) -> float | None:
-    """Return a time that a datetime can represent; ``None`` for anything else."""
+def read_time(value: object) -> float | None:
+    """Return a number of seconds that a datetime can represent, also if it is written
+    as text; ``None`` for anything else."""
+    if isinstance(value, str) and re.fullmatch(r"\s*-?[0-9]{1,20}\s*", value):
+        value = int(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return float(value) if abs(value) < _YEAR_9999 else None

@@ -599,6 +599,24 @@ def sidecar_that_is_not_up_yet(site: Site) -> None:
     site.emulator.faults.fail("refused")
 
 
+@fault("managed_identity_variables", "token", says="is not a URL")
+def endpoint_without_a_scheme(site: Site) -> None:
+    site.use_app_service()
+    site.patch.setenv("IDENTITY_ENDPOINT", "localhost:42356/msi/token")
+
+
+@fault("managed_identity_variables", "token", says="$MSI_ENDPOINT is set without")
+def cloud_shell(site: Site) -> None:
+    site.use_managed_identity()
+    site.emulator.faults.fail("refused")
+    site.patch.setenv("MSI_ENDPOINT", "http://localhost:50342/oauth2/token")
+
+
+@fault("token_endpoint_failing", "token", says="HTTP 425")
+def authority_that_is_asked_too_early(site: Site) -> None:
+    site.emulator.faults.fail("425", endpoint="token", body="<html>Too Early</html>")
+
+
 @fault("arc_key_unreadable", "token", says="No such file")
 def key_of_azure_arc_that_is_not_there(site: Site) -> Iterator[None]:
     challenge = "Basic realm=/var/opt/azcmagent/tokens/none.key"

@@ -14,6 +14,13 @@ from hypothesis import strategies as st
 from django_entra_redis.diagnostics.advice import ADVICE
 from django_entra_redis.exceptions import TokenRequestError
 from django_entra_redis.identity.errors import RequestInfo, token_error
+from django_entra_redis.identity.platforms import (
+    APP_SERVICE,
+    AZURE_ARC,
+    MACHINE_LEARNING,
+    VIRTUAL_MACHINE,
+    Platform,
+)
 
 
 def response(
@@ -31,10 +38,14 @@ def response(
 
 
 def explained(
-    outcome: Any, answer: requests.Response | None = None, **asked: Any
+    outcome: Any,
+    answer: requests.Response | None = None,
+    platform: Platform | None = None,
+    **asked: Any,
 ) -> TokenRequestError:
     """Return the failure that msal's answer, or its exception, is taken for."""
-    failure = token_error(outcome, answer, RequestInfo(timeout=10.0, **asked))
+    request = RequestInfo(timeout=10.0, platform=platform, **asked)
+    failure = token_error(outcome, answer, request)
     assert failure is not None
     return failure
 
@@ -57,9 +68,62 @@ def test_error_without_a_number() -> None:
     assert (str(failure), failure.code) == ("invalid_client", "token_wrong_secret")
 
 
+@pytest.mark.parametrize(
+    "listed",
+    [
+        [7000215],
+        ["7000215"],
+        ["AADSTS7000215"],
+        7000215,
+        "7000215",
+        [1, 7000215],
+        [None, "x", 7000215],
+    ],
+)
+@pytest.mark.parametrize("platform", [None, VIRTUAL_MACHINE])
+def test_number_beside_the_text(listed: Any, platform: Platform | None) -> None:
+    """Entra lists its numbers in a field of their own; they are told, too."""
+    answer = {"error": "invalid_request", "error_codes": listed}
+    for described in ({}, {"error_description": "Refused."}):
+        content = {**answer, **described}
+        failure = explained(content, response(400, content), platform)
+        assert failure.code == "token_wrong_secret"
+        assert "AADSTS7000215" in str(failure)
+    content = {**answer, "error_description": "AADSTS7000215: Refused."}
+    failure = explained(content, response(400, content), platform)
+    assert str(failure).count("7000215") == 1
+
+
+@pytest.mark.parametrize("listed", [[], [None], {}, [[]], [True], ["9" * 5000], -1])
+def test_numbers_that_are_none(listed: Any) -> None:
+    """Whatever stands there, the rest counts."""
+    content = {"error": "invalid_client", "error_codes": listed}
+    failure = explained(content, response(401, content))
+    assert (str(failure), failure.code) == ("invalid_client", "token_wrong_secret")
+
+
+@pytest.mark.parametrize("number", [90006, 90012, 90024, 90033, 90055])
+@pytest.mark.parametrize("platform", [None, VIRTUAL_MACHINE])
+def test_numbers_of_what_passes(number: int, platform: Platform | None) -> None:
+    """Entra has numbers for what fails for a while, whatever the status is."""
+    content = {"error": "x", "error_description": f"AADSTS{number}: Try again."}
+    failure = explained(content, response(400, content), platform)
+    assert failure.code == "token_endpoint_failing"
+
+
+@pytest.mark.parametrize("body", ["", "<html>Login", {"error": "x"}])
+def test_login_of_a_proxy(body: Any) -> None:
+    """Only a proxy has this status, whatever it says beside it."""
+    failure = explained(ValueError("no JSON"), response(407, body))
+    assert failure.code == "token_proxy"
+    assert "HTTP 407" in str(failure)
+
+
 # -- managed identities ----------------------------------------------------------------
 
 UNKNOWN = "managed_identity_unknown"
+NOT_UP = "managed_identity_not_up"
+VARIABLES = "managed_identity_variables"
 #: How endpoints put their words into JSON: a virtual machine's, App Service's,
 #: Service Fabric's.
 FORMS: dict[str, Callable[[int, str], Any]] = {
@@ -114,44 +178,43 @@ def test_words_of_managed_identities(form: str, words: str, code: str) -> None:
     answer = response(400, content)
     if form == "string":
         answer = response(400, json.dumps(words), "application/json")
-    failure = explained(ValueError(), answer, managed=True, named=True)
+    failure = explained(ValueError(), answer, VIRTUAL_MACHINE, named=True)
     assert failure.code == code
     assert "HTTP 400" in str(failure)
     assert words.rstrip(".") in str(failure)
 
 
 @pytest.mark.parametrize(
-    ("variable", "named", "code"),
+    ("platform", "named", "code"),
     [
-        (None, False, "managed_identity_unknown"),
-        ("IDENTITY_ENDPOINT", True, "managed_identity_unknown"),
-        ("IDENTITY_ENDPOINT", False, "managed_identity_ambiguous"),
+        (VIRTUAL_MACHINE, False, "managed_identity_unknown"),
+        (APP_SERVICE, True, "managed_identity_unknown"),
+        (APP_SERVICE, False, "managed_identity_ambiguous"),
     ],
 )
-def test_identity_that_is_not_named(
-    variable: str | None, named: bool, code: str
-) -> None:
+def test_identity_that_is_not_named(platform: Platform, named: bool, code: str) -> None:
     """Where a platform tells of an endpoint there is an identity: it wants a name."""
     content = {"statusCode": 400, "message": "Unable to load the proper identity."}
-    asked: dict[str, Any] = {"variable": variable, "named": named}
-    failure = explained({}, response(400, content), managed=True, **asked)
+    failure = explained({}, response(400, content), platform, named=named)
     assert failure.code == code
 
 
 def test_other_words_of_managed_identities() -> None:
     """What nobody knows is told as it is, and of a page of HTML its kind."""
     content = {"error": "invalid_request", "error_description": "something else"}
-    failure = explained(content, response(400, content), managed=True)
+    failure = explained(content, response(400, content), VIRTUAL_MACHINE)
     assert failure.code == "managed_identity_refused"
     assert str(failure).endswith("HTTP 400: invalid_request: something else")
     page = response(400, "<html>no managed identity", "text/html")
-    failure = explained(ValueError(), page, managed=True)
+    failure = explained(ValueError(), page, VIRTUAL_MACHINE)
     assert failure.code == "token_not_json"
     assert str(failure).endswith(
         "HTTP 400 with something that is not JSON (text/html)."
     )
 
 
+#: Statuses by which HTTP has a client ask again, besides the 5xx.
+TEMPORARY = (408, 421, 423, 425, 429, 449)
 #: Bodies of an endpoint that fails, whatever they say.
 bodies = st.one_of(
     st.just(""),
@@ -164,7 +227,7 @@ bodies = st.one_of(
 
 
 @given(
-    status=st.sampled_from([404, 408, 410, 429]) | st.integers(500, 599),
+    status=st.sampled_from([404, 410, *TEMPORARY]) | st.integers(500, 599),
     body=bodies,
     encoding=st.sampled_from(["utf-8", "utf-16", "utf-8-sig"]),
     answered=st.booleans(),
@@ -175,14 +238,14 @@ def test_failing_managed_identity(
     """The status decides, whatever the body is: JSON, text or nothing."""
     outcome: Any = {"error": "invalid_scope"} if answered else ValueError("no JSON")
     answer = response(status, body, encoding=encoding)
-    failure = explained(outcome, answer, managed=True)
+    failure = explained(outcome, answer, VIRTUAL_MACHINE)
     assert failure.code == "token_endpoint_failing"
     assert f"HTTP {status}" in str(failure)
     assert len(str(failure)) < 300
     assert "\n" not in str(failure)
 
 
-@given(status=st.sampled_from([408, 429]) | st.integers(500, 599), body=bodies)
+@given(status=st.sampled_from(TEMPORARY) | st.integers(500, 599), body=bodies)
 def test_failing_authority(status: int, body: Any) -> None:
     """So it does with Entra's, whose words are kept."""
     failure = explained(ValueError("x"), response(status, body))
@@ -210,18 +273,17 @@ def test_words_of_a_failing_authority() -> None:
 def test_status_within_json() -> None:
     """A status that only the JSON tells of counts."""
     content = {"statusCode": 500, "message": "An unexpected error occurred."}
-    failure = explained({}, response(200, content), managed=True)
+    failure = explained({}, response(200, content), VIRTUAL_MACHINE)
     assert failure.code == "token_endpoint_failing"
 
 
 @given(body=st.sampled_from(["", "connectex: unreachable network", "<html>no"]))
 def test_docker_desktop(body: str) -> None:
     """Its proxy answers for a virtual machine's endpoint that is not there."""
-    failure = explained(ValueError("no JSON"), response(403, body), managed=True)
+    failure = explained(ValueError("no JSON"), response(403, body), VIRTUAL_MACHINE)
     assert failure.code == "managed_identity_unavailable"
     # A platform that tells of its endpoint is no such thing.
-    asked: dict[str, Any] = {"managed": True, "variable": "IDENTITY_ENDPOINT"}
-    failure = explained(ValueError("no JSON"), response(403, body), **asked)
+    failure = explained(ValueError("no JSON"), response(403, body), APP_SERVICE)
     assert failure.code in ("managed_identity_refused", "token_not_json")
 
 
@@ -233,26 +295,25 @@ def test_token() -> None:
     assert token_error({"access_token": "x"}, None, RequestInfo(timeout=1.0)) is None
 
 
-@pytest.mark.parametrize("managed", [False, True])
+@pytest.mark.parametrize("platform", [None, VIRTUAL_MACHINE])
 @pytest.mark.parametrize("answer", [[], 1, {}, {"access_token": ""}, {"x": 1}])
-def test_answer_that_is_none(answer: Any, managed: bool) -> None:
+def test_answer_that_is_none(answer: Any, platform: Platform | None) -> None:
     """Whatever has neither a token nor an error does not come from such an endpoint."""
-    failure = explained(answer, response(200, answer), managed=managed)
+    failure = explained(answer, response(200, answer), platform)
     assert failure.code == "token_bad_answer"
 
 
 @given(
     st.integers(100, 599),
     st.dictionaries(st.text(), st.none() | st.text() | st.integers()) | st.text(),
-    st.booleans(),
+    st.sampled_from([None, VIRTUAL_MACHINE, APP_SERVICE]),
 )
-def test_any_answer(status: int, content: Any, managed: bool) -> None:
+def test_any_answer(status: int, content: Any, platform: Platform | None) -> None:
     """Whatever an endpoint says, there is advice about it."""
     answer = response(status, content)
     for outcome in (content, ValueError("x")):
-        failure = token_error(
-            outcome, answer, RequestInfo(timeout=1.0, managed=managed)
-        )
+        request = RequestInfo(timeout=1.0, platform=platform)
+        failure = token_error(outcome, answer, request)
         assert failure is None or failure.code in ADVICE
 
 
@@ -265,28 +326,21 @@ def test_no_json(status: int, body: str) -> None:
     assert f"HTTP {status} with something that is not JSON (text/html)" in str(failure)
 
 
-@pytest.mark.parametrize("name", ["expires_on", "expires_in"])
-@pytest.mark.parametrize("value", ["09/14/2017 00:00:00 PM +00:00", "soon", [1], 1.5])
-def test_expiry_that_msal_cannot_read(name: str, value: object) -> None:
-    """The answer has a token; that msal can't read the rest is not its fault."""
-    content = {"access_token": "sesame", name: value}
-    failure = explained(ValueError("x"), response(200, content), managed=True)
-    assert failure.code == "token_expiry_unreadable"
-    assert f"{name} is '{value}'" in str(failure)
-    assert "sesame" not in str(failure)
-
-
 def test_what_msal_trips_over() -> None:
     """It is told as what it is, not as the endpoint's answer."""
     content = {"access_token": "sesame", "expires_on": "5"}
-    failure = explained(KeyError("token_type"), response(200, content), managed=True)
+    failure = explained(KeyError("token_type"), response(200, content), VIRTUAL_MACHINE)
     assert str(failure) == "The token request failed (KeyError: 'token_type')."
     assert failure.code == "token_failed"
+    content = {"access_token": "sesame", "resource": "x"}
+    failure = explained({"error": "x"}, response(200, content), VIRTUAL_MACHINE)
+    assert failure.code == "token_expiry_unreadable"
+    assert "states no expiry" in str(failure)
     error = msal.ManagedIdentityError("Azure Arc did not confirm it.")
-    failure = explained(error, response(200, content), managed=True, named=True)
+    failure = explained(error, response(200, content), VIRTUAL_MACHINE, named=True)
     assert failure.code == "managed_identity_unknown"
     error = msal.ManagedIdentityError("Unrecognizable WWW-Authenticate header.")
-    failure = explained(error, response(401), managed=True)
+    failure = explained(error, response(401), VIRTUAL_MACHINE)
     assert str(failure).endswith("HTTP 401: Unrecognizable WWW-Authenticate header.")
     assert failure.code == "managed_identity_refused"
 
@@ -310,7 +364,7 @@ def test_own_errors() -> None:
 )
 def test_key_file_of_azure_arc(error: OSError) -> None:
     """It is named, and what is wrong with it."""
-    failure = explained(error, response(401), managed=True)
+    failure = explained(error, response(401), VIRTUAL_MACHINE)
     assert failure.code == "arc_key_unreadable"
     assert f"'/tokens/1.key' can't be read: {error.strerror}." in str(failure)
 
@@ -318,7 +372,7 @@ def test_key_file_of_azure_arc(error: OSError) -> None:
 def test_key_file_that_is_no_text() -> None:
     """A key is text."""
     error = UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
-    failure = explained(error, response(401), managed=True)
+    failure = explained(error, response(401), VIRTUAL_MACHINE)
     assert (failure.code, "holds no text" in str(failure)) == (
         "arc_key_unreadable",
         True,
@@ -348,7 +402,7 @@ def test_bundle(
         assert f"${variable} names '{path}'" in str(failure)
         assert why in str(failure)
     # Managed identities don't look at it.
-    failure = explained(requests.exceptions.SSLError("x"), managed=True)
+    failure = explained(requests.exceptions.SSLError("x"), None, VIRTUAL_MACHINE)
     assert failure.code == "token_endpoint_untrusted"
 
 
@@ -367,7 +421,8 @@ def test_other_errors_of_the_system() -> None:
         OSError("no space left"),
         UnicodeEncodeError("ascii", "x", 0, 1, "y"),
     ):
-        failure = explained(error, managed=isinstance(error, UnicodeError))
+        platform = VIRTUAL_MACHINE if isinstance(error, UnicodeError) else None
+        failure = explained(error, None, platform)
         assert failure.code == "token_failed"
         assert type(error).__name__ in str(failure)
 
@@ -382,6 +437,12 @@ def test_other_errors_of_the_system() -> None:
         (requests.exceptions.ConnectionError("x"), "token_unreachable", "reached: x"),
         (requests.exceptions.ContentDecodingError("x"), "token_bad_answer", "decoded"),
         (RecursionError(), "token_patched_late", "monkey-patched"),
+        (
+            requests.exceptions.InvalidSchema("no SOCKS"),
+            "token_proxy",
+            "used: no SOCKS",
+        ),
+        (requests.exceptions.InvalidHeader("x"), "token_unreachable", "reached: x"),
     ],
 )
 def test_transport(error: Exception, code: str, says: str) -> None:
@@ -392,22 +453,41 @@ def test_transport(error: Exception, code: str, says: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("variable", "code"),
+    ("platform", "variables", "code", "says"),
     [
-        (None, "managed_identity_unavailable"),
-        ("IDENTITY_ENDPOINT", "managed_identity_not_up"),
-        ("MSI_ENDPOINT", "managed_identity_not_up"),
+        (VIRTUAL_MACHINE, (), "managed_identity_unavailable", "the identity endpoint"),
+        (APP_SERVICE, ("IDENTITY_ENDPOINT",), NOT_UP, "that $IDENTITY_ENDPOINT tells"),
+        (MACHINE_LEARNING, ("MSI_ENDPOINT",), NOT_UP, "that $MSI_ENDPOINT tells of"),
+        (AZURE_ARC, ("IDENTITY_ENDPOINT",), NOT_UP, "that $IDENTITY_ENDPOINT tells"),
+        # Known by the agent that is installed.
+        (AZURE_ARC, (), NOT_UP, "Azure Arc's identity endpoint"),
+        # Not all is there by which a platform is known.
+        (VIRTUAL_MACHINE, ("IDENTITY_ENDPOINT",), VARIABLES, "$IDENTITY_HEADER"),
+        (VIRTUAL_MACHINE, ("IDENTITY_ENDPOINT",), VARIABLES, "$IMDS_ENDPOINT"),
+        (VIRTUAL_MACHINE, ("IDENTITY_HEADER",), VARIABLES, "$IDENTITY_ENDPOINT"),
+        (VIRTUAL_MACHINE, ("MSI_ENDPOINT",), VARIABLES, "without $MSI_SECRET"),
+        (VIRTUAL_MACHINE, ("MSI_SECRET",), VARIABLES, "without $MSI_ENDPOINT"),
     ],
 )
-def test_transport_to_a_managed_identity(variable: str | None, code: str) -> None:
-    """Nothing there: no managed identity, or a sidecar that is not up yet."""
+def test_transport_to_a_managed_identity(
+    platform: Platform,
+    variables: tuple[str, ...],
+    code: str,
+    says: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nothing there: no managed identity, a sidecar that is not up yet, or variables
+    that have got lost."""
+    for name in variables:
+        monkeypatch.setenv(name, "sesame")
     for error in (
         requests.exceptions.ConnectionError("x"),
         requests.exceptions.ConnectTimeout(),
     ):
-        failure = explained(error, managed=True, variable=variable)
+        failure = explained(error, None, platform)
         assert failure.code == code
-        assert (variable or "") in str(failure)
+        assert says in str(failure)
+        assert "sesame" not in str(failure)
 
 
 def test_json_that_is_nested_too_deeply() -> None:

@@ -582,26 +582,33 @@ class Broken:
         return self.result
 
 
-def test_proof_that_the_endpoint_quotes(
-    host: Host, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """No assertion is told of, whoever signed it, nor a secret."""
-    real, sent = requests.Session.request, []
+def replace_answers(host: Host, content: Callable[[Any], Any]) -> None:
+    """Have Entra answer other JSON to whoever sends a proof, of which it is made."""
+    real = requests.Session.request
 
-    def quote(session: Any, method: str, url: str, **options: Any) -> Any:
+    def request(session: Any, method: str, url: str, **options: Any) -> Any:
         answer = real(session, method, url, **options)
         data = options.get("data") or {}
         proof = data.get("client_assertion") or data.get("client_secret")
         if proof:
-            sent.append(proof if isinstance(proof, str) else proof.decode())
-            refusal = {"error": "invalid_request", "error_description": f"not {proof}"}
             answer.raw.close()
             answer.raw = urllib3.HTTPResponse(
-                io.BytesIO(json.dumps(refusal).encode()), preload_content=False
+                io.BytesIO(json.dumps(content(proof)).encode()), preload_content=False
             )
         return answer
 
-    monkeypatch.setattr(requests.Session, "request", quote)
+    host.monkeypatch.setattr(requests.Session, "request", request)
+
+
+def test_proof_that_the_endpoint_quotes(host: Host) -> None:
+    """No assertion is told of, whoever signed it, nor a secret."""
+    sent = []
+
+    def quote(proof: Any) -> dict[str, str]:
+        sent.append(proof if isinstance(proof, str) else proof.decode())
+        return {"error": "invalid_request", "error_description": f"not {proof}"}
+
+    replace_answers(host, quote)
     emulator = host.emulator
     path = emulator.directory / "quoted"
     path.write_text(emulator.federated_token())
@@ -969,6 +976,7 @@ class Arc:
         self.value = host.emulator.issue_token()
         self.key = directory / "1.key"
         self.key.write_text("open sesame")
+        self.stated = {"expires_in": "600"}
 
     def __call__(self, headers: Message) -> tuple[int, dict[str, str], bytes]:
         """Answer."""
@@ -977,7 +985,7 @@ class Arc:
             return 401, {"WWW-Authenticate": challenge}, b""
         if headers["Authorization"] != "Basic open sesame":
             return 403, {}, b'{"error": "invalid_request"}'
-        answer = {"access_token": self.value, "expires_in": "600"}
+        answer = {"access_token": self.value, **self.stated}
         return 200, {}, json.dumps(answer).encode()
 
 
@@ -1011,6 +1019,164 @@ def test_azure_arc_that_fails(host: Host, arc: Arc, status: int, body: bytes) ->
     assert f"HTTP {status}" in str(error)
 
 
+#: The variables by which platforms are known, that of the URL first.
+PLATFORMS = {
+    "imds": ("AZURE_POD_IDENTITY_AUTHORITY_HOST",),
+    "app_service": ("IDENTITY_ENDPOINT", "IDENTITY_HEADER"),
+    "machine_learning": ("MSI_ENDPOINT", "MSI_SECRET"),
+}
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+@pytest.mark.parametrize(
+    "stated", [{}, {"expires_on": None}, {"expires_in": None, "expires_on": None}]
+)
+def test_token_without_a_stated_expiry(
+    host: Host, platform: str, stated: dict[str, Any]
+) -> None:
+    """A JWT tells its expiry itself; of another token nobody does."""
+    value = host.emulator.issue_token(lifetime=60.0)
+    tokens = [value, "opaque"]
+
+    def answer(headers: Message) -> tuple[int, dict[str, str], bytes]:
+        content = {"access_token": tokens[0], "token_type": "Bearer", **stated}
+        return 200, {}, json.dumps(content).encode()
+
+    with serve_with(answer) as (url, _):
+        for name in PLATFORMS[platform]:
+            host.monkeypatch.setenv(name, url)
+        fetch = host.fetch(KIND="managed_identity", USERNAME="me")
+        token = fetch()
+        assert (token.value, token.username) == (value, "me")
+        assert 50.0 < token.life < 70.0
+        tokens.pop(0)
+        error = failure(fetch)
+    assert error.code == "token_expiry_unreadable"
+    assert "no expiry" in str(error)
+    assert "opaque" not in str(error)
+
+
+@pytest.mark.parametrize(
+    "stated", [{"expires_in": "55"}, {"expires_on": int(time.time()) + 3600}]
+)
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_expiry_in_the_field_of_another_platform(
+    host: Host, platform: str, stated: dict[str, Any]
+) -> None:
+    """Either field counts, and the token's own claim beside it."""
+    answer = {"access_token": host.emulator.issue_token(lifetime=60.0), **stated}
+    with serve(200, json.dumps(answer).encode()) as (url, _):
+        for name in PLATFORMS[platform]:
+            host.monkeypatch.setenv(name, url)
+        assert 50.0 < host.fetch(KIND="managed_identity")().life < 70.0
+
+
+def test_expiry_in_another_field_that_can_not_be_read(host: Host) -> None:
+    """It is told as that of the platform's own field."""
+    answer = {"access_token": host.emulator.issue_token(), "expires_in": "soon"}
+    with serve(200, json.dumps(answer).encode()) as (url, _):
+        for name in PLATFORMS["app_service"]:
+            host.monkeypatch.setenv(name, url)
+        error = failure(host.fetch(KIND="managed_identity"))
+    assert error.code == "token_expiry_unreadable"
+    assert "expires_in is 'soon'" in str(error)
+
+
+@pytest.mark.parametrize("named", [{}, {"CLIENT_ID": "a"}])
+def test_token_of_azure_arc_without_a_stated_expiry(
+    host: Host, arc: Arc, named: dict[str, str]
+) -> None:
+    """Nobody says that it is the named identity's: then it is not taken."""
+    arc.stated = {}
+    fetch = host.fetch(KIND="managed_identity", **named)
+    if named:
+        assert failure(fetch).code == "token_expiry_unreadable"
+    else:
+        assert fetch().value == arc.value
+
+
+def test_credential_without_an_expiry(host: Host) -> None:
+    """The JWT's counts here, too."""
+
+    class Bare:
+        token = host.emulator.issue_token(lifetime=60.0)
+
+    token = host.fetch(CREDENTIAL=Broken(Bare()))()
+    assert 50.0 < token.life < 70.0
+    Bare.token = "opaque"
+    error = failure(host.fetch(CREDENTIAL=Broken(Bare()), USERNAME="me"))
+    assert error.code == "token_expiry_unreadable"
+
+
+def test_entra_without_an_expiry(host: Host) -> None:
+    """So it does in an answer of Entra's, or of what stands in for it."""
+    value = host.emulator.issue_token(lifetime=60.0)
+    replace_answers(host, lambda _: {"access_token": value})
+    token = host.secret()()
+    assert (token.value, 50.0 < token.life < 70.0) == (value, True)
+
+
+MALFORMED = [
+    "",
+    "127.0.0.1:42356/msi/token",
+    "localhost:42356/msi/token",
+    "localhost",
+    "'http://localhost:42356/msi/token'",
+    "http:localhost:42356",
+    "http://",
+    "http://:80/",
+    "http:///msi/token",
+    "http://[::1/msi/token",
+    "http://localhost:port/",
+    "http://localhost:99999/",
+    "ftp://localhost/",
+    "unix:///run/identity.sock",
+    "http://.localhost/",
+]
+
+
+@pytest.mark.parametrize("value", MALFORMED)
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_malformed_address(host: Host, platform: str, value: str) -> None:
+    """What is no URL is told as the variable's, not as an endpoint that is not up."""
+    names = PLATFORMS[platform]
+    for name in names:
+        host.monkeypatch.setenv(name, "sesame")
+    host.monkeypatch.setenv(names[0], value)
+    error = failure(host.fetch(KIND="managed_identity"))
+    assert error.code == "managed_identity_variables"
+    assert f"${names[0]} is '{value}', which is not a URL" in str(error)
+
+
+@pytest.mark.parametrize("value", ["open sesame\n", " open sesame", "a\rb", "sésam€"])
+@pytest.mark.parametrize("platform", ["app_service", "machine_learning"])
+def test_secret_that_no_header_can_hold(host: Host, platform: str, value: str) -> None:
+    """It is told as the variable's, and not shown."""
+    url, secret = PLATFORMS[platform]
+    with serve(200) as (served, seen):
+        host.monkeypatch.setenv(url, served)
+        host.monkeypatch.setenv(secret, value)
+        error = failure(host.fetch(KIND="managed_identity"))
+    assert error.code == "managed_identity_variables"
+    assert str(error).startswith(f"${secret} holds a line break")
+    assert "sesam" not in str(error)
+    assert seen == []
+
+
+@pytest.mark.parametrize(
+    "proxy",
+    ["http://", "nowhere://a:sesame@b:1", "http://[::1", "http://a:sesame/@b:1"],
+)
+def test_malformed_proxy(host: Host, proxy: str) -> None:
+    """Of a request to Entra, all that is malformed is the proxy; its password is not
+    shown."""
+    host.monkeypatch.setenv("HTTPS_PROXY", proxy)
+    error = failure(host.secret())
+    assert error.code == "token_proxy"
+    assert "$HTTPS_PROXY" in str(error)
+    assert "sesame" not in str(error)
+
+
 def remove(key: Path) -> None:
     """Have it not be there."""
     key.unlink()
@@ -1027,13 +1193,18 @@ def fill_with_bytes(key: Path) -> None:
     key.write_bytes(bytes(range(256)))
 
 
+def end_a_line(key: Path) -> None:
+    """Have it be what no header can hold."""
+    key.write_text("open sesame\n")
+
+
 def fill_up(key: Path) -> None:
     """Have it be larger than a key is."""
     key.write_text("x" * 5000)
 
 
 @pytest.mark.parametrize(
-    "spoil", [remove, replace_by_a_folder, fill_with_bytes, fill_up]
+    "spoil", [remove, replace_by_a_folder, fill_with_bytes, end_a_line, fill_up]
 )
 def test_key_of_azure_arc(
     host: Host,

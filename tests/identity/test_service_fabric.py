@@ -143,7 +143,7 @@ def test_plain_text(fabric: Fabric) -> None:
     """Nor is anybody without TLS."""
     fabric.environ("http://127.0.0.1:1/")
     error = failure(managed())
-    assert error.code == "managed_identity_refused"
+    assert error.code == "managed_identity_variables"
     assert "https://" in str(error)
 
 
@@ -183,7 +183,7 @@ def test_refusals(fabric: Fabric, status: int, code: str, meaning: str) -> None:
         (b"[]", "token_bad_answer"),
         (b'{"access_token": ""}', "token_bad_answer"),
         (b'{"access_token": "x", "expires_on": "soon"}', "token_expiry_unreadable"),
-        (b'{"access_token": "x"}', "token_failed"),
+        (b'{"access_token": "x"}', "token_without_oid"),
     ],
 )
 def test_bad_answers(

@@ -66,6 +66,9 @@ def test_life_is_the_stated_one(hands: Hands) -> None:
         # A JWT says itself when it expires, whatever is said beside it.
         (None, TODAY + 50, TODAY + 40, 40),
         (None, TODAY + 30, TODAY + 40, 30),
+        # Written as text, as older endpoints do.
+        ("60", None, None, 60),
+        (None, f" {TODAY + 50:.0f}\n", None, 50),
         # Not a time: the next best is taken.
         (None, "soon", TODAY + 40, 40),
         ("soon", None, TODAY + 40, 40),

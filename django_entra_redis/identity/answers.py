@@ -1,0 +1,125 @@
+"""The parts of an identity endpoint's answer: status, words, error numbers, a token."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+# requests is a dependency of msal, which makes its HTTP requests with it.
+import requests
+
+from ..exceptions import TokenRequestError
+from .token import read_time
+
+#: The content of an answer that is not JSON.
+_NOT_JSON: Any = object()
+#: The names of the fields with a token's expiry.
+_EXPIRIES = ("expires_on", "expires_in")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What an endpoint has answered.
+
+    Parameters:
+        content: the parsed JSON, or a marker for what is not JSON.
+        status: the HTTP status, also if it stands in the JSON alone.
+        words: the error's text, on one line.
+        error: OAuth's word for the error, or what stands in its place.
+        numbers: the numbers of Entra's errors that the JSON lists.
+    """
+
+    content: Any
+    status: int
+    words: str
+    error: str
+    numbers: tuple[int, ...]
+
+    @property
+    def is_json(self) -> bool:
+        """Whether the content is JSON."""
+        return self.content is not _NOT_JSON
+
+    @property
+    def is_object(self) -> bool:
+        """Whether the content is a JSON object."""
+        return isinstance(self.content, Mapping)
+
+    @property
+    def fields(self) -> Mapping[str, Any]:
+        """The JSON object; empty for any other content."""
+        return self.content if isinstance(self.content, Mapping) else {}
+
+
+def read_answer(response: requests.Response) -> Answer:
+    """Return the parts of a response."""
+    try:
+        content = json.loads(response.content)
+    except (ValueError, RecursionError):
+        content = _NOT_JSON
+    fields = _lower(content)
+    status = response.status_code
+    inner = str(fields.get("statuscode"))
+    if status < 400 and re.fullmatch("[1-5][0-9]{2}", inner):
+        status = int(inner)
+    error: Any = fields.get("error")
+    message = fields.get("message") or fields.get("detail")
+    if isinstance(error, Mapping):
+        inside = _lower(error)
+        error, message = inside.get("code"), inside.get("message")
+    message = fields.get("error_description") or message
+    said = ": ".join(str(part).strip() for part in (error, message) if part)
+    if content is _NOT_JSON:
+        kind = response.headers.get("Content-Type", "").lower()
+        said = response.text if not kind or kind.startswith("text/plain") else ""
+    elif isinstance(content, str):
+        said = content
+    # After the first line, Entra has trace and correlation IDs.
+    lines = said.strip().splitlines()
+    return Answer(
+        content=content,
+        status=status,
+        words=lines[0].strip().rstrip(": ") if lines else "",
+        error=str(error),
+        numbers=_numbers(fields.get("error_codes")),
+    )
+
+
+def read_token(response: requests.Response | None) -> Mapping[str, Any]:
+    """Return the token in a successful answer, and the expiry that is stated with it.
+
+    Empty if there is no token.
+
+    Raises:
+        TokenRequestError: the expiry can't be read.
+    """
+    if response is None:
+        return {}
+    answer = read_answer(response)
+    if answer.status >= 300 or not answer.fields.get("access_token"):
+        return {}
+    stated = {name: answer.fields.get(name) for name in _EXPIRIES}
+    for name, value in stated.items():
+        if value is not None and read_time(value) is None:
+            raise TokenRequestError(
+                "the token's expiry can't be read in the identity endpoint's answer: "
+                f"{name} is '{value}'.",
+                code="token_expiry_unreadable",
+            )
+    return {"access_token": answer.fields["access_token"], **stated}
+
+
+def _lower(content: Any) -> Mapping[str, Any]:
+    """Return the fields of a JSON object, in whose names some endpoints have capitals;
+    none for anything else."""
+    if not isinstance(content, Mapping):
+        return {}
+    return {str(name).lower(): value for name, value in content.items()}
+
+
+def _numbers(listed: Any) -> tuple[int, ...]:
+    """Return the numbers in Entra's list of error codes, however it is written."""
+    found = listed if isinstance(listed, list) else [listed]
+    texts = [str(one).strip().upper().removeprefix("AADSTS") for one in found]
+    return tuple(int(text) for text in texts if re.fullmatch("[0-9]{1,9}", text))
