@@ -91,8 +91,7 @@ def token_error(
     elif isinstance(outcome, Mapping) and outcome.get("access_token"):
         return None
     if response is None:
-        said = f"{type(outcome).__name__}: {outcome}"
-        return TokenRequestError(f"The token request failed ({said}).")
+        return _explain_unread(outcome, request)
     return _explain_response(outcome, response, request)
 
 
@@ -297,10 +296,12 @@ def _explain_response(
     return TokenRequestError(text, code=code)
 
 
-def _explain_unread(error: Exception, request: RequestInfo) -> TokenRequestError:
-    """Return the error for a successful answer that msal could not use."""
+def _explain_unread(error: Any, request: RequestInfo) -> TokenRequestError:
+    """Return the error for a request that msal could not make, or whose successful
+    answer it could not use."""
     if isinstance(error, msal.ManagedIdentityError) and request.named:
-        # An old Azure Arc agent, which does not support user-assigned identities.
+        # An old Azure Arc agent, or an old msal, which supports no user-assigned
+        # identities there.
         return TokenRequestError(str(error), code="managed_identity_unknown")
     said = f"{type(error).__name__}: {error}"
     return TokenRequestError(f"The token request failed ({said}).")

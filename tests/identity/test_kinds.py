@@ -1090,7 +1090,11 @@ def test_token_of_azure_arc_without_a_stated_expiry(
     arc.stated = {}
     fetch = host.fetch(KIND="managed_identity", **named)
     if named:
-        assert failure(fetch).code == "token_expiry_unreadable"
+        # An old msal knows no named identities there.
+        assert failure(fetch).code in (
+            "managed_identity_unknown",
+            "token_expiry_unreadable",
+        )
     else:
         assert fetch().value == arc.value
 
