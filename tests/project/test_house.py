@@ -95,6 +95,7 @@ LAZY = {
 LONG = {
     "cache.backend": "Django's cache API, each method for threads and for event loops",
     "credentials.renewal": "the threads and those who wait for them share one lock",
+    "diagnostics.advice": "one table, of a cause and a cure for each failure",
 }
 LENGTH = 500
 
