@@ -16,6 +16,7 @@ import random
 import time
 from collections.abc import Callable, Generator, Hashable
 from concurrent.futures import Future, wait
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from operator import methodcaller
@@ -42,10 +43,11 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-#: Seconds that a caller waits for another caller's computation in the same process;
-#: twice at most, if that one is given up. Longer than ``LOCK``, so that a computation
-#: which waits for another process is not given up before that wait has ended.
+#: Seconds that a caller waits for another caller's computation in the same process.
+#: Longer than ``LOCK``, so that a computation which waits for another process is not
+#: given up before that wait has ended.
 WAIT = 30.0
+#: How many times as long it goes on waiting, if computations are given up meanwhile.
 ROUNDS = 2
 #: Seconds that the lock between processes is held at most, and waited for.
 LOCK = 10.0
@@ -55,10 +57,20 @@ POLL = (0.02, 0.1)
 MISSING: Any = object()
 #: The result of a computation that was given up: a waiting caller begins anew.
 GIVEN_UP: Any = object()
+#: The result of a computation whose value can't be shared: each computes its own.
+UNSHARED: Any = object()
 
 
 #: A generator of steps. Each is called with the driver, and the result is sent back.
 Steps = Generator[Callable[[Any], Any], Any, T]
+
+
+class StoppedError(Exception):
+    """Stands for a StopIteration, which Python lets out of no generator."""
+
+    def __init__(self, error: StopIteration) -> None:
+        super().__init__("StopIteration")
+        self.error = error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +110,8 @@ class Call:
         if not callable(self.default):
             return (yield from self._set(self.default, None))
         blocked = None if self.native else waiting_loop()
-        for _ in range(ROUNDS):
+        deadline = time.monotonic() + ROUNDS * WAIT
+        while time.monotonic() < deadline:
             computation = self._begin()
             if computation is not None:
                 return (yield from self._lead(computation, self._in_turn()))
@@ -112,7 +125,9 @@ class Call:
                 computations.leave(own)
             if not computation.future.done():
                 computations.end(self.key, computation)
-            elif (share := computation.future.result()) is not GIVEN_UP:
+            elif (share := computation.future.result()) is UNSHARED:
+                break
+            elif share is not GIVEN_UP:
                 return share()
         return (yield from self._compute())
 
@@ -141,25 +156,25 @@ class Call:
         since = yield from self._locked()
         if since is None:
             return found
+        return (yield from self._unlocking(since, self._replaced(found, due)))
+
+    def _replaced(self, found: Any, due: Callable[[], Steps[bool]]) -> Steps[Any]:
+        # Another process may have computed it until just now.
+        if not (yield from due()):
+            return found
         try:
-            # Another process may have computed it until just now.
-            if not (yield from due()):
-                return found
-            try:
-                value, cost = yield from self._measured()
-            except Exception:
-                logger.warning(
-                    "A value could not be computed before it expires; the old one is "
-                    "used until then.",
-                    exc_info=True,
-                )
-                return found
-            # "replace", so that a key which has been deleted meanwhile stays deleted.
-            if (yield methodcaller("replace", value)):
-                yield from self._note(cost)
-            return (yield methodcaller("get", value))
-        finally:
-            yield from self._unlock(since)
+            value, cost = yield from self._measured()
+        except Exception:
+            logger.warning(
+                "A value could not be computed before it expires; the old one is "
+                "used until then.",
+                exc_info=True,
+            )
+            return found
+        # "replace", so that a key which has been deleted meanwhile stays deleted.
+        if (yield methodcaller("replace", value)):
+            yield from self._note(cost)
+        return (yield methodcaller("get", value))
 
     def _in_turn(self) -> Steps[Any]:
         """Return a value computed here, or by another process that was first."""
@@ -173,14 +188,14 @@ class Call:
                 return found
             if time.monotonic() >= deadline:
                 return (yield from self._compute())
-        try:
-            # Another process may have been at it until just now.
-            found = yield methodcaller("get", MISSING)
-            if found is not MISSING:
-                return found
-            return (yield from self._compute())
-        finally:
-            yield from self._unlock(since)
+        return (yield from self._unlocking(since, self._once_more()))
+
+    def _once_more(self) -> Steps[Any]:
+        # Another process may have been at it until just now.
+        found = yield methodcaller("get", MISSING)
+        if found is not MISSING:
+            return found
+        return (yield from self._compute())
 
     def _compute(self) -> Steps[Any]:
         """Compute and set the value, as Django does."""
@@ -209,7 +224,10 @@ class Call:
             future.set_exception(error)
             raise
         finally:
-            own_computations.reset(before)
+            # The coroutine of a task that its loop has dropped is closed in any
+            # context.
+            with suppress(ValueError):
+                own_computations.reset(before)
             computations.end(self.key, computation)
             if not future.done():
                 future.set_result(share)
@@ -227,7 +245,7 @@ class Call:
         except Exception:
             # Such as one that needs the database to be pickled, in an event loop, and
             # has not been stored.
-            return GIVEN_UP
+            return UNSHARED
         return partial(self.operations.loads, data)
 
     # -- its parts -------------------------------------------------------------------
@@ -255,6 +273,20 @@ class Call:
         since = time.monotonic()
         taken = yield methodcaller("run", self.beside.lock, self.names, LOCK)
         return since if taken else None
+
+    def _unlocking(self, since: float, way: Steps[T]) -> Steps[T]:
+        """Take the steps of a way, and then release the lock between processes."""
+        try:
+            result = yield from way
+        except GeneratorExit:
+            # The loop has dropped the task, which can't wait for a reply any more. The
+            # lock is released after ``LOCK``.
+            raise
+        except BaseException:
+            yield from self._unlock(since)
+            raise
+        yield from self._unlock(since)
+        return result
 
     def _unlock(self, since: float) -> Steps[None]:
         # After that time it may be another process's lock.
@@ -288,6 +320,8 @@ class Threads:
             while True:
                 try:
                     got = step(self)
+                except StopIteration as error:
+                    step = steps.throw(StoppedError(error))
                 except BaseException as error:
                     step = steps.throw(error)
                 else:
@@ -295,6 +329,8 @@ class Threads:
         except StopIteration as stop:
             result: T = stop.value
             return result
+        except StoppedError as stopped:
+            raise stopped.error from None
 
     def get(self, default: Any) -> Any:
         """Return the value in the cache."""
@@ -359,6 +395,8 @@ class Tasks:
         except StopIteration as stop:
             result: T = stop.value
             return result
+        except StoppedError as stopped:
+            raise stopped.error from None
 
     async def get(self, default: Any) -> Any:
         """Return the value in the cache."""

@@ -165,6 +165,75 @@ def test_one_that_is_broken_off_is_begun_anew(database: Database) -> None:
         first.result()
 
 
+@pytest.mark.parametrize("options", [{}, {"stampede": ALWAYS}])
+def test_broken_off_again_and_again(
+    database: Database, options: dict[str, Any]
+) -> None:
+    """However many end in turn, as requests do whose users leave: never do two compute
+    at once."""
+    cache = database.cache(**options)
+    leaders: list[Any] = []
+    at_once = most = 0
+
+    async def compute() -> str:
+        nonlocal at_once, most
+        leaders.append(asyncio.current_task())
+        at_once += 1
+        most = max(most, at_once)
+        try:
+            await asyncio.sleep(30 if len(leaders) < 6 else 0)
+        finally:
+            at_once -= 1
+        return "computed"
+
+    async def main() -> None:
+        tasks = [
+            asyncio.create_task(cache.aget_or_set("k", compute, 60)) for _ in range(10)
+        ]
+        while waiting("k") < 9:
+            await asyncio.sleep(0.001)
+        for done in range(5):
+            while len(leaders) == done:
+                await asyncio.sleep(0.001)
+            leaders[done].cancel()
+        found = await asyncio.gather(*tasks, return_exceptions=True)
+        assert sum(isinstance(one, asyncio.CancelledError) for one in found) == 5
+        assert found.count("computed") == 5
+
+    asyncio.run(main())
+    assert (len(leaders), most) == (6, 1)
+
+
+def test_an_iterator_that_has_ended(database: Database) -> None:
+    """Python lets StopIteration out of no generator, but a function may raise it."""
+    cache, computing = database.cache(), Computing(StopIteration("over"))
+    for future in crowd(cache, computing, 2):
+        with pytest.raises(StopIteration, match="over"):
+            future.result()
+    assert computing.calls == 1
+
+
+@pytest.mark.parametrize("options", [{}, {"stampede": ALWAYS}])
+def test_a_task_that_its_loop_drops(
+    database: Database, options: dict[str, Any]
+) -> None:
+    """Its coroutine is closed, in any context, and can't wait for a reply any more."""
+    cache, computing = database.cache(**options), Computing()
+    cache.set("k", 1, 60)
+    cache.delete("k")
+    loop = asyncio.new_event_loop()
+    coroutine = cache.aget_or_set("k", computing.wait, 60)
+    task = loop.create_task(coroutine)
+    loop.run_until_complete(asyncio.to_thread(computing.begun.wait, 30))
+    coroutine.close()
+    assert waiting("k") == 0
+    assert computations.computations.under_way() == {}
+    task.cancel()
+    loop.run_until_complete(asyncio.wait([task]))
+    loop.run_until_complete(loop.shutdown_default_executor())
+    loop.close()
+
+
 @pytest.mark.usefixtures("pace")
 def test_one_that_hangs_is_not_waited_for_long(database: Database) -> None:
     """After some time the next one computes, and whoever comes waits for that one."""
