@@ -44,7 +44,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--short",
         action="store_true",
         help="under 3 minutes in place of 15: fewer renewals, the alternatives in the "
-        f"first rows only, and none of these rows, unless they are named: {left_out}",
+        "first rows only, and none of these rows, unless they are named: "
+        f"{left_out}, processes",
     )
     parser.add_argument(
         "--ours", action="store_true", help="leave the alternatives out"

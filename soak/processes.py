@@ -27,8 +27,9 @@ class ProcessRows:
 
     def __init__(self, options: argparse.Namespace) -> None:
         # They have emulators of their own, which are like no service in particular.
+        # The short form runs in tox beside the tests themselves.
         wanted = not options.profile and (
-            not options.only or "processes" in options.only
+            "processes" in options.only if options.only else not options.short
         )
         self.count = 1 if wanted else 0
         self._forks = "200" if options.short else "1000"

@@ -72,7 +72,6 @@ def test_it_counts(
     monkeypatch.setattr(budgets, "INSTRUCTIONS", ())
     monkeypatch.setattr(budgets, "TLS_SYSTEM_CALLS", ())
     monkeypatch.setattr(budgets, "SYSTEM_CALLS", (Budget("small int", "get", most),))
-    monkeypatch.setattr(budgets, "callgrind", budgets.strace)
     assert budgets.main([]) == status
     printed = capsys.readouterr()
     assert "get, small int: " in printed.out

@@ -10,6 +10,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -24,7 +25,7 @@ from django_entra_redis.connections import event_loops, registry
 from django_entra_redis.exceptions import UncertainResultError
 from emulator import Emulator
 from emulator.certificates import CertificateAuthority
-from emulator.server import ServerError, free_port
+from emulator.server import ServerError, find_servers, free_port
 from tests.support.caches import (
     PATIENCE,
     Database,
@@ -34,6 +35,7 @@ from tests.support.caches import (
     recovered,
     wait_until,
 )
+from tests.support.machine import lacks
 
 KEYS = [f"key-{number}" for number in range(4)]
 
@@ -377,9 +379,17 @@ def test_dropped_by_the_emulator(
         assert len(emulator.requests) == 1
 
 
+def start_any(folder: Path, lines: list[str]) -> Database:
+    """Run the first redis-server that takes these lines of configuration."""
+    for executable in find_servers():
+        with contextlib.suppress(ServerError):
+            return Database(folder, executable, lines)
+    lacks("no redis-server with TLS")  # pragma: no cover - a machine has one or not
+
+
 @pytest.fixture(scope="module")
 def limited(
-    redis_server: str, tmp_path_factory: pytest.TempPathFactory
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[tuple[Database, dict[str, tuple[str, dict[str, Any]]]]]:
     """Run a server that takes values of a megabyte; give its addresses, TLS's, too."""
     folder = tmp_path_factory.mktemp("limited")
@@ -394,10 +404,7 @@ def limited(
         f"tls-ca-cert-file {folder / 'ca.pem'}",
         "tls-auth-clients no",
     ]
-    try:
-        running = Database(folder, redis_server, lines)
-    except ServerError as error:  # pragma: no cover - some are built without TLS
-        pytest.skip(f"no TLS: {error}")
+    running = start_any(folder, lines)
     trust = {"ssl_ca_certs": str(folder / "ca.pem")}
     secret = f"{running.url.partition('//')[2].partition('@')[0]}"
     urls = {

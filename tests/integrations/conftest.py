@@ -1,4 +1,4 @@
-"""Leaves out the tests of packages that are not there: each has a tox environment."""
+"""Leaves out the tests of packages that are not there; tox -e integrations has all."""
 
 from importlib.util import find_spec
 
@@ -6,6 +6,7 @@ from importlib.util import find_spec
 PACKAGES = {
     "test_celery.py": "celery",
     "test_channels.py": "channels_redis",
+    "test_ecosystem.py": "huey",
     "test_greenlets.py": "gevent",
     "test_rq.py": "django_rq",
 }

@@ -17,8 +17,8 @@ from emulator import Emulator
 #: Seconds that a token lasts, the share of them after which it is renewed (what is left
 #: is time enough for a loaded machine), expiries that work goes on through, and seconds
 #: that anything may take.
-LIFE = 6.0
-RATIO = 0.5
+LIFE = 10.0
+RATIO = 0.3
 EXPIRIES = 5
 PATIENCE = 60.0
 #: Seconds in which so many tokens expire.

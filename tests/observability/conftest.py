@@ -1,4 +1,4 @@
-"""Leaves these tests out where the tools are missing: they have a tox environment."""
+"""Leaves these tests out where the tools are missing: tox -e integrations has all."""
 
 from importlib.util import find_spec
 

@@ -11,6 +11,7 @@ class Ingestion:
 
     def __init__(self) -> None:
         self._items: list[dict[str, Any]] = []
+        self._known: set[str] = set()
         items = self._items
 
         class Handler(BaseHTTPRequestHandler):
@@ -36,9 +37,17 @@ class Ingestion:
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def take(self, kind: str) -> list[str]:
-        """Return what has come of a kind, and forget all."""
-        found = [
-            json.dumps(item) for item in self._items if item["data"]["baseType"] == kind
-        ]
+        """Return what has come of a kind, and forget all.
+
+        An item that is sent again counts once: whoever waits too long for the answer,
+        on a busy machine, sends it again.
+        """
+        found = {
+            item["data"]["baseData"]["id"]: json.dumps(item)
+            for item in self._items
+            if item["data"]["baseType"] == kind
+        }
+        new = [text for name, text in found.items() if name not in self._known]
+        self._known.update(found)
         self._items.clear()
-        return found
+        return new

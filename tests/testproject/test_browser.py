@@ -1,6 +1,5 @@
 """The site in a real browser: logging in, the counters, a renewal, an outage's end."""
 
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 from emulator import Emulator
 from testproject.siteprocess import SiteProcess
 from tests.support.caches import wait_until
+from tests.support.machine import lacks
 
 FLAGS = (
     "--headless",
@@ -31,10 +31,7 @@ def browser(tmp_path: Path) -> Iterator[Any]:
     webdriver: Any = pytest.importorskip("selenium.webdriver")
     chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if chromium is None or driver is None:  # pragma: no cover - it is there or not
-        missing = "no chromium and chromedriver on PATH"
-        if os.environ.get("CI") == "true":
-            pytest.fail(missing)
-        pytest.skip(missing)
+        lacks("no chromium and chromedriver on PATH")
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
     for flag in (*FLAGS, f"--user-data-dir={tmp_path / 'browser'}"):
