@@ -77,7 +77,10 @@ def hidden(action: Callable[[], T]) -> T:
         return action()
     except BaseException as error:
         failure = without_frames(error)
-    raise failure
+    try:
+        raise failure
+    finally:
+        del failure  # Otherwise this frame would keep it alive.
 
 
 def without_frames(error: Error) -> Error:

@@ -78,7 +78,10 @@ class AsyncLock:
         cancelled = await _outlast(releasing)
         if cancelled is not None:
             releasing.exception()  # retrieved, so that asyncio does not log it
-            raise cancelled
+            try:
+                raise cancelled
+            finally:
+                del cancelled  # Otherwise this frame would keep it alive.
         releasing.result()
 
     async def extend(
@@ -125,7 +128,10 @@ class AsyncLock:
         if trying.exception() is None and trying.result():
             with contextlib.suppress(RedisError):
                 await self.release()
-        raise cancelled
+        try:
+            raise cancelled
+        finally:
+            del cancelled  # Otherwise this frame would keep it alive.
 
 
 def _in_thread(call: Callable[[], Any]) -> "asyncio.Future[Any]":

@@ -122,7 +122,10 @@ class Exchanger:
             except OSError as error:
                 text = f"Error while reading from socket: {error.args}"
                 failure = ConnectionError(text)
-        raise failure
+        try:
+            raise failure
+        finally:
+            del failure  # Otherwise this frame would keep it alive.
 
     def _receive_many(self, count: int) -> list[Any]:
         reader = self._reader

@@ -224,12 +224,8 @@ class MultiplexedConnection:
         """Return an open connection; tasks that come meanwhile get the same one."""
         if self._protocol is not None and not self._protocol.closed:
             return self._protocol
-        closed = ConnectionClosedError(
-            f"Connection to {self.target} closed: the settings have changed.",
-            sent=False,
-        )
         if self._closed:
-            raise closed
+            raise self._settings_changed()
         connecting = self._connecting
         if connecting is None or connecting.done():
             connecting = self._connecting = self._loop.create_task(self._connect())
@@ -237,8 +233,14 @@ class MultiplexedConnection:
         # asyncio.wait() does not cancel the connect if this task is cancelled.
         await asyncio.wait([connecting])
         if connecting.cancelled():
-            raise closed
+            raise self._settings_changed()
         return connecting.result()
+
+    def _settings_changed(self) -> ConnectionClosedError:
+        return ConnectionClosedError(
+            f"Connection to {self.target} closed: the settings have changed.",
+            sent=False,
+        )
 
     async def _connect(self) -> RedisProtocol:
         if self.target.provide is None:

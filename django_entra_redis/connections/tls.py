@@ -83,7 +83,10 @@ class SharedTlsConnection(SSLConnection):
             finally:
                 self.host = announced
         assert failure is not None
-        raise failure
+        try:
+            raise failure
+        finally:
+            del failure  # Otherwise this frame would keep it alive.
 
     def disconnect(self, *args: Any, **kwargs: Any) -> None:
         """Disconnect from the server."""

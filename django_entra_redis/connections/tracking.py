@@ -293,7 +293,10 @@ def _greet(sock: Any, target: Target, token: Token | None) -> None:
                 raise TimeoutError("The server takes too long to answer.")
             reader.feed(data)
         if isinstance(reply, Exception) and (error := _objection(name, reply)):
-            raise error
+            try:
+                raise error
+            finally:
+                del error, reply  # Otherwise this frame would keep them alive.
         if name[0] == "HELLO" and is_replica(reply):
             raise ReadOnlyError("The server is a replica.")
 

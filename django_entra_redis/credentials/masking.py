@@ -38,7 +38,10 @@ def _send(known: ref[Any], *args: Any, **kwargs: Any) -> Any:
         if args[0] not in _AUTHENTICATING:
             raise
         failure = without_frames(error)
-    raise failure
+    try:
+        raise failure
+    finally:
+        del failure  # Otherwise this frame would keep it alive.
 
 
 async def _asend(known: ref[Any], *args: Any, **kwargs: Any) -> Any:
@@ -49,4 +52,7 @@ async def _asend(known: ref[Any], *args: Any, **kwargs: Any) -> Any:
         if args[0] not in _AUTHENTICATING:
             raise
         failure = without_frames(error)
-    raise failure
+    try:
+        raise failure
+    finally:
+        del failure  # Otherwise this frame would keep it alive.

@@ -106,7 +106,10 @@ class ProbedServer:
             with contextlib.suppress(StepError):
                 self._expect_plain_text()
                 failure = StepError("tls_plaintext_server", f"{self.name} speaks none.")
-        raise failure
+        try:
+            raise failure
+        finally:
+            del failure  # Otherwise this frame would keep it alive.
 
     def _open(self) -> socket.socket:
         where = self.pool.connection_kwargs

@@ -16,6 +16,7 @@ import pytest
 import redis
 from redis.connection import AbstractConnection
 
+from django_entra_redis._errors import hidden
 from django_entra_redis.cache import EntraRedisCache, EntraRedisClusterCache
 from django_entra_redis.connections import event_loops, registry
 from tests.support.peers import Peer, PeerHost
@@ -118,6 +119,17 @@ class _Twin:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._cache, f"a{name}")
+
+
+def _interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def test_no_cycles_of_what_is_hidden() -> None:
+    """A greenlet's kill, or a signal handler's error, while a connection is made."""
+    with uncollected() as found, suppress(KeyboardInterrupt):
+        hidden(_interrupt)
+    assert errors_in(found) == []
 
 
 def test_no_cycles_without_a_server() -> None:

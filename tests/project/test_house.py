@@ -274,3 +274,31 @@ def test_everything_public_is_documented() -> None:
         if not ast.get_docstring(node)
     }
     assert missing == set()
+
+
+def _raised_locals(path: Path) -> Iterator[str]:
+    """Yield where a module raises an error from a local variable, and does not delete
+    the variable: the frame and the error would keep each other alive."""
+
+    def visit(node: ast.AST, deleted: frozenset[str]) -> Iterator[str]:
+        match node:
+            case ast.ExceptHandler(name=str(name)):
+                deleted |= {name}
+            case ast.Try(finalbody=[ast.Delete(targets=targets)]):
+                deleted |= {ast.unparse(target) for target in targets}
+            case ast.Raise(exc=ast.Name(id=name)):
+                if name.islower() and name not in deleted:
+                    yield f"{path.relative_to(ROOT)}:{node.lineno}"
+        for child in ast.iter_child_nodes(node):
+            yield from visit(child, deleted)
+
+    yield from visit(ast.parse(path.read_text(encoding="utf-8")), frozenset())
+
+
+@pytest.mark.parametrize("room", sorted({*ROOMS, "."} - {"clients", "commands"}))
+def test_no_frame_keeps_its_error_alive(room: str) -> None:
+    """Whatever the error's frames refer to would count as in use until a full garbage
+    collection. The clients clear the frames of errors of their own and of commands."""
+    folder = ROOT / room
+    paths = folder.glob("*.py") if room == "." else folder.rglob("*.py")
+    assert [found for path in paths for found in _raised_locals(path)] == []
