@@ -31,16 +31,19 @@ async def aget_redis_connection(
 ) -> "AsyncRedis":
     """Return redis-py's asynchronous client on a cache's settings.
 
-    The event loop has one for each server, and closes it in the end.
+    The event loop has one for each server, and closes it in the end. On a cluster it is
+    a ``redis.asyncio.RedisCluster``, which knows the nodes.
 
     Parameters:
         alias: entry of ``CACHES``.
         write: whether it must be the server that takes the writes.
 
     Raises:
-        NotImplementedError: the cache is another backend's, or a cluster's.
+        NotImplementedError: the cache is another backend's.
     """
     client: AsyncRedis = _method(alias, "get_async_client")(write=write)
+    # A client of a cluster discovers the nodes; that of one server has nothing to do.
+    await client.initialize()
     return client
 
 

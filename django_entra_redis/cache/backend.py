@@ -236,13 +236,13 @@ class EntraRedisCache(
         """
         endpoints = self._cache.endpoints
         with no_fork():
-            from ..clients.loop_clients import client_of_loop
+            from ..clients.loop_clients import client_of_loop, make_client
 
         if write or len(endpoints) == 1:
             endpoint = endpoints[0]
         else:
             endpoint = random.choice(endpoints[1:])
-        client: AsyncRedis = client_of_loop(endpoint)
+        client: AsyncRedis = client_of_loop(endpoint, make_client)
         return client
 
     # -- keys ------------------------------------------------------------------------
@@ -592,16 +592,22 @@ class EntraRedisClusterCache(EntraRedisCache):
     clustered = True
 
     def get_async_client(self, *, write: bool = False) -> "AsyncRedis":
-        """Raise that there is none: redis-py's asynchronous cluster client verifies a
-        node's certificate for whatever name the node announces.
+        """Return redis-py's client of the cluster for the running event loop; it is the
+        loop's, and closes with it.
+
+        Parameters:
+            write: unused; the client finds the node itself.
 
         Raises:
-            NotImplementedError: always.
+            RuntimeError: no event loop is running.
         """
-        raise NotImplementedError(
-            "A cluster has no asynchronous client of redis-py's here: use "
-            "sync_to_async(get_redis_connection)()."
-        )
+        topology = self.get_topology()
+        with no_fork():
+            from ..clients.loop_clients import client_of_loop
+            from ..clients.loop_cluster_clients import make_cluster_client
+
+        client: AsyncRedis = client_of_loop(topology, make_cluster_client)
+        return client
 
     def get_topology(self) -> "Topology":
         """Return the cluster's topology: its nodes and their slots."""

@@ -1,22 +1,29 @@
 """redis-py's own clients for event loops, on a cache's settings.
 
-Each event loop has one client for each server, and closes it with itself.
+Each event loop has one client for each server, or cluster, and closes it with itself.
 """
 
 import asyncio
 import contextlib
+import functools
 import inspect
-from collections.abc import AsyncGenerator
-from typing import Any
+from collections.abc import AsyncGenerator, Callable, Hashable
+from typing import Any, TypeVar
 
 import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialWithJitterBackoff
-from redis.connection import SSLConnection
-from redis.exceptions import ConnectionError, TimeoutError
 
 from .._fork import Order, in_child
 from ..connections.endpoint import Endpoint
+from ..connections.lent_connection import (
+    BROKEN,
+    LentConnection,
+    LentUnixConnection,
+)
+from ..credentials.provider import EntraCredentialProvider
+
+S = TypeVar("S", bound=Hashable)
 
 #: Options of a cache's pools that these clients do not take: they are for threads.
 _SYNC_ONLY = {"maint_notifications_config", "redis_connect_func", "retry"}
@@ -35,18 +42,18 @@ class LoopClients:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._clients: dict[Endpoint, Any] = {}
+        self._clients: dict[Hashable, Any] = {}
         self._closer = self._until_closed()
         # asyncio.run() and others close a loop's asynchronous generators before the
         # loop itself, if they have been started: this starts it.
         with contextlib.suppress(StopIteration):
             self._closer.__anext__().send(None)
 
-    def to(self, endpoint: Endpoint) -> Any:
-        """Return the client of a server."""
-        if endpoint not in self._clients:
-            self._clients[endpoint] = make_client(endpoint)
-        return self._clients[endpoint]
+    def to(self, server: S, make: Callable[[S], Any]) -> Any:
+        """Return the client of a server, or of a cluster; make it if there is none."""
+        if server not in self._clients:
+            self._clients[server] = make(server)
+        return self._clients[server]
 
     async def _until_closed(self) -> AsyncGenerator[None]:
         try:
@@ -57,8 +64,12 @@ class LoopClients:
                 await client.aclose()
 
 
-def client_of_loop(endpoint: Endpoint) -> Any:
-    """Return the running event loop's client of a server.
+def client_of_loop(server: S, make: Callable[[S], Any]) -> Any:
+    """Return the running event loop's client of a server, or of a cluster.
+
+    Parameters:
+        server: an endpoint, or a topology.
+        make: makes a client of it, for the running loop.
 
     Raises:
         RuntimeError: no event loop is running.
@@ -70,25 +81,63 @@ def client_of_loop(endpoint: Endpoint) -> Any:
         for other in [other for other in list(_loops) if other.is_closed()]:
             _loops.pop(other, None)
         found = _loops[loop] = LoopClients(loop)
-    return found.to(endpoint)
+    return found.to(server, make)
+
+
+def options_of(endpoint: Endpoint, kind: type[Any]) -> dict[str, Any]:
+    """Return the options of an endpoint's pool, as far as a class takes them.
+
+    Parameters:
+        endpoint: the server.
+        kind: redis-py's class.
+    """
+    made: Any = kind
+    known = _parameters(made)
+    return {
+        name: value
+        for name, value in endpoint.pool.connection_kwargs.items()
+        if name in known - _SYNC_ONLY
+    }
+
+
+@functools.cache
+def _parameters(kind: Any) -> set[str]:
+    """Return the names of the parameters of a class and its parents."""
+    return {
+        name
+        for parent in kind.__mro__
+        for name in inspect.signature(parent.__init__).parameters
+    }
+
+
+def own_provider(endpoint: Endpoint) -> EntraCredentialProvider | None:
+    """Return the provider of an endpoint's identity; ``None``: it has none."""
+    provider = endpoint.pool.connection_kwargs.get("credential_provider")
+    return provider if isinstance(provider, EntraCredentialProvider) else None
+
+
+def make_retry() -> Retry:
+    """Return the retry policy of a client."""
+    return Retry(_BACKOFF, _RETRIES, BROKEN)
 
 
 def make_client(endpoint: Endpoint) -> Any:
     """Return a client of redis-py's for the running loop, by an endpoint's options."""
-    pool = endpoint.pool
-    known = inspect.signature(redis.asyncio.Redis.__init__).parameters.keys()
-    options = {
-        name: value
-        for name, value in pool.connection_kwargs.items()
-        if name in known - _SYNC_ONLY
-    }
-    if "path" in pool.connection_kwargs:
-        options["unix_socket_path"] = pool.connection_kwargs["path"]
-    options["ssl"] = issubclass(pool.connection_class, SSLConnection)
-    options["retry"] = Retry(_BACKOFF, _RETRIES, (ConnectionError, TimeoutError))
+    target = endpoint.target
+    kind: Any = LentUnixConnection if "path" in target.where else LentConnection
     # The client has a pool of its own, which is as large as the threads' pool.
-    options["max_connections"] = pool.max_connections
-    return redis.asyncio.Redis(**options)
+    own = {
+        "connection_class": kind,
+        "max_connections": endpoint.pool.max_connections,
+        "target": target,
+        "provider": own_provider(endpoint),
+        "retry": make_retry(),
+        "retry_on_error": [*BROKEN],
+        "retry_subscribed": make_retry(),
+    }
+    pool = redis.asyncio.ConnectionPool(**{**options_of(endpoint, kind), **own})
+    # It closes the pool as it is closed.
+    return redis.asyncio.Redis.from_pool(pool)
 
 
 _loops: dict[asyncio.AbstractEventLoop, LoopClients] = {}

@@ -34,15 +34,25 @@ from .tls import SharedTlsConnection
 _ONCE = Retry(NoBackoff(), 0)
 
 
-class _RecordingProvider(CredentialProvider):
-    """Gives redis-py the current token, and records which one that was."""
+class RecordingProvider(CredentialProvider):
+    """Gives redis-py the current token, and records which one that was.
+
+    Parameters:
+        provider: the identity's provider of tokens.
+    """
 
     def __init__(self, provider: EntraCredentialProvider) -> None:
         self.provider = provider
         self.token: Token | None = None
 
     def get_credentials(self) -> tuple[str, str]:
+        """Return user name and token."""
         self.token = token = self.provider.renewal.current()
+        return token.username, token.value
+
+    async def get_credentials_async(self) -> tuple[str, str]:
+        """Do as :meth:`get_credentials` does, without blocking the event loop."""
+        self.token = token = await self.provider.renewal.acurrent()
         return token.username, token.value
 
 
@@ -240,7 +250,7 @@ class EntraConnection(PlainConnection):
     ) -> None:
         self._provider = credential_provider
         self._renewal = credential_provider.renewal
-        self._recorder = _RecordingProvider(credential_provider)
+        self._recorder = RecordingProvider(credential_provider)
         self._offset = random.random()
         # The token that the connection last authenticated with; None: disconnected.
         self._held: Token | None = None
@@ -343,12 +353,12 @@ class EntraConnection(PlainConnection):
     def _establish(self, open_: Callable[[], None]) -> None:
         error = self._attempt(open_)
         refused = self._recorder.token
-        if _is_refusal(error) and refused is not None:
+        if is_refusal(error) and refused is not None:
             # The token may be revoked, or its rights have changed: another token is
             # tried once, and if that is refused, too, the refusal is raised.
             if self._renewal.replace(refused) is not None:
                 error = self._attempt(open_)
-            if _is_refusal(error):
+            if is_refusal(error):
                 error = refusal(refused, error)
         if error is not None:
             try:
@@ -395,6 +405,7 @@ def connection_class(kind: type[Any], *, entra: bool) -> type[Any]:
     return type(kind.__name__, tuple(bases), {"kind": kind})
 
 
-def _is_refusal(error: Exception | None) -> bool:
+def is_refusal(error: Exception | None) -> bool:
+    """Whether an error is Redis' refusal of a token, and not yet translated."""
     own = isinstance(error, EntraRedisError)
     return isinstance(error, AuthenticationError) and not own

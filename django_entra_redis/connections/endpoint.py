@@ -201,7 +201,7 @@ def _make_target(pool: Any) -> Target:
         provide=None if provider is None else lambda: provider.renewal,
         connect_timeout=sample.socket_connect_timeout,
         timeout=sample.socket_timeout,
-        wait_timeout=pool.pool_timeout,
+        wait_timeout=getattr(pool, "pool_timeout", 5.0),
         socket_options=options,
         make_ssl=None if tls is None else lambda: _ssl_context(tls, sample),
         server_hostname=tls.name_of(where["host"]) if tls else None,

@@ -13,7 +13,7 @@ import asyncio
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from ssl import SSLContext, SSLError
+from ssl import SSLContext
 from typing import Any
 
 from redis.exceptions import AuthenticationError, ReadOnlyError, ResponseError
@@ -33,7 +33,7 @@ from .protocol import (
     ReplyTimeoutError,
 )
 from .refusals import greeting_error, refusal
-from .tls import SharedTls
+from .tls import SharedTls, reach
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -305,34 +305,20 @@ class MultiplexedConnection:
 
     async def _reach(self, protocol: RedisProtocol, context: SSLContext | None) -> Any:
         """Connect to the first host of the server that answers; return a transport."""
-        target, tls = self.target, self.target.tls
-        announced, port = target.where["host"], target.where["port"]
-        hosts = (announced,) if tls is None else tls.hosts_of(announced)
-        transport: Any = None
-        host = announced
-        for host in hosts:
-            last = host is hosts[-1]
-            # Half of the time for this host, so that some is left for the next one.
-            patience = None if last else (target.connect_timeout or 10.0) / 2
-            try:
-                async with asyncio.timeout(patience):
-                    transport, _ = await self._loop.create_connection(
-                        lambda: protocol,
-                        host,
-                        port,
-                        ssl=context,
-                        server_hostname=target.server_hostname,
-                    )
-            except SSLError:
-                raise  # A server answers there, but with the wrong certificate.
-            except OSError:
-                if last:
-                    raise
-            else:
-                break
-        if tls is not None:
-            tls.routes[announced] = host
-        return transport
+        target, where = self.target, self.target.where
+
+        async def connect(host: str) -> Any:
+            transport, _ = await self._loop.create_connection(
+                lambda: protocol,
+                host,
+                where["port"],
+                ssl=context,
+                server_hostname=target.server_hostname,
+            )
+            return transport
+
+        timeout = target.connect_timeout
+        return await reach(target.tls, where["host"], timeout, connect)
 
     async def _greet(
         self, protocol: RedisProtocol, token: Token | None

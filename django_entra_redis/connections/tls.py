@@ -1,13 +1,16 @@
 """TLS: the SSL context and the session that connections to one server share."""
 
+import asyncio
 import ssl
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from redis.connection import SSLConnection
 
 if TYPE_CHECKING:
     import socket
+
+T = TypeVar("T")
 
 
 class SharedTls:
@@ -124,6 +127,43 @@ class SharedTlsConnection(SSLConnection):
         # Atomic: the first thread's context stays. Sessions belong to one context.
         vars(tls).setdefault("context", wrapped.context)
         return wrapped
+
+
+async def reach(
+    tls: SharedTls | None,
+    announced: str,
+    timeout: float | None,
+    connect: Callable[[str], Awaitable[T]],
+) -> T:
+    """Connect to the first host of a server that answers; return the connection.
+
+    Parameters:
+        tls: what the TLS connections to the server share; ``None``: no TLS.
+        announced: the host that the server announces.
+        timeout: seconds that the caller allows for all hosts; ``None``: without bound.
+        connect: connects to a host.
+
+    Raises:
+        OSError: no host answers, or one that does has the wrong certificate.
+    """
+    hosts = (announced,) if tls is None else tls.hosts_of(announced)
+    for host in hosts:
+        last = host is hosts[-1]
+        # Half of the time for this host, so that some is left for the next one.
+        patience = None if last else (timeout or 10.0) / 2
+        try:
+            async with asyncio.timeout(patience):
+                made = await connect(host)
+        except ssl.SSLError:
+            raise  # A server answers there, but with the wrong certificate.
+        except OSError:
+            if last:
+                raise
+        else:
+            break
+    if tls is not None:
+        tls.routes[announced] = host
+    return made
 
 
 def _normal(name: str) -> str:

@@ -14,7 +14,7 @@ from django_entra_redis import aget_redis_connection
 from django_entra_redis.clients import loop_clients
 from emulator import Emulator
 from tests.support.caches import Database, let_in, make_cache
-from tests.support.sites import BACKEND, CLUSTER_BACKEND
+from tests.support.sites import BACKEND
 
 
 @pytest.fixture
@@ -132,20 +132,37 @@ def test_options_and_sockets_are_the_caches(tmp_path: Path) -> None:
     assert isinstance(options["retry"], redis.asyncio.retry.Retry)
 
 
-def test_what_has_none(cluster: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cluster has none, nor has another backend; the error says what to do."""
+def test_what_has_none() -> None:
+    """Another backend has none; the error says what to do."""
 
     async def ask() -> None:
         await aget_redis_connection()
 
-    with (
-        let_in(cluster, monkeypatch),
-        of(cluster.redis_url, CLUSTER_BACKEND),
-        pytest.raises(NotImplementedError, match="sync_to_async"),
-    ):
-        asyncio.run(ask())
     with pytest.raises(NotImplementedError, match="EntraRedisCache"):
         asyncio.run(ask())
+
+
+def test_cut_connection(database: Database) -> None:
+    """The server cuts connections: commands and subscribers go on, on any redis-py."""
+
+    async def work() -> None:
+        client: Any = await aget_redis_connection()
+        subscriber = client.pubsub(ignore_subscribe_messages=True)
+        await subscriber.subscribe("news")
+        await client.set("key", b"value")
+        for _ in range(3):
+            for kind in ("normal", "pubsub"):
+                database.admin.client_kill_filter(_type=kind, skipme=True)
+            assert await client.get("key") == b"value"
+            heard = None
+            while heard is None:
+                database.admin.publish("news", "text")
+                heard = await subscriber.get_message(timeout=0.05)
+            assert heard["data"] == b"text"
+        await subscriber.aclose()
+
+    with of(database.url, identity=None):
+        asyncio.run(work())
 
 
 def test_after_a_fork(database: Database) -> None:

@@ -26,6 +26,7 @@ from django.db.models.options import Options
 from django.dispatch import Signal
 from django.http import HttpResponse
 from django.utils.log import log_response
+from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.cluster import ClusterPipeline as AsyncClusterPipeline
 from redis.asyncio.connection import Connection as AsyncConnection
 from redis.backoff import NoBackoff
@@ -81,10 +82,20 @@ BORROWED = {
         lambda: callable(getattr(SSLConnection, "_wrap_socket_with_ssl", None)),
     ),
     "_connect": Borrowed(
-        "redis.connection.SSLConnection",
-        frozenset({"connections.tls"}),
+        "redis.connection.SSLConnection, and asyncio's connections",
+        frozenset({"connections.lent_connection", "connections.tls"}),
         "a way to try a second host for a connection before it counts as failed",
-        lambda: callable(getattr(SSLConnection, "_connect", None)),
+        lambda: all(
+            callable(getattr(kind, "_connect", None))
+            for kind in (AsyncConnection, SSLConnection)
+        ),
+    ),
+    "_connection_arguments": Borrowed(
+        "redis.asyncio.connection.Connection",
+        frozenset({"connections.lent_connection"}),
+        "a way to give a connection its SSL context, and the name that the server's "
+        "certificate must be for",
+        lambda: callable(getattr(AsyncConnection, "_connection_arguments", None)),
     ),
     "_get_free_connections": Borrowed(
         "redis.ConnectionPool, from redis-py 8 on",
@@ -391,6 +402,10 @@ OVERWRITTEN: dict[tuple[str, str], tuple[str, Callable[[], bool]]] = {
     ("connection.retry", "connections.pool"): (
         "redis-py's own pools do the same in set_retry()",
         lambda: hasattr(redis.Connection(), "retry"),
+    ),
+    ("node.connection_class", "clients.loop_cluster_clients"): (
+        "redis-py's asynchronous client of a cluster has no argument for the class",
+        lambda: hasattr(ClusterNode("127.0.0.1", 1), "connection_class"),
     ),
     ("client.connection_pool", "clients.observation"): (
         "redis-py's clients can't be made for one request without making all of them",

@@ -80,6 +80,7 @@ LAZY = {
     ("connections.endpoint", "connections.tracking"),
     ("cache.backend", "clients.kinds"),
     ("cache.backend", "clients.loop_clients"),
+    ("cache.backend", "clients.loop_cluster_clients"),
     ("clients.kinds", "clients.asynchronous"),
     ("clients.kinds", "clients.client_side_cache"),
     ("clients.kinds", "clients.client_side_cluster"),

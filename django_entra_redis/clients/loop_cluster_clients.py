@@ -1,0 +1,74 @@
+"""redis-py's own asynchronous client of a cluster, on a cache's settings."""
+
+import inspect
+from typing import Any, Self
+
+from redis.asyncio.cluster import ClusterNode, RedisCluster
+
+from ..connections.lent_connection import LentConnection
+from .loop_clients import make_retry, options_of, own_provider
+from .topology import Topology, discovery_error
+
+#: Whether a node's connections come back to it after an error, too. In redis-py 5 they
+#: do not, and would use up a maximum.
+_COUNTS = hasattr(ClusterNode, "release")
+
+
+class _Client(RedisCluster):
+    """redis-py's client, whose discovery raises the package's own errors."""
+
+    async def initialize(self, *args: Any, **kwargs: Any) -> Self:
+        """Discover the nodes, unless they are known."""
+        try:
+            await super().initialize(*args, **kwargs)
+        except Exception as error:
+            failure = discovery_error(error)
+        else:
+            return self
+        try:
+            raise failure.with_traceback(None)
+        finally:
+            del failure
+
+
+def make_cluster_client(topology: Topology) -> Any:
+    """Return a client of redis-py's for the running loop, by a cluster's options.
+
+    Nodes are connected to as the cache's own connections do: their certificates must
+    be for the host in ``LOCATION``, and no token goes to a far node in plain text.
+
+    Parameters:
+        topology: the cluster's topology.
+    """
+    nodes, first = topology.nodes, topology.nodes.first
+    # The servers in LOCATION are always asked first, as the cache does.
+    options: dict[str, Any] = {"dynamic_startup_nodes": False, **nodes.cluster_options}
+    options |= options_of(first, RedisCluster)
+    if _COUNTS:
+        options["max_connections"] = first.pool.max_connections
+    known = inspect.signature(RedisCluster.__init__).parameters.keys()
+    options = {name: value for name, value in options.items() if name in known}
+    provider = own_provider(first)
+    unwanted = {"host", "port"} | ({"credential_provider"} if provider else set())
+    for name in unwanted & options.keys():
+        del options[name]
+
+    def connect_to(*, host: str, port: int, **options: Any) -> LentConnection:
+        target = nodes.at(host, int(port)).target
+        return LentConnection(
+            host=host,
+            port=port,
+            target=target,
+            provider=provider,
+            retry_subscribed=make_retry(),
+            **options,
+        )
+
+    startup = [ClusterNode(one.host, one.port) for one in nodes.startup_nodes()]
+    client = _Client(startup_nodes=startup, retry=make_retry(), **options)
+    kind: Any = connect_to
+    # redis-py has no argument for the class of the connections.
+    client.connection_kwargs["connection_class"] = kind
+    for node in client.nodes_manager.startup_nodes.values():
+        node.connection_class = kind
+    return client
