@@ -27,7 +27,7 @@ from testproject.siteprocess import SiteError, SiteProcess
 from testproject.visitor import VisitError, Visitor
 
 USER = "demo"
-PAUSE = 0.05
+PAUSE = 0.1
 LOOK_EVERY = 0.25
 PROGRESS_EVERY = 2.0
 #: Seconds of life that one can watch go by on the status page.

@@ -1,6 +1,7 @@
 """Fixtures for all tests."""
 
 import contextlib
+import gc
 import os
 import signal
 import sys
@@ -58,6 +59,16 @@ LONGEST = {"test_cluster.py", "test_demo.py", "test_processes.py"}
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the longest files: no process is left alone with one in the end."""
     items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
+def pytest_collection_finish() -> None:
+    """Leave all that has been imported out of garbage collections.
+
+    Many tests collect garbage. To look through all modules, too, would take most of
+    their time.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -41,7 +41,7 @@ from tests.support.caches import Database, let_in, wait_until
 #: Older asyncio connections in use can't be told to reconnect.
 RECONNECTS = hasattr(redis.asyncio.Connection, "mark_for_reconnect")
 #: Seconds between two operations of a client.
-REST = 0.001
+REST = 0.02
 
 
 @pytest.fixture
@@ -343,6 +343,7 @@ def test_identities_and_caches(
             assert str_if_bytes(user) == identities[alias]
             cache.set("key", alias)
             assert cache.get("key") == alias
+            time.sleep(REST)
 
     with (
         let_in(emulator, monkeypatch, default=identity(emulator), other=other),

@@ -15,6 +15,8 @@ from django_entra_redis.credentials import get_credential_provider
 from tests.integrations.workers import EXPIRIES, RATIO
 
 VISITORS = 4
+#: Seconds between two visits of one of them.
+REST = 0.1
 
 
 def configure(engine: str, database: str) -> None:
@@ -60,6 +62,7 @@ async def visit() -> int:
         assert await get(client, "/count") == str(2 * visits)
         assert await get(client, "/page") == "page"
         assert await get(client, "/fragment") == "fragment"
+        await asyncio.sleep(REST)
     return visits
 
 

@@ -152,7 +152,8 @@ def ask_until(
             for account in executor.map(ask, [url] * 8):
                 if account is not None:
                     found.setdefault(account["pid"], []).append(account)
-            time.sleep(0.02)
+            # What it waits for takes seconds; the servers are to have time for it.
+            time.sleep(0.2)
     return found
 
 
