@@ -57,8 +57,9 @@ class PickleSerializer(RedisSerializer):
     # The stubs' overloads tell numbers from bytes; what comes from Redis is bytes.
     def loads(self, data: bytes) -> Any:  # type: ignore[override]
         """Return the value of some bytes."""
-        # Pickles of protocol 2 and newer begin so; Django tries int() on each.
-        if data[:1] == b"\x80" and len(data) > 1:
+        # Pickles of protocol 2 and newer are between these: they begin with the first
+        # one. Django tries int() on each.
+        if b"\x80" < data < b"\x81":
             return pickle.loads(data)
         try:
             return int(data)

@@ -69,6 +69,8 @@ class EntraRedisCache(
         super().__init__(server, params)
         self._servers = list(split_location(server))
         self._params = params
+        # The last prefix and version, and what their keys begin with.
+        self._beginning: tuple[Any, Any, str] = (object(), object(), "")
         # A subclass that overrides one of these gets no short cut.
         own = type(self)
         self._validates = own.validate_key is not BaseCache.validate_key
@@ -255,7 +257,10 @@ class EntraRedisCache(
         else:
             # As Django's own functions do it, without two calls.
             shown = self.version if version is None else version
-            made = f"{self.key_prefix!s}:{shown!s}:{key!s}"
+            prefix, known, beginning = self._beginning
+            if shown is not known or self.key_prefix is not prefix:
+                beginning = self._begin_key(shown)
+            made = f"{beginning}{key!s}"
         # What these let pass, Django's generator and regular expression would too.
         if (
             len(made) > MEMCACHE_MAX_KEY_LENGTH
@@ -265,6 +270,17 @@ class EntraRedisCache(
         ):
             self.validate_key(made)
         return made
+
+    def _begin_key(self, version: Any) -> str:
+        """Return what the keys of a version begin with, and note it for the next one.
+
+        It is noted where it can't change without one of the two objects' being another.
+        """
+        prefix = self.key_prefix
+        beginning = f"{prefix!s}:{version!s}:"
+        if type(prefix) is str and type(version) is int:
+            self._beginning = prefix, version, beginning
+        return beginning
 
     def _make_and_validate_keys(
         self, keys: Iterable[Any], version: int | None

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from redis.lock import Lock
 
     from ..clients.asynchronous import AsyncCacheClient
+    from ..clients.straight import SingleKey
     from ..clients.sync import Client
     from ..commands.operations import Operations
     from ..conf.options import CacheOptions
@@ -94,6 +95,11 @@ class KeyspaceMethods:
             ...
 
         @cached_property
+        def _single_key(self) -> SingleKey:
+            """The path of operations on one key."""
+            ...
+
+        @cached_property
         def _async_cache(self) -> AsyncCacheClient:
             """The client for event loops."""
             ...
@@ -127,7 +133,7 @@ class KeyspaceMethods:
     def ttl(self, key: str, version: int | None = None) -> int | None:
         """Return the seconds until a key expires: ``None``: never; 0: there is none."""
         made = self.make_and_validate_key(key, version)
-        return self._cache.run(self._operations.time_to_live, "TTL", made)
+        return self._single_key.time_to_live("TTL", made)
 
     async def attl(self, key: str, version: int | None = None) -> int | None:
         """See :meth:`ttl`."""
@@ -137,7 +143,7 @@ class KeyspaceMethods:
     def pttl(self, key: str, version: int | None = None) -> int | None:
         """Return what :meth:`ttl` does, in milliseconds."""
         made = self.make_and_validate_key(key, version)
-        return self._cache.run(self._operations.time_to_live, "PTTL", made)
+        return self._single_key.time_to_live("PTTL", made)
 
     async def apttl(self, key: str, version: int | None = None) -> int | None:
         """See :meth:`pttl`."""
@@ -147,7 +153,7 @@ class KeyspaceMethods:
     def persist(self, key: str, version: int | None = None) -> bool:
         """Remove a key's timeout; return whether it exists and had one."""
         made = self.make_and_validate_key(key, version=version)
-        return self._cache.run(self._operations.change_expiry, "PERSIST", made)
+        return self._single_key.change_expiry("PERSIST", made)
 
     async def apersist(self, key: str, version: int | None = None) -> bool:
         """See :meth:`persist`."""
@@ -169,28 +175,28 @@ class KeyspaceMethods:
             TypeError, ValueError: it is not a duration; the key is not changed.
         """
         call = self._expire_call("EXPIRE", key, version, timeout)
-        return bool(self._cache.run(*call))
+        return self._change(*call)
 
     async def aexpire(
         self, key: str, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None
     ) -> bool:
         """See :meth:`expire`."""
         call = self._expire_call("EXPIRE", key, version, timeout)
-        return bool(await self._async_cache.run(*call))
+        return await self._achange(*call)
 
     def pexpire(
         self, key: str, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None
     ) -> bool:
         """Do as :meth:`expire` does, with milliseconds."""
         call = self._expire_call("PEXPIRE", key, version, timeout)
-        return bool(self._cache.run(*call))
+        return self._change(*call)
 
     async def apexpire(
         self, key: str, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None
     ) -> bool:
         """See :meth:`pexpire`."""
         call = self._expire_call("PEXPIRE", key, version, timeout)
-        return bool(await self._async_cache.run(*call))
+        return await self._achange(*call)
 
     def expire_at(
         self, key: str, when: int | datetime, version: int | None = None
@@ -205,48 +211,59 @@ class KeyspaceMethods:
             TypeError, ValueError: it is not a moment; the key is not changed.
         """
         call = self._expire_at_call("EXPIREAT", key, version, when)
-        return bool(self._cache.run(*call))
+        return self._change(*call)
 
     async def aexpire_at(
         self, key: str, when: int | datetime, version: int | None = None
     ) -> bool:
         """See :meth:`expire_at`."""
         call = self._expire_at_call("EXPIREAT", key, version, when)
-        return bool(await self._async_cache.run(*call))
+        return await self._achange(*call)
 
     def pexpire_at(
         self, key: str, when: int | datetime, version: int | None = None
     ) -> bool:
         """Do as :meth:`expire_at` does, with milliseconds since the epoch."""
         call = self._expire_at_call("PEXPIREAT", key, version, when)
-        return bool(self._cache.run(*call))
+        return self._change(*call)
 
     async def apexpire_at(
         self, key: str, when: int | datetime, version: int | None = None
     ) -> bool:
         """See :meth:`pexpire_at`."""
         call = self._expire_at_call("PEXPIREAT", key, version, when)
-        return bool(await self._async_cache.run(*call))
+        return await self._achange(*call)
+
+    def _change(self, operation: str, *args: Any) -> bool:
+        """Carry out an operation that changes when a key expires."""
+        return bool(getattr(self._single_key, operation)(*args))
+
+    async def _achange(self, operation: str, *args: Any) -> bool:
+        """See :meth:`_change`."""
+        found = getattr(self._operations, operation)
+        return bool(await self._async_cache.run(found, *args))
 
     def _expire_call(
         self, command: str, key: str, version: int | None, timeout: Any
     ) -> tuple[Any, ...]:
-        """Return the operation that sets a key's timeout, and its arguments."""
+        """Return the name of the operation that sets a key's timeout, and its
+        arguments."""
         made = self.make_and_validate_key(key, version=version)
         if timeout is DEFAULT_TIMEOUT:
             if self.default_timeout is None:
-                return self._operations.touch, made, None
+                return "touch", made, None
             timeout = timedelta(seconds=self.default_timeout)
         amount = duration(timeout, _PER_SECOND[command])
-        return self._operations.change_expiry, command, made, amount
+        return "change_expiry", command, made, amount
 
     def _expire_at_call(
         self, command: str, key: str, version: int | None, when: Any
     ) -> tuple[Any, ...]:
-        """Return the operation that sets when a key expires, and its arguments."""
+        """Return the name of the operation that sets when a key expires, and its
+        arguments."""
         made = self.make_and_validate_key(key, version=version)
         amount = moment(when, _PER_SECOND[command])
-        return self._operations.change_expiry, command, made, amount
+        return "change_expiry", command, made, amount
 
     # -- finding keys ----------------------------------------------------------------
 

@@ -111,6 +111,17 @@ class CopyingPath:
         """Delete several keys."""
         self._client.run(self._client.operations.delete_many, keys)
 
+    def time_to_live(self, command: str, key: str) -> int | None:
+        """Return the time until a key expires."""
+        return self._path.time_to_live(command, key)
+
+    def change_expiry(self, command: str, key: str, *amount: int) -> bool:
+        """Change when a key expires; return whether it is there."""
+        try:
+            return self._path.change_expiry(command, key, *amount)
+        finally:
+            self._drop(key)
+
     def incr(self, key: str, delta: int) -> int:
         """Add to a number; return the sum."""
         try:

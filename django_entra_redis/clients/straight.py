@@ -15,13 +15,19 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from .._errors import without_frames
-from ..commands.operations import Operation, Operations, no_such_key, pack_incr
+from ..commands.operations import (
+    Operation,
+    Operations,
+    no_such_key,
+    pack_incr,
+    time_left,
+)
 from ..commands.packing import (
     pack_delete,
-    pack_exists,
-    pack_expire,
+    pack_deletes,
     pack_get,
     pack_get_many,
+    pack_on_key,
     pack_set,
     pack_sets,
 )
@@ -38,21 +44,17 @@ from ..commands.replies import (
 )
 from ..commands.request import Request
 from ..connections.endpoint import Endpoint
-from ..connections.pool import MISSED, ConnectionPool
+from ..connections.pool import MISSED, RESULTS, ConnectionPool
 from .observation import INSTRUMENTATION
 from .redirects import batch_error
 
 T = TypeVar("T")
 Ask = Callable[..., Any]
 
-#: Bytes of a command at most: a longer one may not be sent by a single write.
-LONGEST = 64 * 1024
-#: Bytes of several commands at most: no server refuses values of that size.
-LONGEST_OF_MANY = 512 * 1024
+#: Bytes of commands at most: no server refuses values of that size.
+LONGEST = 512 * 1024
 #: Types of the result of a command that changes one key.
 _PLAIN = (bool, int)
-#: Types of the result of any command that has not failed.
-_RESULTS = frozenset((bool, bytes, int, list, type(None)))
 
 
 @dataclass(slots=True)
@@ -159,6 +161,14 @@ class GeneralPath:
         """Delete several keys."""
         self._run(self._operations.delete_many, keys)
 
+    def time_to_live(self, command: str, key: str) -> int | None:
+        """Return the time until a key expires."""
+        return self._run(self._operations.time_to_live, command, key)
+
+    def change_expiry(self, command: str, key: str, *amount: int) -> bool:
+        """Change when a key expires; return whether it is there."""
+        return self._run(self._operations.change_expiry, command, key, *amount)
+
 
 class StraightPath:
     """Operations on one key, or on several in one piece.
@@ -197,7 +207,7 @@ class StraightPath:
         """Set a key that is not there; return whether it was set."""
         data = self._dumps(value)
         if timeout == 0:
-            result = self._write(pack_exists(key), integer)
+            result = self._write(pack_on_key("EXISTS", key), integer)
             if type(result) is int:
                 return not result
         else:
@@ -221,7 +231,7 @@ class StraightPath:
         """Set a key's timeout; return whether it is there."""
         result = MISSED  # Without a timeout it takes two commands.
         if timeout is not None:
-            result = self._write(pack_expire(key, timeout), integer)
+            result = self._write(pack_on_key("EXPIRE", key, timeout), integer)
         if type(result) is int:
             return bool(result)
         return self._fall_back(result, self._operations.touch, key, timeout)
@@ -235,7 +245,7 @@ class StraightPath:
 
     def has_key(self, key: str) -> bool:
         """Return whether a key is there."""
-        result = self._read(pack_exists(key), integer)
+        result = self._read(pack_on_key("EXISTS", key), integer)
         if type(result) is int:
             return bool(result)
         return self._fall_back(result, self._operations.has_key, key)
@@ -274,16 +284,31 @@ class StraightPath:
         result = self._write(b"".join(commands), _read_sets, len(keys))
         if result is True:
             return []
-        return self._fall_back(result, self._operations.set_many, keys, data, timeout)
+        packed_already = self._operations.set_many_packed
+        return self._fall_back(result, packed_already, commands, keys, data)
 
     def delete_many(self, keys: Sequence[str]) -> None:
         """Delete several keys."""
         if not keys:
             return
-        packed = b"".join(map(pack_delete, keys))
-        result = self._write(packed, _read_deletions, len(keys))
+        result = self._write(pack_deletes(keys), _read_deletions, len(keys))
         if result is not True:
             self._fall_back(result, self._operations.delete_many, keys)
+
+    def time_to_live(self, command: str, key: str) -> int | None:
+        """Return the time until a key expires."""
+        result = self._read(pack_on_key(command, key), integer)
+        if type(result) is int:
+            return time_left(result)
+        return self._fall_back(result, self._operations.time_to_live, command, key)
+
+    def change_expiry(self, command: str, key: str, *amount: int) -> bool:
+        """Change when a key expires; return whether it is there."""
+        result = self._write(pack_on_key(command, key, *amount), integer)
+        if type(result) is int:
+            return bool(result)
+        change = self._operations.change_expiry
+        return self._fall_back(result, change, command, key, *amount)
 
     def _fall_back(
         self, result: Any, operation: Callable[..., Operation[T]], *args: Any
@@ -334,12 +359,12 @@ def _make_ask(endpoint: Endpoint) -> Ask:
             or outages.any
             # The server may close the connection before it has read all of it, and
             # reply with the reason before that.
-            or len(packed) > (LONGEST_OF_MANY if count else LONGEST)
+            or len(packed) > LONGEST
         ):
             return MISSED
         began = clock()
         result = exchange(packed, parse, began, count)
-        if type(result) in _RESULTS and not (count and result is not True):
+        if type(result) in RESULTS and not (count and result is not True):
             outages.answered_at = began
             return result
         return result if result is MISSED else FirstTry(result, began)

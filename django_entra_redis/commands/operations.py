@@ -69,8 +69,8 @@ _INCR = f"*5\r\n$7\r\nEVALSHA\r\n$40\r\n{INCR_SHA}\r\n$1\r\n1\r\n$"
 
 def pack_incr(key: str, delta: int) -> bytes:
     """Return EVALSHA of the script that increments a key."""
-    by = str(delta)
-    return f"{_INCR}{length(key)}\r\n{key}\r\n${len(by)}\r\n{by}\r\n".encode()
+    by = "$1\r\n1" if delta == 1 else f"${len(str(delta))}\r\n{delta}"
+    return f"{_INCR}{length(key)}\r\n{key}\r\n{by}\r\n".encode()
 
 
 class ServerFacts:
@@ -93,6 +93,12 @@ def no_such_key(key: str) -> ValueError:
     return ValueError(f"Key '{key}' not found.")
 
 
+def time_left(reply: int) -> int | None:
+    """Return the time until a key expires, of the reply to TTL or PTTL: ``None``:
+    never; 0: there is no such key."""
+    return None if reply == _NO_EXPIRY else max(0, reply)
+
+
 def _not_counted(key: str, delta: int) -> Any:
     raise no_such_key(key)
 
@@ -112,6 +118,7 @@ _EMPTY_ANSWERS: Mapping[str, Callable[..., Any]] = {
     "count": lambda key, delta: delta,
     # The result is the keys that could not be set: all of them.
     "set_many": lambda keys, data, timeout: list(data),
+    "set_many_packed": lambda commands, keys, data: list(data),
     "delete_many": lambda keys: None,
     "clear": lambda: False,
     "clear_matching": lambda pattern: False,
@@ -273,6 +280,21 @@ class Operations:
         if not keys:
             return []
         commands = pack_sets(keys, map(self.dumps, data.values()), timeout)
+        return (yield from self.set_many_packed(commands, keys, data))
+
+    def set_many_packed(
+        self, commands: Sequence[bytes], keys: Sequence[str], data: Iterable[Any]
+    ) -> Operation[list[Any]]:
+        """Set several keys by commands that have been packed already.
+
+        Parameters:
+            commands: the command of each key.
+            keys: the keys in Redis.
+            data: the keys' names.
+
+        Returns:
+            The names of the keys that Redis refused to set.
+        """
         replies = yield self.each(commands, keys, parse=done_or_integer)
         failed = {
             name: reply
@@ -283,7 +305,7 @@ class Operations:
         odd = [e for e in failed.values() if not isinstance(e, OutOfMemoryError)]
         if odd:
             logger.warning(
-                "%d of %d keys could not be set: %s", len(failed), len(data), odd[0]
+                "%d of %d keys could not be set: %s", len(failed), len(keys), odd[0]
             )
         return list(failed)
 
@@ -344,7 +366,7 @@ class Operations:
             key: the key.
         """
         left = yield Request((command, key), key=key, write=False, parse=integer)
-        return None if left == _NO_EXPIRY else max(0, int(left))
+        return time_left(left)
 
     def change_expiry(self, command: str, key: str, *amount: int) -> Operation[bool]:
         """Change when a key expires; return whether it exists.

@@ -6,7 +6,7 @@ cost with a hundred keys.
 """
 
 from collections.abc import Iterable, Sequence
-from itertools import chain
+from itertools import chain, repeat
 from typing import Any
 
 #: Bits of an integer that Python writes in decimals, however low its limit is set.
@@ -35,28 +35,63 @@ def pack_all(commands: Iterable[Sequence[Any]]) -> bytes:
     return b"".join(parts)
 
 
+#: Bytes of a key from which on the beginning of its command is in no table.
+_LONG = 512
+
+
+def beginnings(words: int, *first: str) -> list[str]:
+    """Return how a command begins up to its key, by the key's length in bytes.
+
+    To write a number takes longer than to look it up.
+
+    Parameters:
+        words: the number of words of the command.
+        first: those before the key.
+    """
+    before = "".join(f"${len(word)}\r\n{word}\r\n" for word in first)
+    return [f"*{words}\r\n{before}${size}\r\n" for size in range(_LONG)]
+
+
+_GET = beginnings(2, "GET")
+_DELETE = beginnings(2, "DEL")
+
+
 def pack_get(key: str) -> bytes:
     """Return GET of a key."""
     # What length() returns: of all commands, this is the one that is sent most.
     size = len(key) if key.isascii() else len(key.encode())
-    return f"*2\r\n$3\r\nGET\r\n${size}\r\n{key}\r\n".encode()
+    if size >= _LONG:
+        return pack_all([("GET", key)])
+    return f"{_GET[size]}{key}\r\n".encode()
 
 
 def pack_delete(key: str) -> bytes:
     """Return DEL of a key."""
-    return f"*2\r\n$3\r\nDEL\r\n${length(key)}\r\n{key}\r\n".encode()
+    return pack_on_key("DEL", key)
 
 
-def pack_exists(key: str) -> bytes:
-    """Return EXISTS of a key."""
-    return f"*2\r\n$6\r\nEXISTS\r\n${length(key)}\r\n{key}\r\n".encode()
+def pack_deletes(keys: Sequence[str]) -> bytes:
+    """Return DEL of each key, in one piece."""
+    try:
+        begun = [_DELETE[size] for size in lengths(keys)]
+    except IndexError:
+        return b"".join(map(pack_delete, keys))
+    words = chain.from_iterable(zip(begun, keys, repeat("\r\n")))
+    return "".join(words).encode()
 
 
-def pack_expire(key: str, timeout: int) -> bytes:
-    """Return EXPIRE of a key."""
+def pack_on_key(command: str, key: str, *amount: int) -> bytes:
+    """Return a command of a key.
+
+    Parameters:
+        command: its name, such as TTL.
+        key: the key.
+        amount: the command's argument, if it has one.
+    """
+    count = 2 + len(amount)
+    end = "".join([f"${len(str(number))}\r\n{number}\r\n" for number in amount])
     return (
-        f"*3\r\n$6\r\nEXPIRE\r\n${length(key)}\r\n{key}\r\n"
-        f"${len(str(timeout))}\r\n{timeout}\r\n"
+        f"*{count}\r\n${len(command)}\r\n{command}\r\n${length(key)}\r\n{key}\r\n{end}"
     ).encode()
 
 
@@ -72,10 +107,8 @@ def pack_set(
     if timeout == 0 and condition is None:
         return pack_delete(key)
     data = value if type(value) is bytes else encode(value)
-    count, end = _END_OF_SET.get((timeout, condition)) or _end_of_set(
-        timeout, condition
-    )
-    head = f"*{count}\r\n$3\r\nSET\r\n${length(key)}\r\n{key}\r\n${len(data)}\r\n"
+    begin, end = _SETS.get((timeout, condition)) or _make_set(timeout, condition)
+    head = f"{begin}{length(key)}\r\n{key}\r\n${len(data)}\r\n"
     return b"%b%b%b" % (head.encode(), data, end)
 
 
@@ -85,24 +118,23 @@ def pack_sets(
     """Return SET of each key; see :func:`pack_set`."""
     if timeout == 0:
         return [pack_delete(key) for key, _ in zip(keys, values, strict=True)]
-    count, end = _END_OF_SET.get((timeout, None)) or _end_of_set(timeout, None)
-    # With places for a key, a value, and how long each is.
-    form = b"*%d\r\n$3\r\nSET\r\n$%%d\r\n%%b\r\n$%%d\r\n%%b%b" % (count, end)
+    begin, end = _SETS.get((timeout, None)) or _make_set(timeout, None)
     commands = []
     for key, value in zip(keys, values, strict=True):
-        name = key.encode()
-        data = value if type(value) is bytes else encode(value)
-        commands.append(form % (len(name), name, len(data), data))
+        if type(value) is int:
+            word = f"${len(str(value))}\r\n{value}"
+            commands.append(f"{begin}{length(key)}\r\n{key}\r\n{word}".encode() + end)
+        else:
+            data = value if type(value) is bytes else encode(value)
+            head = f"{begin}{length(key)}\r\n{key}\r\n${len(data)}\r\n"
+            commands.append(b"%b%b%b" % (head.encode(), data, end))
     return commands
 
 
 def pack_get_many(keys: Sequence[str]) -> bytes:
     """Return MGET of several keys."""
-    sizes: Iterable[int] = map(len, keys)
-    if not "".join(keys).isascii():
-        sizes = map(length, keys)
     try:
-        heads = [_HEADS[size] for size in sizes]
+        heads = [_HEADS[size] for size in lengths(keys)]
     except IndexError:
         return pack_all([("MGET", *keys)])
     words = "\r\n".join(chain.from_iterable(zip(heads, keys, strict=True)))
@@ -110,7 +142,12 @@ def pack_get_many(keys: Sequence[str]) -> bytes:
 
 
 #: How a word begins, by its bytes: to write a number takes longer than to look it up.
-_HEADS = [f"${size}" for size in range(512)]
+_HEADS = [f"${size}" for size in range(_LONG)]
+
+
+def lengths(texts: Sequence[str]) -> Iterable[int]:
+    """Return what :func:`length` returns of each text."""
+    return map(len if "".join(texts).isascii() else length, texts)
 
 
 def length(text: str) -> int:
@@ -118,19 +155,21 @@ def length(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode())
 
 
-#: By timeout and condition: the number of words of a SET, and its end. A site has few
-#: of them; if there are many, the oldest are removed.
-_END_OF_SET: dict[tuple[int | None, str | None], tuple[int, bytes]] = {}
-_ENDS = 256
+#: By timeout and condition: how a SET begins, up to the length of its key, and how it
+#: ends after its value. A site has few of them; if there are many, the oldest are
+#: removed.
+_SETS: dict[tuple[int | None, str | None], tuple[str, bytes]] = {}
+_MOST_SETS = 256
 
 
-def _end_of_set(timeout: int | None, condition: str | None) -> tuple[int, bytes]:
+def _make_set(timeout: int | None, condition: str | None) -> tuple[str, bytes]:
     words = [] if condition is None else [condition]
     words += [] if timeout is None else ["EX", str(timeout)]
+    begin = f"*{3 + len(words)}\r\n$3\r\nSET\r\n$"
     end = "".join(f"${len(word)}\r\n{word}\r\n" for word in words)
-    found = _END_OF_SET[timeout, condition] = 3 + len(words), b"\r\n" + end.encode()
-    if len(_END_OF_SET) > _ENDS:
-        _END_OF_SET.pop(next(iter(_END_OF_SET)), None)
+    found = _SETS[timeout, condition] = begin, b"\r\n" + end.encode()
+    if len(_SETS) > _MOST_SETS:
+        _SETS.pop(next(iter(_SETS)), None)
     return found
 
 

@@ -150,7 +150,7 @@ class Exchanger:
         reader = self._reader
         data = self._read(self._timeout)
         # All replies end so; a value that is not here as a whole rarely does.
-        if data[-2:] != b"\r\n" and (value := self._read_value(data)) is not None:
+        if not data.endswith(b"\r\n") and (value := self._read_value(data)) is not None:
             return value
         patience: _Patience | None = None
         while True:

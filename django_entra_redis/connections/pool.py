@@ -36,6 +36,8 @@ from .tls import SharedTls, SharedTlsConnection
 MAX_CONNECTIONS = 100
 #: What :meth:`ConnectionPool.exchange` returns where it has not sent anything.
 MISSED: Any = object()
+#: Types of the result of any command that has not failed.
+RESULTS = frozenset((bool, bytes, int, list, type(None)))
 #: redis-py's own connection classes: a user's class may treat its socket differently.
 _ORDINARY = (Connection, SSLConnection, UnixDomainSocketConnection)
 #: Options that only redis-py's own methods for sending and receiving support.
@@ -188,9 +190,9 @@ class ConnectionPool(redis.ConnectionPool):
                 as a list.
 
         Returns:
-            The parsed reply; an error reply, or the error of the connection, as an
-            exception; :data:`MISSED` if there is no such connection, in which case
-            nothing has been sent.
+            The parsed reply, of one of the types in :data:`RESULTS`; an error reply,
+            or the error of the connection, as an exception; :data:`MISSED` if there is
+            no such connection, in which case nothing has been sent.
         """
         if now >= self._look_at:
             self._close_idle(now)
@@ -209,14 +211,14 @@ class ConnectionPool(redis.ConnectionPool):
                 reply = exchanger.exchange(packed, count)
                 if reply is UNSENT:
                     return MISSED
-                if not isinstance(reply, Exception):
+                if type(reply) in RESULTS or not isinstance(reply, Exception):
                     reply = parse(reply)
             except RedisError as error:
                 return error
             # The reply has been read in full. The connection is closed all the same
             # after READONLY, since DNS may name another server after a failover, and
             # after errors like LOADING, which redis-py treats as disconnects.
-            clean = not isinstance(reply, Exception) or (
+            clean = type(reply) in RESULTS or (
                 isinstance(reply, ResponseError)
                 and not isinstance(reply, ReadOnlyError)
             )

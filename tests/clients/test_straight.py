@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import redis
-from django.core.cache.backends.base import BaseCache
+from django.core.cache.backends.base import DEFAULT_TIMEOUT, BaseCache
 
 from django_entra_redis.cache import EntraRedisCache
 from django_entra_redis.clients.straight import GeneralPath, StraightPath
@@ -46,6 +46,11 @@ def timed(name: str, timeout: Any, cache: BaseCache) -> Any:
 def conditional(word: str, timeout: Any, cache: Any) -> Any:
     """Set a key under a condition."""
     return cache.set("key", 9, timeout, **{word: True})
+
+
+def timed_anew(name: str, amount: Any, cache: Any) -> Any:
+    """Change when a key expires, and see whether that has been done."""
+    return getattr(cache, name)("key", amount), cache.has_key("key")
 
 
 def several(timeout: Any, cache: Any) -> Any:
@@ -127,6 +132,19 @@ OPERATIONS: dict[str, Do] = {
     ),
     "delete_many": delete_several,
     "delete_many of none": lambda cache: cache.delete_many([]),
+    "timeouts": lambda cache: [
+        (getattr(cache, name)("key"), getattr(cache, name)("none"))
+        for name in ("ttl", "persist", "ttl", "pttl")
+    ],
+    **{
+        f"{name} {word}": partial(timed_anew, name, amount)
+        for name, word, amount in (
+            *(("expire", "soon", 5), ("expire", "at once", -1)),
+            ("expire", "by default", DEFAULT_TIMEOUT),
+            *(("pexpire", "soon", 5000), ("pexpire_at", "once", 2**42)),
+            *(("expire_at", "once", 2**32), ("expire_at", "before", 1)),
+        )
+    },
     "what can't be pickled": lambda cache: cache.set("key", threading.Lock()),
 }
 
@@ -241,6 +259,11 @@ def test_it_is_taken(database: Database, monkeypatch: pytest.MonkeyPatch) -> Non
     cache.set_many({"key": "x" * 600_000, "other": 1})
     assert len(cache.get("key")) == 600_000
     assert len(sent) == len(names) + 1
+    cache.set("key", "x" * 300_000)
+    assert (cache.ttl("key"), cache.persist("key"), cache.expire("key", 5)) == (
+        *(300, True, True),
+    )
+    assert len(sent) == len(names) + 5
 
 
 @pytest.mark.parametrize("size", [10, 32 * 1024, 100_000, 1_000_000, 20_000_000])

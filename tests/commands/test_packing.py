@@ -10,10 +10,11 @@ from django_entra_redis.commands.operations import INCR_SHA, pack_incr
 from django_entra_redis.commands.packing import (
     pack_all,
     pack_delete,
-    pack_exists,
-    pack_expire,
+    pack_deletes,
     pack_get,
+    pack_on_key,
     pack_set,
+    pack_sets,
 )
 
 VALUES = [b"bytes", bytearray(b"array"), memoryview(b"view"), "text é", 7, -1, 1.5]
@@ -42,16 +43,35 @@ def test_get_and_several() -> None:
     assert pack_all(commands) == b"".join(packed(*command) for command in commands)
 
 
-@pytest.mark.parametrize("key", ["key", "clé"])
+#: Of a length that is in the tables, and of one that is not.
+KEYS = ["key", "clé", "k" * 511, "k" * 512, "é" * 300]
+
+
+@pytest.mark.parametrize("key", KEYS)
 def test_single_keys(key: str) -> None:
     """The commands of one key, and SET under a condition."""
     assert pack_delete(key) == packed("DEL", key)
-    assert pack_exists(key) == packed("EXISTS", key)
-    assert pack_expire(key, 300) == packed("EXPIRE", key, 300)
+    assert pack_get(key) == packed("GET", key)
+    assert pack_on_key("EXISTS", key) == packed("EXISTS", key)
+    assert pack_on_key("EXPIRE", key, 300) == packed("EXPIRE", key, 300)
     assert pack_set(key, b"x", 0, "NX") == packed("SET", key, "x", "NX", "EX", 0)
     assert pack_set(key, b"x", None, "XX") == packed("SET", key, "x", "XX")
-    counting = ("EVALSHA", INCR_SHA, 1, key, -5)
-    assert pack_incr(key, -5) == packed(*counting) == pack_all([counting])
+    for delta in (1, -5, 2**70):
+        counting = ("EVALSHA", INCR_SHA, 1, key, delta)
+        assert pack_incr(key, delta) == packed(*counting) == pack_all([counting])
+
+
+@pytest.mark.parametrize("keys", [KEYS, KEYS[:3], ["key", "other"], []])
+def test_several_keys(keys: list[str]) -> None:
+    """Whatever their lengths, they are packed as each alone."""
+    assert pack_deletes(keys) == b"".join(packed("DEL", key) for key in keys)
+    values: list[Any] = [7, b"bytes", "text", -1, 1.5][: len(keys)]
+    for timeout in (None, 300):
+        expiry = () if timeout is None else ("EX", timeout)
+        assert pack_sets(keys, values, timeout) == [
+            packed("SET", key, value, *expiry)
+            for key, value in zip(keys, values, strict=True)
+        ]
 
 
 def test_timeouts_are_not_kept_for_ever() -> None:
@@ -59,7 +79,7 @@ def test_timeouts_are_not_kept_for_ever() -> None:
     for timeout in range(1, 1000):
         expected = packed("SET", "key", "x", "EX", timeout)
         assert pack_set("key", b"x", timeout) == expected
-    assert len(packing._END_OF_SET) <= packing._ENDS
+    assert len(packing._SETS) <= packing._MOST_SETS
 
 
 @pytest.mark.parametrize("value", [True, None, object(), {"a": 1}])
