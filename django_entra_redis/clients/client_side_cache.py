@@ -6,169 +6,38 @@ comes, whatever that is, so that this process always reads what it has written.
 """
 
 import asyncio
-import logging
 from abc import abstractmethod
 from collections.abc import Callable, Generator, Iterable, Sequence
-from datetime import UTC, datetime, timedelta
 from time import monotonic
 from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
 
 from asgiref.sync import sync_to_async
 from django.utils.functional import cached_property
-from redis.exceptions import ReadOnlyError
+from redis.exceptions import ReadOnlyError, TimeoutError
 from redis.lock import Lock
 
 from ..commands.operations import Operation
 from ..commands.request import Request
-from ..conf.options import CacheOptions, ClientSideCaching
-from ..connections.copies import Copies, Copy
+from ..conf.options import CacheOptions
+from ..connections.copies import Copy
 from ..connections.endpoint import Endpoint
 from ..connections.event_loops import LoopConnections, connections_of
-from ..connections.tracking import Tracker
-from ..status import ClientSideCacheInfo
+from ..connections.tracking import Begun, Tracker, Values
 from .asynchronous import AsyncCacheClient
+from .attempts import Attempts
 from .copying_path import CopyingPath
+from .local_copies import LocalCopies, local_copies
 from .straight import single_key_path
 from .sync import CacheClient, Client
-
-logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 #: Returns whether copies are kept of a key in Redis.
 Keeps = Callable[[str], bool]
 
-#: Values as they have come; ``None`` where they must be asked for in another way.
-Fetched = list[bytes | None] | None
 #: A read that asks for keys that a tracking connection is to fetch, or for the
 #: operation as it is without copies.
 Reading = Generator[tuple[str, Any], Any, Any]
-
-
-class LocalCopies:
-    """The copies of all caches of this process with the same servers and settings.
-
-    Parameters:
-        settings: what ``OPTIONS`` ask for.
-        unsupported: why there are to be none.
-    """
-
-    def __init__(self, settings: ClientSideCaching, unsupported: str | None) -> None:
-        self.settings = settings
-        self.unsupported = unsupported
-        self.copies = Copies(settings.max_bytes, settings.max_value_bytes)
-        # Its uses are atomic.
-        self._trackers: dict[Endpoint, Tracker] = {}
-
-    def find(self, key: str) -> Copy | None:
-        """Return the copy of a value, if there is one that may be used."""
-        copies = self.copies
-        copy = copies.peek(key)
-        if copy is None:
-            return None
-        # As TrackedConnection.is_fresh does, in a call less.
-        owner: Any = copy.owner
-        if owner.has_come():
-            owner.take_in()
-            # It may have changed, or have come anew.
-            copy = copies.peek(key)
-            if copy is None or copy.owner is not owner:
-                return None
-        now = monotonic()
-        if now >= owner.ask_at and not owner.is_confirmed(key, now):
-            return None
-        return copy if copies.use(key, copy, now) else None
-
-    def find_at(self, key: str, endpoint: Endpoint) -> Copy | None:
-        """Do as :meth:`find` does, if the copy comes from the server that has the key
-        now."""
-        tracker = self._trackers.get(endpoint)
-        owner = self.copies.owner(key)
-        if owner is None or tracker is None or owner is not tracker.wire:
-            self.copies.drop([key])
-            return None
-        return self.find(key)
-
-    def tracker(self, endpoint: Endpoint) -> Tracker:
-        """Return the tracking connection to a server."""
-        found = self._trackers.get(endpoint)
-        if found is None:
-            made = endpoint.track(self.copies, self.settings.max_staleness)
-            found = self._trackers.setdefault(endpoint, made)
-        return found
-
-    def forget(self, keys: Sequence[str | bytes] | None) -> None:
-        """Drop the copies of keys that may have changed; ``None``: of all keys."""
-        if keys is None:
-            self.copies.flush()
-            return
-        if not keys:
-            return
-        self.copies.drop(
-            [
-                key if isinstance(key, str) else key.decode(errors="replace")
-                for key in keys
-            ]
-        )
-
-    def info(self) -> ClientSideCacheInfo:
-        """Return a snapshot."""
-        copies, trackers = self.copies, list(self._trackers.values())
-        proofs = [tracker.confirmed_at for tracker in trackers]
-        refusals = [self.unsupported, *(tracker.refusal for tracker in trackers)]
-        confirmed = [proof for proof in proofs if proof is not None]
-        ago = timedelta(seconds=monotonic() - min(confirmed, default=0.0))
-        return ClientSideCacheInfo(
-            hits=copies.hits,
-            misses=copies.misses,
-            invalidations=copies.invalidations,
-            flushes=copies.flushes,
-            entries=len(copies),
-            bytes=copies.bytes,
-            connected=bool(proofs) and len(confirmed) == len(proofs),
-            last_confirmed=datetime.now(UTC) - ago if confirmed else None,
-            unsupported=next(filter(None, refusals), None),
-        )
-
-
-#: Options of redis-py's that a tracking connection does not support.
-_UNTRACKED = (
-    "connection_class",
-    "credential_provider",
-    "redis_connect_func",
-    "socket_type",
-    "ssl_validate_ocsp",
-    "ssl_validate_ocsp_stapled",
-)
-
-_shared: WeakKeyDictionary[Any, dict[ClientSideCaching, LocalCopies]] = (
-    WeakKeyDictionary()
-)
-
-
-def local_copies(shared: Any, options: CacheOptions) -> LocalCopies:
-    """Return the copies of a process.
-
-    Parameters:
-        shared: what caches with the same servers have in common.
-        options: what a cache's settings ask for, copies among it.
-    """
-    settings = options.client_side_cache
-    assert settings is not None
-    by_settings = _shared.setdefault(shared, {})
-    found = by_settings.get(settings)
-    if found is None:
-        given = [name for name in _UNTRACKED if options.connection.get(name)]
-        reason = f"OPTIONS have {' and '.join(given)}" if given else None
-        if reason:
-            logger.warning(
-                "%s, which a tracking connection does not support: "
-                "OPTIONS['client_side_cache'] has no effect.",
-                reason,
-            )
-        found = by_settings.setdefault(settings, LocalCopies(settings, reason))
-    return found
 
 
 def _reading(keys: Sequence[str]) -> Request:
@@ -232,8 +101,8 @@ class CopyingClient(Client):
         """Return the copy of a value, if it is as good as what Redis would answer."""
 
     @abstractmethod
-    def trackers_of(self, keys: Sequence[str]) -> dict[Tracker, list[int]]:
-        """Return the tracking connections for keys, each with their places.
+    def parts_of(self, keys: Sequence[str]) -> dict[Endpoint, list[int]]:
+        """Return the servers that have keys, each with the keys' places.
 
         Raises:
             RedisError: no server has one of them.
@@ -242,10 +111,10 @@ class CopyingClient(Client):
     def demoted(self, error: ReadOnlyError) -> None:
         """Note that the server that takes the writes has become a replica."""
 
-    def fetch(self, keys: Sequence[str]) -> Fetched:
+    def fetch(self, keys: Sequence[str]) -> Values:
         """Fetch values on tracking connections, and keep copies; ``None``: it fails."""
         if self.instrumentation.observed():
-            fetched: Fetched = self.instrumentation.call(
+            fetched: Values = self.instrumentation.call(
                 self.endpoints[0].pool,
                 _reading(keys),
                 lambda: self.fetch_directly(keys),
@@ -253,15 +122,47 @@ class CopyingClient(Client):
             return fetched
         return self.fetch_directly(keys)
 
-    def fetch_directly(self, keys: Sequence[str]) -> Fetched:
+    def fetch_directly(self, keys: Sequence[str]) -> Values:
         """Do as :meth:`fetch` does, whoever observes."""
         found: list[bytes | None] = [None] * len(keys)
-        for tracker, places in self.trackers_of(keys).items():
-            values = tracker.fetch([keys[place] for place in places])
+        began = monotonic()
+        begun: list[tuple[Endpoint, list[int], Tracker, Begun]] = []
+        # All servers work at the same time.
+        for endpoint, places in self.parts_of(keys).items():
+            tracker = self.local.tracker(endpoint)
+            wanted = [keys[place] for place in places]
+            try:
+                part = tracker.begin(wanted)
+            except TimeoutError as error:
+                self.give_up(self.first_attempt(endpoint, wanted, began), error)
+                return None
+            if part is None:
+                return None
+            begun.append((endpoint, places, tracker, part))
+        for endpoint, places, tracker, part in begun:
+            try:
+                values = tracker.end(part)
+            except TimeoutError as error:
+                self.give_up(self.first_attempt(endpoint, keys, began), error)
+                return None
             if values is None:
                 return None
             place_values(found, places, values)
         return found
+
+    def first_attempt(
+        self, endpoint: Endpoint, keys: Sequence[str], began: float
+    ) -> Attempts:
+        """Return the record of an attempt to fetch values on a tracking connection.
+
+        Parameters:
+            endpoint: the server.
+            keys: the keys.
+            began: when it began, on the monotonic clock.
+        """
+        attempts = self.attempts(_reading(keys))
+        attempts.begun(endpoint, began)
+        return attempts
 
     def reading(
         self, operation: Callable[..., Any], name: str, args: Any
@@ -356,9 +257,9 @@ class CopyingCacheClient(CopyingClient, CacheClient):
         """Return the copy of a value, if it is as good as what Redis would answer."""
         return self.local.find(key)
 
-    def trackers_of(self, keys: Sequence[str]) -> dict[Tracker, list[int]]:
-        """Return the tracking connection to the one server."""
-        return {self.tracker: list(range(len(keys)))}
+    def parts_of(self, keys: Sequence[str]) -> dict[Endpoint, list[int]]:
+        """Return the one server that copies come from."""
+        return {self.endpoints[0]: list(range(len(keys)))}
 
     def demoted(self, error: ReadOnlyError) -> None:
         """Close the tracking connection, which leads to the replica, too."""
@@ -406,30 +307,51 @@ class CopyingAsyncClient(AsyncCacheClient):
         finally:
             self.client.local.forget(request.changes)
 
-    async def fetch(self, keys: Sequence[str]) -> Fetched:
+    async def fetch(self, keys: Sequence[str]) -> Values:
         """See :meth:`CopyingClient.fetch`."""
         if self.instrumentation.observed():
-            fetched: Fetched = await self.instrumentation.call(
+            fetched: Values = await self.instrumentation.call(
                 self.client.endpoints[0].pool, _reading(keys), lambda: self._fetch(keys)
             )
             return fetched
         return await self._fetch(keys)
 
-    async def _fetch(self, keys: Sequence[str]) -> Fetched:
+    async def _fetch(self, keys: Sequence[str]) -> Values:
         connections = connections_of(asyncio.get_running_loop())
         if not self._native or not (connections.open or await connections.count()):
             return await sync_to_async(self.client.fetch_directly)(keys)
-        return await self.fetch_natively(keys)
+        return await self.fetch_natively(connections, keys)
 
-    async def fetch_natively(self, keys: Sequence[str]) -> Fetched:
+    async def fetch_natively(
+        self, connections: LoopConnections, keys: Sequence[str]
+    ) -> Values:
         """Fetch values on tracking connections that this loop watches."""
         found: list[bytes | None] = [None] * len(keys)
-        for tracker, places in self.client.trackers_of(keys).items():
-            values = await tracker.afetch([keys[place] for place in places])
+        parts = self.client.parts_of(keys)
+        fetches = [
+            self._fetch_part(connections, endpoint, [keys[place] for place in places])
+            for endpoint, places in parts.items()
+        ]
+        # All servers work at the same time.
+        fetched = (
+            await asyncio.gather(*fetches) if len(fetches) > 1 else [await fetches[0]]
+        )
+        for places, values in zip(parts.values(), fetched, strict=True):
             if values is None:
                 return None
             place_values(found, places, values)
         return found
+
+    async def _fetch_part(
+        self, connections: LoopConnections, endpoint: Endpoint, keys: Sequence[str]
+    ) -> Values:
+        began = monotonic()
+        try:
+            return await self.client.local.tracker(endpoint).afetch(keys)
+        except TimeoutError as error:
+            attempts = self.client.first_attempt(endpoint, keys, began)
+            await self.give_up(attempts, connections, error)
+            return None
 
     async def with_retries(self, attempt: Any, before_retry: Any = None) -> Any:
         """See :meth:`CopyingClient.with_retries`."""

@@ -4,16 +4,17 @@ from collections.abc import Sequence
 
 from ..conf.options import CacheOptions
 from ..connections.copies import Copy
-from ..connections.tracking import Tracker
+from ..connections.endpoint import Endpoint
+from ..connections.event_loops import LoopConnections
+from ..connections.tracking import Values
 from ..exceptions import ClusterUnavailableError
 from .client_side_cache import (
     CopyingAsyncClient,
     CopyingClient,
-    Fetched,
     Keeps,
-    local_copies,
 )
 from .cluster import AsyncClusterClient, ClusterClient
+from .local_copies import local_copies
 
 
 class CopyingClusterClient(CopyingClient, ClusterClient):
@@ -42,7 +43,7 @@ class CopyingClusterClient(CopyingClient, ClusterClient):
             return None
         return self.local.find_at(key, endpoint)
 
-    def fetch_directly(self, keys: Sequence[str]) -> Fetched:
+    def fetch_directly(self, keys: Sequence[str]) -> Values:
         """See :meth:`CopyingClient.fetch_directly`."""
         if not self.topology.known:
             return None  # Without copies, the client discovers the topology.
@@ -51,12 +52,9 @@ class CopyingClusterClient(CopyingClient, ClusterClient):
         except ClusterUnavailableError:
             return None
 
-    def trackers_of(self, keys: Sequence[str]) -> dict[Tracker, list[int]]:
-        """Return the tracking connections to the primaries that have the keys."""
-        parts = self.topology.parts(keys)
-        return {
-            self.local.tracker(endpoint): places for endpoint, places in parts.items()
-        }
+    def parts_of(self, keys: Sequence[str]) -> dict[Endpoint, list[int]]:
+        """Return the primaries that have keys, each with the keys' places."""
+        return self.topology.parts(keys)
 
 
 class CopyingAsyncClusterClient(CopyingAsyncClient, AsyncClusterClient):
@@ -68,11 +66,13 @@ class CopyingAsyncClusterClient(CopyingAsyncClient, AsyncClusterClient):
 
     client: CopyingClusterClient  # pyright: ignore[reportIncompatibleVariableOverride] - it is set once, by __init__
 
-    async def fetch_natively(self, keys: Sequence[str]) -> Fetched:
+    async def fetch_natively(
+        self, connections: LoopConnections, keys: Sequence[str]
+    ) -> Values:
         """See :meth:`CopyingAsyncClient.fetch_natively`."""
         if not self.client.topology.known:
             return None
         try:
-            return await super().fetch_natively(keys)
+            return await super().fetch_natively(connections, keys)
         except ClusterUnavailableError:
             return None

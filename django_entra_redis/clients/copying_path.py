@@ -1,7 +1,10 @@
 """The path of single-key operations in a cache with a client-side cache."""
 
 from collections.abc import Mapping, Sequence
+from time import monotonic
 from typing import Any
+
+from redis.exceptions import TimeoutError
 
 from .observation import INSTRUMENTATION
 from .straight import SingleKey
@@ -41,7 +44,13 @@ class CopyingPath:
         call = None
         # Observing tools do not see this path: while there are any, it is not taken.
         if instrumentation.client.execute_command is instrumentation.own_command:
-            call = client.tracker.ask(key)
+            began = monotonic()
+            try:
+                call = client.tracker.ask(key)
+            except TimeoutError as error:
+                attempts = client.first_attempt(client.endpoints[0], [key], began)
+                client.give_up(attempts, error)
+                return self._path.get(key, default)
         if call is None:
             return client.run(client.operations.get, key, default)
         if call.values is None:

@@ -117,7 +117,9 @@ class Endpoint:
         """
         from .tracking import Tracker
 
-        tracker = Tracker(lambda: self.target, copies, max_staleness)
+        tracker = Tracker(
+            lambda: self.target, copies, max_staleness, lambda: self.outages.known_down
+        )
         self.trackers.append(tracker)
         return tracker
 

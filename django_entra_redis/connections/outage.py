@@ -184,6 +184,12 @@ class Outages:
                     outage.ask_at = now + PROBE_INTERVAL
         return now
 
+    @property
+    def known_down(self) -> bool:
+        """Whether the server is known to be down, and sent no more than probes."""
+        outage = self._outages.get(Kind.SERVER)
+        return outage is not None and outage.ask_at is not None
+
     def current(self) -> list[CurrentOutage]:
         """Return the outages that there are now; an outage that is over, and may come
         again, is none."""

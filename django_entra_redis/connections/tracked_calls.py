@@ -40,13 +40,15 @@ class Call:
 
     Parameters:
         count: the number of their replies.
+        size: their bytes.
         waited: whether a thread will wait for them.
     """
 
-    __slots__ = ("count", "done", "replies", "turn")
+    __slots__ = ("count", "done", "replies", "size", "turn")
 
-    def __init__(self, count: int, *, waited: bool = False) -> None:
+    def __init__(self, count: int, size: int, *, waited: bool = False) -> None:
         self.count = count
+        self.size = size
         self.replies: list[Any] = []
         self.done = False
         #: The lock on which a thread waits for this call. It is released when the call
@@ -68,6 +70,7 @@ class Fetch(Call):
         fills: the copies to make.
         lead: the number of replies before the values.
         sent_at: when the commands were sent.
+        size: their bytes.
         future: a future whose result is set when the values are there.
         waited: whether a thread will wait for them.
     """
@@ -79,11 +82,13 @@ class Fetch(Call):
         fills: Sequence[Fill],
         lead: int,
         sent_at: float,
+        size: int,
         *,
         future: "asyncio.Future[None] | None" = None,
         waited: bool = False,
     ) -> None:
         self.count = lead + 2 * len(fills)
+        self.size = size
         self.replies = []
         self.done = False
         self.turn = _taken_lock() if waited else None
@@ -126,36 +131,37 @@ class Ask(Fill):
         key: the key.
         owner: the connection.
         sent_at: when the commands were sent.
+        size: their bytes.
     """
 
-    __slots__ = ("done", "replies", "sent_at", "values")
+    __slots__ = ("done", "replies", "sent_at", "size", "values")
 
     count = 2
     turn = None
 
-    def __init__(self, key: str, owner: Any, sent_at: float) -> None:
+    def __init__(self, key: str, owner: Any, sent_at: float, size: int) -> None:
         self.key = key
         self.owner = owner
         self.tainted = False
         self.sent_at = sent_at
+        self.size = size
         self.replies: list[Any] = []
         self.values: list[bytes | None] | None = None
         self.done = False
 
     def finish(self, wire: Any, *, lost: bool) -> None:
         """Make the copy."""
-        failures: Sequence[Exception] = ()
-        data, left = None, 0
         if not lost:
             data, left = self.replies
-            if type(left) is int and (data is None or type(data) is bytes):
+            if type(left) is int and (type(data) is bytes or data is None):
                 self.values = [data]
                 wire.confirm(self.sent_at)
-            else:
-                failures = _failures((), [data], [left])
-                data, left = None, 0
-        _end(wire, self, data, left, self.sent_at)
-        _lose_access(wire, failures)
+                _end(wire, self, data, left, self.sent_at)
+                self.done = True
+                return
+        wire.copies.end(self, None, 0.0)
+        if not lost:
+            _lose_access(wire, _failures((), [data], [left]))
         self.done = True
 
 
@@ -215,7 +221,8 @@ class Authentication(Call):
     __slots__ = ("token",)
 
     def __init__(self, token: Token) -> None:
-        super().__init__(REPLIES)
+        # Its bytes do not count: there is never more than one.
+        super().__init__(REPLIES, 0)
         self.token = token
 
     def finish(self, wire: Any, *, lost: bool) -> None:
@@ -230,6 +237,20 @@ def pack_fetch(key: str) -> bytes:
     name = key.encode()
     form = b"*2\r\n$3\r\nGET\r\n$%d\r\n%b\r\n*2\r\n$4\r\nPTTL\r\n$%d\r\n%b\r\n"
     return form % (len(name), name, len(name), name)
+
+
+def group(keys: Sequence[str], most: int) -> list[Sequence[str]]:
+    """Return keys in groups whose fetches take so many bytes at most."""
+    made: list[list[str]] = [[]]
+    size = 0
+    for key in keys:
+        took = len(pack_fetch(key))
+        if made[-1] and size + took > most:
+            made.append([])
+            size = 0
+        made[-1].append(key)
+        size += took
+    return list(made)
 
 
 def is_replica(greeting: Any) -> bool:

@@ -9,17 +9,16 @@ import asyncio
 import contextlib
 import errno
 import logging
-import os
 import select
 import socket
 import ssl
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
+from threading import get_ident
+from time import monotonic
 from typing import Any
-from weakref import finalize
 
 from redis.exceptions import InvalidResponse
 
@@ -30,6 +29,7 @@ from ..credentials.renewal import Renewal
 from ..identity.token import Token
 from .authentication import pack_marked_auth
 from .copies import Copies
+from .loop_watch import LoopWatch
 from .refusals import read_error
 from .tracked_calls import (
     CHECK,
@@ -50,8 +50,9 @@ PIECE = 64 * 1024
 _MOST_PIECES = 64
 #: Seconds after which a thread that can't be woken checks its call by itself.
 _NAP = 0.05
-#: Calls that may be under way; while there are more, values are read without a copy.
-_MOST_UNDER_WAY = 1024
+#: Bytes of commands that may be unanswered; while there are more, values are read
+#: without a copy. A new connection's send buffer holds twice as many (87 KB on Linux).
+MOST_UNANSWERED = 32 * 1024
 
 
 class TrackedConnection:
@@ -92,24 +93,31 @@ class TrackedConnection:
         # use the cache: that finds ``_busy`` set.
         self._gate = threading.RLock()
         self._busy = False
+        #: Whether a thread is processing bytes, which it has taken off the socket.
+        self.taking_in = False
         self._sock = sock
         self._pending = getattr(sock, "pending", None)
         self._reader = make_push_reader(read_error)
         self._under_way: deque[Call | Ask] = deque()
+        self._unanswered = 0
         self._asking: Fetch | None = None
         # The thread that waits for bytes, on behalf of all threads; whether it sleeps;
         # and whether it has been woken.
         self._poller: int | None = None
         self._sleeping = False
         self._woken = False
-        self._watches: dict[asyncio.AbstractEventLoop, _Watch] = {}
+        #: Whether the connection was lost since no reply came in time.
+        self.silent = False
+        self._watches: dict[asyncio.AbstractEventLoop, LoopWatch] = {}
         self._epoll: Any = None
+        self._wait_for_bytes: Callable[[float], Any] = self._wait_without_epoll
         # gevent removes epoll, and other systems have none: there every check tries to
         # receive.
         if hasattr(select, "epoll"):
             self._epoll = select.epoll()
             self._epoll.register(sock.fileno(), select.EPOLLIN)
             self.has_come: Callable[[], Any] = partial(self._epoll.poll, 0, 1)
+            self._wait_for_bytes = self._epoll.poll
         else:
             self.has_come = lambda: True
 
@@ -121,9 +129,9 @@ class TrackedConnection:
         Parameters:
             key: the key whose copy is to be used.
         """
-        if self.has_come():
+        if self.has_come() or self.taking_in:
             self.take_in()
-        now = time.monotonic()
+        now = monotonic()
         return now < self.ask_at or self.is_confirmed(key, now)
 
     def confirm(self, asked_at: float) -> None:
@@ -172,15 +180,21 @@ class TrackedConnection:
             future: a future whose result is set when the values are there.
             waited: whether this thread will :meth:`wait` for the call.
         """
-        now = time.monotonic()
+        now = monotonic()
         silent = now >= self.ask_at
         # With a check of the connection first, if it has been silent for a while.
         packed = (CHECK if silent else b"") + b"".join(map(pack_fetch, keys))
         with self._gate:
-            if self._busy or self.closed or len(self._under_way) >= _MOST_UNDER_WAY:
+            if (
+                self._busy
+                or self.closed
+                or self._unanswered + len(packed) > MOST_UNANSWERED
+            ):
                 return None
             fills = [self.copies.begin(key, self) for key in keys]
-            call = Fetch(fills, CHECKS * silent, now, future=future, waited=waited)
+            call = Fetch(
+                fills, CHECKS * silent, now, len(packed), future=future, waited=waited
+            )
             self._send(packed, call)
             return call
 
@@ -191,7 +205,7 @@ class TrackedConnection:
             The call, which is done; ``None``: use :meth:`fetch` and :meth:`wait`.
         """
         packed = pack_fetch(key)
-        now = time.monotonic()
+        now = monotonic()
         polls = False
         try:
             with self._gate:
@@ -201,11 +215,12 @@ class TrackedConnection:
                     or self._busy
                     or self.closed
                     or now >= self.ask_at
+                    or len(packed) > MOST_UNANSWERED
                 ):
                     return None
-                call = Ask(key, self, now)
+                call = Ask(key, self, now, len(packed))
                 self.copies.add(call, missed=1)
-                self._poller, polls = threading.get_ident(), True
+                self._poller, polls = get_ident(), True
                 self._send(packed, call)
             left = self.timeout
             while left > 0:
@@ -216,8 +231,8 @@ class TrackedConnection:
                         polls = False
                         self._pass_on()
                         return call
-                left = now + self.timeout - time.monotonic()
-            self.lose("it does not answer")
+                left = now + self.timeout - monotonic()
+            self.give_up()
             return call
         finally:
             if polls:
@@ -264,6 +279,7 @@ class TrackedConnection:
 
     def _send(self, packed: bytes, call: Call | Ask) -> None:
         self._under_way.append(call)
+        self._unanswered += call.size
         self._busy = True
         try:
             # A full send buffer means that the server does not read any more.
@@ -281,16 +297,16 @@ class TrackedConnection:
     # -- receiving -------------------------------------------------------------------
 
     def take_in(self) -> None:
-        """Process received bytes, without waiting for more."""
+        """Process all received bytes, without waiting for more."""
         with self._gate:
-            self._take_in()
+            self._take_in(drain=True)
 
-    def _take_in(self) -> None:
+    def _take_in(self, *, drain: bool = False) -> None:
         if self._busy or self.closed:
             return
-        self._busy = True
+        self._busy = self.taking_in = True
         try:
-            self._receive()
+            self._receive(drain)
         except (BlockingIOError, ssl.SSLWantReadError):
             pass
         except BROKEN as error:
@@ -300,7 +316,7 @@ class TrackedConnection:
             self.lose("interrupted")
             raise
         finally:
-            self._busy = False
+            self._busy = self.taking_in = False
             if self._sleeping:
                 self._wake()
 
@@ -310,32 +326,40 @@ class TrackedConnection:
             self._woken = True
             self._epoll.modify(self._sock.fileno(), select.EPOLLIN | select.EPOLLOUT)
 
-    def _receive(self) -> None:
+    def _receive(self, drain: bool) -> None:
+        pending = self._pending
         for _ in range(_MOST_PIECES):
             data = self._sock.recv(PIECE)
             if not data:
                 raise ConnectionError("the server has closed it")
             self._reader.feed(data)
             self._dispatch()
-            # Bytes that TLS has decrypted already do not make the socket readable.
-            if self.closed or (
-                len(data) < PIECE and not (self._pending and self._pending())
+            if self.closed:
+                return
+            # TLS gives one record at a time. Bytes that it has decrypted already do not
+            # make the socket readable.
+            if len(data) < PIECE and not (
+                pending and (pending() or (drain and self.has_come()))
             ):
                 return
 
     def _dispatch(self) -> None:
-        reader, under_way = self._reader, self._under_way
-        while not self.closed and (reply := reader.gets()) is not INCOMPLETE:
-            if isinstance(reply, PUSH):
+        gets, under_way = self._reader.gets, self._under_way
+        while (reply := gets()) is not INCOMPLETE:
+            if type(reply) is PUSH:
                 self._invalidate(reply)
                 continue
             if not under_way:
                 raise InvalidResponse("A reply came without a command.")
             call = under_way[0]
-            call.replies.append(reply)
-            if len(call.replies) == call.count:
+            replies = call.replies
+            replies.append(reply)
+            if len(replies) == call.count:
                 under_way.popleft()
+                self._unanswered -= call.size
                 call.finish(self, lost=False)
+                if self.closed:
+                    return
 
     def _invalidate(self, push: Any) -> None:
         if push[0] != b"invalidate":
@@ -350,12 +374,12 @@ class TrackedConnection:
     def wait(self, call: Call) -> None:
         """Wait until a call of this thread is done."""
         assert call.turn is not None
-        deadline = time.monotonic() + self.timeout
-        me = threading.get_ident()
+        deadline = monotonic() + self.timeout
+        me = get_ident()
         while not call.done:
-            left = deadline - time.monotonic()
+            left = deadline - monotonic()
             if left <= 0:
-                self.lose("it does not answer")
+                self.give_up()
                 return
             with self._gate:
                 # A signal handler may come while its own thread waits for bytes.
@@ -368,7 +392,8 @@ class TrackedConnection:
                 continue
             try:
                 self._sleep(call, left)
-                self.take_in()
+                with self._gate:
+                    self._take_in()
             finally:
                 if not nested:
                     self._hand_over()
@@ -389,11 +414,8 @@ class TrackedConnection:
                 # The socket is open even after a loss: the polling thread closes it.
                 self._epoll.modify(self._sock.fileno(), select.EPOLLIN)
 
-    def _wait_for_bytes(self, seconds: float) -> None:
-        if self._epoll is not None:
-            self._epoll.poll(seconds, 1)
-            return
-        # Without epoll, no other thread can wake this one.
+    def _wait_without_epoll(self, seconds: float) -> None:
+        # No other thread can wake this one.
         seconds = min(seconds, _NAP)
         if hasattr(select, "poll"):
             poll = select.poll()
@@ -424,12 +446,18 @@ class TrackedConnection:
         for other in [other for other in list(self._watches) if other.is_closed()]:
             self._watches.pop(other, None)
         try:
-            self._watches[loop] = _Watch(loop, self, self._sock.fileno())
+            self._watches[loop] = LoopWatch(loop, self, self._sock.fileno())
         except (NotImplementedError, OSError, ValueError):
             return False  # such as Windows' default event loop
         return True
 
     # -- the end ---------------------------------------------------------------------
+
+    def give_up(self) -> None:
+        """Close the connection, on which no reply has come in time."""
+        with self._gate:
+            self.silent = self.silent or not self.closed
+            self.lose("it does not answer")
 
     def lose(self, reason: object) -> None:
         """Close the connection; drop all copies that it would have invalidated."""
@@ -455,46 +483,3 @@ class TrackedConnection:
     def _close(self) -> None:
         # The epoll object is not closed, since another thread may be polling it.
         self._sock.close()
-
-
-class _Watch:
-    """Lets an event loop process the bytes that a connection receives.
-
-    It has a file descriptor of its own: the connection's could be closed, and its
-    number be reused, while the loop still watches it.
-
-    Parameters:
-        loop: the event loop, which runs in this thread.
-        wire: the connection.
-        fileno: the connection's file descriptor.
-    """
-
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, wire: TrackedConnection, fileno: int
-    ) -> None:
-        self._loop = loop
-        self._wire = wire
-        self._fileno = os.dup(fileno)
-        # Closed even if the loop is never run again, but garbage-collected.
-        self._close = finalize(self, os.close, self._fileno)
-        self._close.atexit = False
-        try:
-            loop.add_reader(self._fileno, self._take_in)
-        except BaseException:
-            self._close()
-            raise
-
-    def end(self) -> None:
-        """Stop watching."""
-        with contextlib.suppress(RuntimeError):  # a loop that is closed
-            self._loop.call_soon_threadsafe(self._end)
-
-    def _take_in(self) -> None:
-        self._wire.take_in()
-        if self._wire.closed:
-            self._end()
-
-    def _end(self) -> None:
-        if self._close.alive:
-            self._loop.remove_reader(self._fileno)
-            self._close()

@@ -7,11 +7,13 @@ no RESP 2).
 """
 
 import asyncio
+import builtins
 import logging
 import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from redis.exceptions import (
@@ -19,6 +21,7 @@ from redis.exceptions import (
     ReadOnlyError,
     RedisError,
     ResponseError,
+    TimeoutError,
 )
 
 from .._errors import hidden
@@ -31,8 +34,8 @@ from .authentication import pack_auth
 from .copies import Copies
 from .multiplexed import Target
 from .refusals import greeting_error, read_error
-from .tracked_calls import Ask, is_replica
-from .tracked_connection import BROKEN, PIECE, TrackedConnection
+from .tracked_calls import Ask, Fetch, group, is_replica
+from .tracked_connection import BROKEN, MOST_UNANSWERED, PIECE, TrackedConnection
 
 logger = logging.getLogger(__name__)
 
@@ -40,12 +43,33 @@ logger = logging.getLogger(__name__)
 RETRY_AFTER = 1.0
 RETRY_REFUSED_AFTER = 300.0
 _NO_CONNECTION: tuple[type[Exception], ...] = (RedisError, *BROKEN)
+_SILENCE = (TimeoutError, builtins.TimeoutError)
+_SILENT = "Redis has not answered in time on a tracking connection."
 #: Seconds to wait for a reply where ``socket_timeout`` sets no bound.
 _TIMEOUT = 5.0
 
 
 class TrackingRefusedError(Exception):
     """The server refuses CLIENT TRACKING: it is too old, or the user may not."""
+
+
+#: Values as they have come; ``None`` where they must be asked for in another way.
+Values = list[bytes | None] | None
+
+
+@dataclass(slots=True)
+class Begun:
+    """A fetch of values that has begun.
+
+    Parameters:
+        wire: the connection.
+        call: what has been sent.
+        rest: the keys that are to follow.
+    """
+
+    wire: TrackedConnection
+    call: Fetch
+    rest: list[Sequence[str]]
 
 
 class Tracker:
@@ -56,14 +80,20 @@ class Tracker:
         copies: the copies that are invalidated on it.
         max_staleness: seconds after the connection's last sign of life in which copies
             may be used.
+        down: whether the server is known to be down: then no connection is made.
     """
 
     def __init__(
-        self, target: Callable[[], Target], copies: Copies, max_staleness: float
+        self,
+        target: Callable[[], Target],
+        copies: Copies,
+        max_staleness: float,
+        down: Callable[[], bool] = lambda: False,
     ) -> None:
         self._target = target
         self.copies = copies
         self._max_staleness = max_staleness
+        self._down = down
         self.wire: TrackedConnection | None = None
         #: The server's reason, if it has refused CLIENT TRACKING.
         self.refusal: str | None = None
@@ -101,19 +131,52 @@ class Tracker:
         if self.wire is not None:
             self.wire.lose(reason)
 
-    def fetch(self, keys: Sequence[str]) -> list[bytes | None] | None:
+    def fetch(self, keys: Sequence[str]) -> Values:
         """Return values, and keep copies of them.
 
         Returns:
             ``None`` where the values must be asked for in another way.
+
+        Raises:
+            TimeoutError: the server has not answered in time.
+        """
+        begun = self.begin(keys)
+        return None if begun is None else self.end(begun)
+
+    def begin(self, keys: Sequence[str]) -> Begun | None:
+        """Begin to :meth:`fetch` values.
+
+        Raises:
+            TimeoutError: the server has not answered in time.
         """
         self.copies.miss(len(keys))
         wire = self._current() or self._connect()
-        call = None if wire is None else wire.fetch(keys)
-        if wire is None or call is None:
+        if wire is None:
             return None
-        wire.wait(call)
-        return call.values
+        first, *rest = group(keys, MOST_UNANSWERED)
+        call = wire.fetch(first)
+        return None if call is None else Begun(wire, call, rest)
+
+    def end(self, begun: Begun) -> Values:
+        """Return the values of a fetch that has begun.
+
+        Raises:
+            TimeoutError: the server has not answered in time.
+        """
+        wire, call = begun.wire, begun.call
+        found: list[bytes | None] = []
+        for keys in [*begun.rest, None]:
+            wire.wait(call)
+            if call.values is None:
+                check_silence(wire)
+                return None
+            found += call.values
+            if keys is not None:
+                following = wire.fetch(keys)
+                if following is None:
+                    return None
+                call = following
+        return found
 
     def ask(self, key: str) -> Ask | None:
         """Do as :meth:`fetch` does, for one key, where that takes no more than a
@@ -121,11 +184,19 @@ class Tracker:
 
         Returns:
             What has been asked for, done; ``None`` where that takes more.
+
+        Raises:
+            TimeoutError: the server has not answered in time.
         """
         wire = self._current()
-        return None if wire is None else wire.ask(key)
+        if wire is None:
+            return None
+        call = wire.ask(key)
+        if call is not None and call.values is None:
+            check_silence(wire)
+        return call
 
-    async def afetch(self, keys: Sequence[str]) -> list[bytes | None] | None:
+    async def afetch(self, keys: Sequence[str]) -> Values:
         """Do as :meth:`fetch` does, without blocking the event loop."""
         self.copies.miss(len(keys))
         loop = asyncio.get_running_loop()
@@ -134,20 +205,30 @@ class Tracker:
             wire = await loop.run_in_executor(None, self._connect)
         if wire is None or not wire.watch(loop):
             return None
-        future = loop.create_future()
-        call = wire.fetch(keys, future, waited=False)
-        if call is None:
-            return None
-        timer = loop.call_later(wire.timeout, wire.lose, "it does not answer")
-        try:
-            await future
-        finally:
-            timer.cancel()
-        return call.values
+        found: list[bytes | None] = []
+        for some in group(keys, MOST_UNANSWERED):
+            future = loop.create_future()
+            call = wire.fetch(some, future, waited=False)
+            if call is None:
+                return None
+            timer = loop.call_later(wire.timeout, wire.give_up)
+            try:
+                await future
+            finally:
+                timer.cancel()
+            if call.values is None:
+                check_silence(wire)
+                return None
+            found += call.values
+        return found
 
     @property
     def _may_connect(self) -> bool:
-        return time.monotonic() >= self._retry_at and not self._connecting.locked()
+        return not (
+            time.monotonic() < self._retry_at
+            or self._connecting.locked()
+            or self._down()
+        )
 
     def _current(self) -> TrackedConnection | None:
         """Return the connection that is there, with AUTH sent if it is time to."""
@@ -161,7 +242,11 @@ class Tracker:
         return wire
 
     def _connect(self) -> TrackedConnection | None:
-        """Return a new connection; ``None`` if there is none to be had now."""
+        """Return a new connection; ``None`` if there is none to be had now.
+
+        Raises:
+            TimeoutError: the server has not answered in time.
+        """
         if not self._may_connect or not self._connecting.acquire(blocking=False):
             return None
         try:
@@ -176,8 +261,9 @@ class Tracker:
             self._connecting.release()
 
     def _attempt(self) -> TrackedConnection | None:
+        silent = False
         try:
-            return _open(self._target(), self.copies, self._max_staleness)
+            wire = _open(self._target(), self.copies, self._max_staleness)
         except TrackingRefusedError as error:
             self._retry_at = time.monotonic() + RETRY_REFUSED_AFTER
             if self.refusal is None:
@@ -190,10 +276,21 @@ class Tracker:
         except _NO_CONNECTION as error:
             # At DEBUG: the read falls back to a usual connection, which reports it.
             logger.debug("No tracking connection: %s", error)
+            silent = isinstance(error, _SILENCE)
         except BaseException as error:
             # Such as a signal handler's; without the frames that hold the token.
             raise error.with_traceback(None) from None
+        else:
+            return wire
+        if silent:
+            raise TimeoutError(_SILENT)
         return None
+
+
+def check_silence(wire: TrackedConnection) -> None:
+    """Raise ``TimeoutError`` if a connection was lost since no reply came in time."""
+    if wire.silent:
+        raise TimeoutError(_SILENT)
 
 
 # The parent's connections, kept for ever: their finalizers would act on its sockets.

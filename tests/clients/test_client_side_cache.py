@@ -19,6 +19,7 @@ from asgiref.sync import sync_to_async
 
 from django_entra_redis.cache import EntraRedisCache
 from django_entra_redis.connections import registry, tracking
+from django_entra_redis.exceptions import ServerDownError
 from django_entra_redis.status import ClientSideCacheInfo
 from emulator import Emulator
 from tests.processes.forks import fork
@@ -460,6 +461,63 @@ def test_silence_is_not_health(database: Database, other: EntraRedisCache) -> No
     finally:
         registry.reset()
         proxy.close()
+
+
+@pytest.mark.parametrize(
+    ("how", "connected"),
+    [
+        ("get", True),
+        ("get_many", True),
+        ("get_many", False),
+        ("aget", True),
+        ("aget", False),
+    ],
+)
+def test_a_silent_server_is_waited_for_once(
+    database: Database, how: str, connected: bool
+) -> None:
+    """Not on the tracking connection first and then on another. While it is known to be
+    down, the one request that probes it makes no tracking connection, either."""
+    cache = database.cache(client_side_cache=True, socket_timeout=0.5)
+    reads: dict[str, Callable[[], Any]] = {
+        "get": lambda: cache.get("k"),
+        "get_many": lambda: cache.get_many(["k", "l"]),
+        "aget": lambda: run(cache.aget("k")),
+    }
+    with Loop() as run:
+        # So many that the loop has a connection of its own.
+        for _ in range(20):
+            reads[how]()
+        tracker = local(cache).tracker(cache._cache.endpoints[0])
+        if not connected:
+            tracker.close()
+        with database.frozen():
+            with pytest.raises(ServerDownError):
+                reads[how]()
+            asked = tracker._retry_at
+            with pytest.raises(redis.TimeoutError):
+                recovered(reads[how])
+            assert tracker._retry_at == asked
+        assert recovered(reads[how]) == ({} if how == "get_many" else None)
+        wait_until(lambda: (reads[how](), tracker.connected)[1])
+
+
+def test_more_keys_than_are_sent_at_once(
+    database: Database, cache: EntraRedisCache, other: EntraRedisCache
+) -> None:
+    """The rest follows when the answers to the first have come."""
+    values = {f"key-{number}": number for number in range(2000)}
+    other.set_many(values)
+    assert cache.get_many(values) == values
+    assert info(cache).entries == 2000
+    with Loop() as run:
+        for _ in range(20):
+            run(cache.aget("missing"))
+        local(cache).copies.flush()
+        assert run(cache.aget_many(values)) == values
+    assert info(cache).entries == 2000
+    clients = database.admin.client_list()
+    assert len([client for client in clients if "t" in client["flags"]]) == 1
 
 
 def test_health_is_asked_for_in_time(

@@ -12,6 +12,8 @@ from redis.crc import key_slot
 from redis.exceptions import RedisError
 
 from django_entra_redis.connections import event_loops, registry, tracking
+from django_entra_redis.connections.tracked_calls import Fetch
+from django_entra_redis.connections.tracked_connection import TrackedConnection
 from emulator import Emulator
 from tests.support.caches import let_in, wait_until
 from tests.support.clusters import admin, primaries, replica_of
@@ -113,6 +115,41 @@ def test_one_connection_for_each_primary(cluster: Emulator, both: Any) -> None:
         tracked[node.number] = sum("t" in flags for flags in clients)
     numbers = {node.number for node in primaries(cluster)}
     assert tracked == {number: int(number in numbers) for number in tracked}
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_all_primaries_at_once(
+    both: Any, native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is sent its keys before the first one's answer is waited for."""
+    cache, other = both
+    other.set_many(VALUES)
+    with asyncio.Runner() as runner:
+
+        def read() -> Any:
+            if native:
+                return runner.run(cache.aget_many(NAMES))
+            return cache.get_many(NAMES)
+
+        wait_until(lambda: (read(), info(cache).connected)[1])
+        trackers = list(cache._cache.local._trackers.values())
+        assert len(trackers) == 3
+        seen: list[str] = []
+
+        def note(owner: Any, name: str) -> None:
+            method = getattr(owner, name)
+
+            def noting(*args: Any, **kwargs: Any) -> Any:
+                seen.append(name)
+                return method(*args, **kwargs)
+
+            monkeypatch.setattr(owner, name, noting)
+
+        note(TrackedConnection, "fetch")
+        note(Fetch, "finish")
+        cache._cache.local.copies.flush()
+        assert read() == VALUES
+    assert seen == ["fetch"] * 3 + ["finish"] * 3
 
 
 @pytest.mark.parametrize("native", [False, True])

@@ -45,17 +45,6 @@ def no_connection_left() -> Iterator[None]:
     registry.reset()
 
 
-@contextmanager
-def frozen(database: Database) -> Iterator[None]:
-    """Have a server take connections, and say nothing."""
-    pid = database.admin.info("server")["process_id"]
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(pid, signal.SIGCONT)
-
-
 class Caller:
     """Calls a cache's methods, or their asynchronous forms in one loop."""
 
@@ -112,7 +101,7 @@ def test_a_page_costs_one_timeout(database: Database, runner: Any, first: str) -
     call = Caller(database.cache(socket_timeout=TIMEOUT), runner)
     call("set", "key", 1)
     connections = database.received()
-    with frozen(database):
+    with database.frozen():
         failure, *others = call.errors((first, "key", 1), *PAGE)
     kind = UncertainResultError if first == "add" else redis.TimeoutError
     assert isinstance(failure, kind)
@@ -135,7 +124,7 @@ def test_an_empty_cache_costs_one_timeout(
     page: list[tuple[Any, ...]]
     page = [("get", "key"), ("set", "key", 2), ("get_many", ["key"])]
     with caplog.at_level("INFO", "django_entra_redis"):
-        with frozen(database):
+        with database.frozen():
             for name, *arguments in page * 7:
                 assert not call(name, *arguments)
         wait_until(lambda: call("get", "key") == 1)
@@ -152,7 +141,7 @@ def test_one_at_a_time_asks(database: Database) -> None:
     """Of many threads one waits, while the others fail at once."""
     cache = database.cache(socket_timeout=TIMEOUT)
     cache.set("key", 1)
-    with frozen(database):
+    with database.frozen():
         with pytest.raises(redis.TimeoutError):
             cache.get("key")
         waited: list[Exception] = []

@@ -4,10 +4,12 @@ import asyncio
 import contextlib
 import select
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ import pytest
 from django_entra_redis.connections import tracked_connection as wires
 from django_entra_redis.connections.copies import Copies
 from django_entra_redis.connections.tracked_connection import TrackedConnection
+from emulator.certificates import CertificateAuthority
 from tests.support.caches import wait_until
 
 GET = b"*2\r\n$3\r\nGET\r\n$1\r\na\r\n*2\r\n$4\r\nPTTL\r\n$1\r\na\r\n"
@@ -217,20 +220,74 @@ def test_a_value_that_drips() -> None:
 
 
 def test_a_server_that_takes_nothing_in(server: Server) -> None:
-    """What does not fit counts as lost: there are a thousand answers to come."""
+    """What does not fit counts as lost: all that came before is unanswered, too."""
     server.wire._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
-    keys = ["x" * 1000] * 500
-    call = server.wire.fetch(keys)
+    call = server.wire.fetch(["x" * 1000] * 15)
     assert call is not None
     assert call.values is None
     assert server.wire.closed
 
 
 def test_too_many_at_once(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Others read without a copy then."""
-    monkeypatch.setattr(wires, "_MOST_UNDER_WAY", 1)
+    """Others read without a copy then, until the server has answered."""
+    monkeypatch.setattr(wires, "MOST_UNANSWERED", len(GET) + 1)
     assert server.wire.fetch(["a"]) is not None
     assert server.wire.fetch(["b"]) is None
+    server.send(b"$1\r\n1\r\n:-1\r\n")
+    server.wire.take_in()
+    server.send(b"$1\r\n1\r\n:-1\r\n")
+    assert server.wire.ask("b") is not None
+    assert server.wire.ask("bcd") is None
+
+
+def test_hits_wait_for_messages_that_another_thread_processes(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has taken them off the socket, where nobody else finds them any more."""
+    server.fill()
+    taken, go_on = threading.Event(), threading.Event()
+    dispatch = server.wire._dispatch
+
+    def slowly() -> None:
+        taken.set()
+        assert go_on.wait(30)
+        dispatch()
+
+    monkeypatch.setattr(server.wire, "_dispatch", slowly)
+    server.send(push("a"))
+    with ThreadPoolExecutor(2) as pool:
+        pool.submit(server.wire.take_in)
+        assert taken.wait(30)
+        hit = pool.submit(lambda: server.wire.is_fresh("a") and server.kept())
+        assert not server.wire.has_come()
+        go_on.set()
+        assert not hit.result()
+
+
+def test_all_records_of_tls(tmp_path: Path) -> None:
+    """It gives one at a time, and a key's message may be in the last."""
+    authority = CertificateAuthority()
+    (tmp_path / "server.pem").write_bytes(authority.server_pem("localhost"))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "server.pem")
+    trusting = ssl.create_default_context(cadata=authority.pem.decode())
+    server = Server()
+    with ThreadPoolExecutor(1) as pool:
+        server.wire._sock.setblocking(True)
+        other = pool.submit(context.wrap_socket, server.sock, server_side=True)
+        ours = trusting.wrap_socket(server.wire._sock, server_hostname="localhost")
+    ours.setblocking(False)
+    server.sock = other.result()
+    server.wire = TrackedConnection(
+        ours, server.copies, timeout=5.0, max_staleness=60.0, now=time.monotonic()
+    )
+    server.fill()
+    for key in ("b", "c", "a"):
+        server.send(push(key))
+    assert server.wire.is_fresh("a")
+    assert not server.kept()
+    assert server.copies.invalidations == 3
+    server.close()
 
 
 @pytest.mark.parametrize("pieces", [1, 64])

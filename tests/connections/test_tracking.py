@@ -12,9 +12,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import redis
 from redis.exceptions import AuthenticationError
 
-from django_entra_redis.connections import tracking
+from django_entra_redis.connections import tracked_connection, tracking
 from django_entra_redis.connections.copies import Copies
 from django_entra_redis.connections.multiplexed import Target
 from django_entra_redis.connections.tracked_connection import TrackedConnection
@@ -122,7 +123,8 @@ def test_a_server_that_drips() -> None:
     """Does not keep anybody waiting for longer than it may take to connect."""
     with listening(b"+O") as target:
         started = time.monotonic()
-        assert make(replace(target, connect_timeout=0.1)).fetch(["a"]) is None
+        with pytest.raises(redis.TimeoutError):
+            make(replace(target, connect_timeout=0.1)).fetch(["a"])
         assert time.monotonic() - started < 20
     slow = socket.create_server(("127.0.0.1", 0))
 
@@ -139,7 +141,8 @@ def test_a_server_that_drips() -> None:
     thread.start()
     host, port = slow.getsockname()
     target = Target(where={"host": host, "port": port}, connect_timeout=0.2)
-    assert make(target).fetch(["a"]) is None
+    with pytest.raises(redis.TimeoutError):
+        make(target).fetch(["a"])
     thread.join(30)
     slow.close()
 
@@ -222,15 +225,33 @@ def test_a_value_that_does_not_come() -> None:
         async def main() -> Any:
             return await tracker.afetch(["a"])
 
-        assert asyncio.run(main()) is None
+        with pytest.raises(redis.TimeoutError):
+            asyncio.run(main())
         assert not tracker.connected
+
+
+def test_many_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Are asked for in groups; if one fails, all are asked for in another way."""
+    monkeypatch.setattr(tracking, "MOST_UNANSWERED", 1)
+    with listening(*[HELLO + b"+OK\r\n"] * 2) as target:
+        for room, lost in ((0, False), (100_000, True)):
+            monkeypatch.setattr(tracked_connection, "MOST_UNANSWERED", 100_000)
+            tracker = make(target)
+            begun = tracker.begin(["a", "b", "c"])
+            assert begun is not None
+            assert begun.rest == [["b"], ["c"]]
+            begun.wire._reader.feed(VALUE)
+            begun.wire._dispatch()
+            monkeypatch.setattr(tracked_connection, "MOST_UNANSWERED", room)
+            if lost:
+                begun.wire.lose("the test says so")
+            assert tracker.end(begun) is None
+            tracker.close()
 
 
 def test_too_many_in_a_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     """They read without a copy."""
-    monkeypatch.setattr(
-        "django_entra_redis.connections.tracked_connection._MOST_UNDER_WAY", 0
-    )
+    monkeypatch.setattr(tracked_connection, "MOST_UNANSWERED", 0)
     with listening(HELLO + b"+OK\r\n") as target:
         tracker = make(target)
         assert asyncio.run(tracker.afetch(["a"])) is None

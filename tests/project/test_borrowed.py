@@ -376,7 +376,7 @@ OVERWRITTEN: dict[tuple[str, str], tuple[str, Callable[[], bool]]] = {
             )
         ),
     ),
-    ("self._close.atexit", "connections.tracked_connection"): (
+    ("self._close.atexit", "connections.loop_watch"): (
         "finalize's own documentation has it set so; it has no argument for it",
         lambda: hasattr(weakref.finalize, "atexit"),
     ),

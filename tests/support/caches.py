@@ -1,5 +1,7 @@
 """What the tests of connections, pools, clients and caches have in common."""
 
+import os
+import signal
 import socket
 import threading
 import time
@@ -98,6 +100,16 @@ class Database:
         """Stop it."""
         self.admin.close()
         self._server.stop()
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Have it take connections, and say nothing."""
+        pid = self.admin.info("server")["process_id"]
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(pid, signal.SIGCONT)
 
     def cache(self, **options: Any) -> EntraRedisCache:
         """Return a cache without an identity."""
