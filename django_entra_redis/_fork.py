@@ -5,14 +5,18 @@ locks that other threads held stay locked, imports that they had begun stay half
 sockets are shared.
 """
 
+import atexit
 import contextlib
 import importlib
+import importlib.util
 import itertools
 import os
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from enum import IntEnum
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any
 from weakref import ref
 
@@ -21,6 +25,11 @@ from weakref import ref
 #: since a child that inherits half an import gets no token: on a busy machine, to
 #: import msal was seen to take more than 5 s.
 IMPORT_TIMEOUT = 30.0
+#: Seconds that an import waits for those of other threads. Short, since a caller may be
+#: waiting for the token that the module is imported for.
+OTHER_IMPORTS_TIMEOUT = 0.5
+#: Seconds from one look at what other threads do to the next.
+LOOK = 0.02
 
 
 class Order(IntEnum):
@@ -137,7 +146,9 @@ class _Imports:
     """Keeps forks from happening while a module is imported, or a host looked up.
 
     A child process that inherits a half-done import, and the import system's lock on
-    it, can never finish it.
+    it, can never finish it. At exit an import is waited for, too: up to Python 3.13 the
+    interpreter then ends other threads by unwinding their stacks, and aborts where a
+    frame of Rust is among them, as when ``cryptography`` is being imported.
     """
 
     def __init__(self) -> None:
@@ -158,8 +169,14 @@ class _Imports:
         """Make a new lock: a thread that held the old one does not run here."""
         self.lock = threading.RLock()
 
+    def before_exit(self) -> None:
+        """Wait for an import under way."""
+        if self.lock.acquire(timeout=IMPORT_TIMEOUT):
+            self.lock.release()
+
 
 _imports = _Imports()
+atexit.register(_imports.before_exit)
 
 
 @contextlib.contextmanager
@@ -176,6 +193,59 @@ def no_fork() -> Iterator[None]:
 
 
 def import_module(name: str, package: str | None) -> ModuleType:
-    """Import a module; no fork happens meanwhile."""
+    """Import a module; no fork happens meanwhile, nor another import if possible."""
+    if importlib.util.resolve_name(name, package) not in sys.modules:
+        wait_for_imports(OTHER_IMPORTS_TIMEOUT)
     with no_fork():
         return importlib.import_module(name, package)
+
+
+def wait_for_imports(timeout: float, calm: float = 0.0) -> None:
+    """Wait until no other thread is importing a module.
+
+    Where one thread imports a package, and another one a module of it, each may come to
+    hold the lock that the other waits for. Python breaks the deadlock by handing out an
+    incomplete module, and both imports fail: with ``KeyError: 'redis'`` in the thread
+    that wanted ``redis.cluster``.
+
+    Parameters:
+        timeout: the seconds to wait at most.
+        calm: the seconds for which no other thread must have been importing.
+    """
+    now = last = time.monotonic()
+    end = now + timeout
+    while now < end:
+        if _others_import():
+            last = now
+        elif now - last >= calm:
+            return
+        time.sleep(LOOK)
+        now = time.monotonic()
+
+
+def _others_import() -> bool:
+    """Return whether another thread is importing a module."""
+    frames = sys._current_frames().copy()
+    frames.pop(threading.get_ident(), None)
+    return any(map(_imports_now, frames.values()))
+
+
+def _imports_now(frame: FrameType | None) -> bool:
+    """Return whether a stack is in an import.
+
+    One that has come from an import into this package waits for a token, and imports
+    nothing meanwhile.
+    """
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if name == _IMPORTLIB:
+            return True
+        if name.startswith(_PACKAGE):
+            return False
+        frame = frame.f_back
+    return False
+
+
+#: The file name of the import system's own frames, and that of this package's.
+_IMPORTLIB = importlib.__import__.__code__.co_filename
+_PACKAGE = os.path.join(os.path.dirname(__file__), "")

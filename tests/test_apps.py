@@ -496,6 +496,39 @@ def test_starting_twice_is_starting_once(
     assert emulator.stats.token_requests == 1
 
 
+def test_a_site_that_is_still_loading(served: Site) -> None:
+    """Its imports of redis-py's modules do not meet the start of the renewals."""
+    served.write("views", "import time; time.sleep(1.5); import redis.cluster")
+    output = served.run(
+        """
+        import time
+
+        class Slow:
+            def find_spec(self, name, path=None, target=None):
+                if threading.current_thread() is threading.main_thread():
+                    if name == "redis.cluster":
+                        print("imported in", threading.current_thread().name)
+                elif name == "redis.client":
+                    time.sleep(1.0)
+
+        sys.meta_path.insert(0, Slow())
+        import views
+        print(renewed.wait(60))
+        """
+    )
+    assert output == "imported in MainThread\nTrue\n"
+
+
+def test_nothing_is_imported_at_exit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python would end the thread in the middle of it."""
+    started: list[bool] = []
+    monkeypatch.setattr(startup, "start_renewals", lambda: started.append(True))
+    starter = starting._Starter()
+    starter.stop()
+    starter._run()
+    assert not started
+
+
 def test_whatever_goes_wrong_at_start_up_is_for_the_log_alone(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

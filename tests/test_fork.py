@@ -44,7 +44,9 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def run(directory: Path, script: str, **modules: str) -> str:
     """Return what a script prints that can import some modules."""
     for name, source in modules.items():
-        (directory / f"{name}.py").write_text(textwrap.dedent(source))
+        path = directory / f"{name.replace('.', '/')}.py"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(textwrap.dedent(source))
     environ = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(directory), *filter(None, sys.path)]),
@@ -205,6 +207,120 @@ def test_an_import_does_not_wait_for_ever(tmp_path: Path) -> None:
             """,
     )
     assert output == "True\n"
+
+
+EVENTS = "import threading; begun, go_on, inside = [threading.Event() for _ in '123']"
+
+
+def test_a_package_is_not_imported_while_a_module_of_it_is(tmp_path: Path) -> None:
+    """Each thread would hold the lock that the other waits for, and both would fail."""
+    output = run(
+        tmp_path,
+        """
+        import events
+        forks.OTHER_IMPORTS_TIMEOUT = 60
+        other = threading.Thread(target=__import__, args=("site_of_somebody",))
+        other.start()
+        events.begun.wait()
+        thread = import_in_thread("package")
+        events.inside.wait(0.5)
+        events.go_on.set()
+        other.join()
+        thread.join()
+        print(sys.modules["package"].whole)
+        """,
+        events=EVENTS,
+        site_of_somebody="""
+            import events
+            events.begun.set()
+            events.go_on.wait()
+            import package.module
+            """,
+        **{
+            "package.__init__": """
+                import events, time
+                events.inside.set()
+                time.sleep(0.5)
+                from package.module import whole
+                """,
+            "package.module": "whole = True",
+        },
+    )
+    assert output == "True\n"
+
+
+def test_who_waits_for_a_token_imports_nothing_meanwhile(tmp_path: Path) -> None:
+    """A module may use the cache as it is imported."""
+    output = run(
+        tmp_path,
+        """
+        import time
+        from django_entra_redis.conf.policy import Policy
+        from django_entra_redis.credentials.renewal import Renewal
+        from django_entra_redis.identity.token import Token
+        forks.OTHER_IMPORTS_TIMEOUT = 60
+
+        def make_fetch():
+            forks.import_module("other", "scripts")
+            return lambda: Token("token", "user", {}, 0.0, 9e9, 9e9)
+
+        policy = Policy(ratio=0.7, margin=180.0, timeout=50.0)
+        renewal = Renewal("default", "credential", make_fetch, policy=policy)
+        import user
+        print(user.token.username)
+        """,
+        user="""
+            import __main__
+            token = __main__.renewal.current()
+            """,
+        other="",
+    )
+    assert output == "user\n"
+
+
+def test_calm_is_some_time_without_an_import(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pause between two imports is no end of them; there is a limit."""
+    now = 0.0
+    looks = iter("+-+--+" + 20 * "-" + 99 * "+")
+
+    class Clock:
+        def monotonic(self) -> float:
+            return now
+
+        def sleep(self, seconds: float) -> None:
+            nonlocal now
+            now += seconds
+
+    monkeypatch.setattr(forks, "time", Clock())
+    monkeypatch.setattr(forks, "_others_import", lambda: next(looks) == "+")
+    forks.wait_for_imports(60.0, 10 * forks.LOOK)
+    assert 14 <= round(now / forks.LOOK) <= 16
+    now = 0.0
+    forks.wait_for_imports(60 * forks.LOOK)
+    assert now == 0.0
+    assert "+" not in [next(looks) for _ in range(8)]
+    forks.wait_for_imports(60 * forks.LOOK)
+    assert round(now / forks.LOOK) == 60
+
+
+def test_an_import_is_waited_for_at_exit(tmp_path: Path) -> None:
+    """Else Python would abort where a module in Rust is being imported."""
+    output = run(
+        tmp_path,
+        """
+        import events
+        import_in_thread("slow")
+        events.begun.wait()
+        """,
+        events=EVENTS,
+        slow="""
+            import events, time
+            events.begun.set()
+            time.sleep(0.5)
+            print("imported", flush=True)
+            """,
+    )
+    assert output == "imported\n"
 
 
 def test_participants_of_other_threads() -> None:

@@ -202,6 +202,12 @@ BORROWED = {
         "the same in an event loop",
         lambda: hasattr(SessionBase, "_aget_new_session_key"),
     ),
+    "_current_frames": Borrowed(
+        "sys",
+        frozenset({"_fork"}),
+        "a way to tell whether another thread is importing a module",
+        lambda: hasattr(sys, "_current_frames"),
+    ),
     "_getframe": Borrowed(
         "sys",
         frozenset({"credentials.provider"}),

@@ -61,6 +61,7 @@ def resetting() -> Iterator[int]:
     The token comes only then, so that it is sent into a connection that is broken.
     """
     listener = socket.create_server(("127.0.0.1", 0))
+    listener.settimeout(PATIENCE)
     asked, broken = threading.Event(), threading.Event()
 
     def serve() -> None:
@@ -109,6 +110,8 @@ def failure(fault: str, *, asynchronous: bool, protocol: int) -> BaseException:
             "port": port,
             "protocol": protocol,
             "socket_timeout": TIMEOUT,
+            # On a busy machine it takes longer than TIMEOUT, and is what is tried here.
+            "socket_connect_timeout": PATIENCE,
             "credential_provider": get_credential_provider(),
         }
         with pytest.raises((redis.RedisError, OSError)) as info:
