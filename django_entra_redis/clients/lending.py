@@ -9,22 +9,33 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from redis.exceptions import ConnectionError
 from redis.retry import Retry
 
 from ..connections.pool import ConnectionPool, check_out, lend
-from .retry import RetryPolicy, make_policy
+from ..credentials.provider import EntraCredentialProvider
+from ..identity.token import Token
+from .retry import RetryPolicy, is_final, make_policy
 
 
 class LentRetry(Retry):
     """A cache's retry policy as a ``Retry`` of redis-py.
 
+    A command that waits for hours, such as BLPOP on an empty list, is cut at each
+    expiry of a token. Such a cut begins the count of failures anew.
+
     Parameters:
         policy: the cache's policy.
+        provider: the provider of the tokens that its connections authenticate with;
+            ``None``: they do not.
     """
 
-    def __init__(self, policy: RetryPolicy) -> None:
+    def __init__(
+        self, policy: RetryPolicy, provider: EntraCredentialProvider | None = None
+    ) -> None:
         super().__init__(policy.backoff, policy.retries, policy.errors)
         self._policy = policy
+        self._provider = provider
 
     def call_with_retry(
         self,
@@ -43,17 +54,39 @@ class LentRetry(Retry):
         """
         failures = 0
         while True:
+            token = latest_token(self._provider)
             try:
                 return do()
             except self._policy.errors as error:
                 if is_retryable is not None and not is_retryable(error):
                     raise
+                if was_cut(error, token, self._provider):
+                    failures = 0
                 failures += 1
                 pause = self._policy.pause(error, failures)
                 fail(error, failures) if with_failure_count else fail(error)
                 if pause is None:
                     raise
             time.sleep(pause)
+
+
+def latest_token(provider: EntraCredentialProvider | None) -> Token | None:
+    """Return the token that connections authenticate with at the moment, if any."""
+    return None if provider is None else provider.renewal.fresh()
+
+
+def was_cut(
+    error: Exception, token: Token | None, provider: EntraCredentialProvider | None
+) -> bool:
+    """Whether a token's expiry may have ended an attempt, rather than a fault.
+
+    Parameters:
+        error: what the attempt raised.
+        token: the latest token when it began.
+        provider: the provider of the tokens.
+    """
+    broken = isinstance(error, ConnectionError) and not is_final(error)
+    return broken and token is not None and latest_token(provider) is not token
 
 
 class PoolView:
@@ -82,7 +115,8 @@ class PoolView:
 
     def set_retry(self, retry: Any) -> None:
         """Set the retry policy of connections that are lent from now on."""
-        self._retry = LentRetry(make_policy({"retry": retry}))
+        provider = self._pool.connection_kwargs.get("credential_provider")
+        self._retry = LentRetry(make_policy({"retry": retry}), provider)
 
 
 def lending(pool: Any, retry: LentRetry) -> Any:

@@ -5,14 +5,16 @@ Each event loop has one client for each server, or cluster, and closes it with i
 
 import asyncio
 import contextlib
+import copy
 import functools
 import inspect
-from collections.abc import AsyncGenerator, Callable, Hashable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable
 from typing import Any, TypeVar
 
 import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialWithJitterBackoff
+from redis.exceptions import ConnectionError
 
 from .._fork import Order, in_child
 from ..connections.endpoint import Endpoint
@@ -22,8 +24,10 @@ from ..connections.lent_connection import (
     LentUnixConnection,
 )
 from ..credentials.provider import EntraCredentialProvider
+from .lending import latest_token, was_cut
 
 S = TypeVar("S", bound=Hashable)
+T = TypeVar("T")
 
 #: Options of a cache's pools that these clients do not take: they are for threads.
 _SYNC_ONLY = {"maint_notifications_config", "redis_connect_func", "retry"}
@@ -116,24 +120,63 @@ def own_provider(endpoint: Endpoint) -> EntraCredentialProvider | None:
     return provider if isinstance(provider, EntraCredentialProvider) else None
 
 
-def make_retry() -> Retry:
+class LoopRetry(Retry):
+    """The retry policy of a client; a token's expiry begins the count anew.
+
+    Parameters:
+        provider: the provider of the tokens; ``None``: there are none.
+    """
+
+    def __init__(self, provider: EntraCredentialProvider | None) -> None:
+        super().__init__(_BACKOFF, _RETRIES, BROKEN)
+        self._provider = provider
+
+    def __deepcopy__(self, memo: object) -> "LoopRetry":
+        # redis-py makes one for each connection, and the provider is not to be copied.
+        return copy.copy(self)
+
+    async def call_with_retry(
+        self,
+        do: Callable[[], Awaitable[T]],
+        fail: Callable[..., Any],
+        *args: Any,
+        **kwargs: Any,
+    ) -> T:
+        """Call a function until it succeeds or has failed too often; return its result.
+
+        Parameters:
+            do: the function.
+            fail: awaited after each failure, with the error.
+            args, kwargs: further arguments of redis-py's method.
+        """
+        while True:
+            token = latest_token(self._provider)
+            try:
+                return await super().call_with_retry(do, fail, *args, **kwargs)
+            except ConnectionError as error:
+                if not was_cut(error, token, self._provider):
+                    raise
+
+
+def make_retry(provider: EntraCredentialProvider | None) -> Retry:
     """Return the retry policy of a client."""
-    return Retry(_BACKOFF, _RETRIES, BROKEN)
+    return LoopRetry(provider)
 
 
 def make_client(endpoint: Endpoint) -> Any:
     """Return a client of redis-py's for the running loop, by an endpoint's options."""
     target = endpoint.target
     kind: Any = LentUnixConnection if "path" in target.where else LentConnection
+    provider = own_provider(endpoint)
     # The client has a pool of its own, which is as large as the threads' pool.
     own = {
         "connection_class": kind,
         "max_connections": endpoint.pool.max_connections,
         "target": target,
-        "provider": own_provider(endpoint),
-        "retry": make_retry(),
+        "provider": provider,
+        "retry": make_retry(provider),
         "retry_on_error": [*BROKEN],
-        "retry_subscribed": make_retry(),
+        "retry_subscribed": make_retry(provider),
     }
     pool = redis.asyncio.ConnectionPool(**{**options_of(endpoint, kind), **own})
     # It closes the pool as it is closed.

@@ -60,12 +60,12 @@ def make_cluster_client(topology: Topology) -> Any:
             port=port,
             target=target,
             provider=provider,
-            retry_subscribed=make_retry(),
+            retry_subscribed=make_retry(provider),
             **options,
         )
 
     startup = [ClusterNode(one.host, one.port) for one in nodes.startup_nodes()]
-    client = _Client(startup_nodes=startup, retry=make_retry(), **options)
+    client = _Client(startup_nodes=startup, retry=make_retry(provider), **options)
     kind: Any = connect_to
     # redis-py has no argument for the class of the connections.
     client.connection_kwargs["connection_class"] = kind

@@ -265,11 +265,11 @@ class CacheClient(Client):
     # request, and few of them need redis-py's clients.
     @cached_property
     def _clients(self) -> list[redis.Redis]:
-        retry = LentRetry(self.policy)
-        return [
-            redis.Redis(connection_pool=lending(one.pool, retry))
-            for one in self.endpoints
-        ]
+        pools = [endpoint.pool for endpoint in self.endpoints]
+        retry = LentRetry(
+            self.policy, pools[0].connection_kwargs.get("credential_provider")
+        )
+        return [redis.Redis(connection_pool=lending(pool, retry)) for pool in pools]
 
     @cached_property
     def _lock_client(self) -> redis.Redis:

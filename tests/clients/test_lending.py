@@ -1,5 +1,6 @@
 """The clients that a cache lends: ``get_client()``, through expiries and restarts."""
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,9 +18,9 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.retry import Retry
 
-from django_entra_redis.cache import EntraRedisClusterCache
+from django_entra_redis.cache import EntraRedisCache, EntraRedisClusterCache
 from django_entra_redis.clients import lending
-from django_entra_redis.clients.retry import RetryPolicy
+from django_entra_redis.clients.retry import RETRIES, RetryPolicy
 from django_entra_redis.credentials import get_credential_provider
 from django_entra_redis.exceptions import TokenError
 from emulator import Emulator
@@ -48,18 +49,27 @@ def database(tmp_path: Path, redis_server: str) -> Iterator[Database]:
 
 
 @contextmanager
-def lent(
+def cached(
     emulator: Emulator, monkeypatch: pytest.MonkeyPatch, **options: Any
-) -> Iterator[Any]:
-    """Give the client of a cache whose tokens are renewed early."""
+) -> Iterator[EntraRedisCache]:
+    """Give a cache whose tokens are renewed early."""
     with let_in(emulator, monkeypatch):
         identity = {**settings.ENTRA_REDIS["default"], "REFRESH_RATIO": RATIO}
         with override_settings(ENTRA_REDIS={"default": identity}):
             cache = make_cache(
                 emulator.redis_url, ssl_ca_certs=str(emulator.ca_file), **options
             )
-            yield cache.get_client()
+            yield cache
             cache.get_pool().disconnect()
+
+
+@contextmanager
+def lent(
+    emulator: Emulator, monkeypatch: pytest.MonkeyPatch, **options: Any
+) -> Iterator[Any]:
+    """Give the client of such a cache."""
+    with cached(emulator, monkeypatch, **options) as cache:
+        yield cache.get_client()
 
 
 class Subscriber:
@@ -169,6 +179,28 @@ def test_blocking_command(brief: Emulator, monkeypatch: pytest.MonkeyPatch) -> N
         client.rpush("list", "value")
         thread.join(PATIENCE)
         assert popped == [(b"list", b"value")]
+
+
+def test_command_that_waits_through_many_expiries(
+    brief: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More expiries than there are retries, in a thread and in a loop."""
+    brief.token_lifetime = 1.0
+    with cached(brief, monkeypatch, socket_timeout=None) as cache:
+        client: Any = cache.get_client()
+
+        async def pop() -> Any:
+            return await cache.get_async_client().blpop(["of a loop"], timeout=0)
+
+        with ThreadPoolExecutor(2) as executor:
+            popped = executor.submit(client.blpop, "list", timeout=0)
+            looped = executor.submit(lambda: asyncio.run(pop()))
+            cut = 2 * (RETRIES + 2)
+            wait_until(lambda: brief.stats.closed_by_expiry_in_use >= cut)
+            client.rpush("list", "value")
+            client.rpush("of a loop", "value")
+            assert popped.result(PATIENCE) == (b"list", b"value")
+            assert looped.result(PATIENCE) == (b"of a loop", b"value")
 
 
 def test_cut_connection(database: Database) -> None:
