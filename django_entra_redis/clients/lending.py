@@ -86,7 +86,7 @@ def was_cut(
         provider: the provider of the tokens.
     """
     broken = isinstance(error, ConnectionError) and not is_final(error)
-    return broken and token is not None and latest_token(provider) is not token
+    return broken and latest_token(provider) is not token
 
 
 class PoolView:

@@ -19,8 +19,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.retry import Retry
 
 from django_entra_redis.cache import EntraRedisCache, EntraRedisClusterCache
-from django_entra_redis.clients import lending
-from django_entra_redis.clients.retry import RETRIES, RetryPolicy
+from django_entra_redis.clients import lending, loop_clients
+from django_entra_redis.clients.retry import RetryPolicy
 from django_entra_redis.credentials import get_credential_provider
 from django_entra_redis.exceptions import TokenError
 from emulator import Emulator
@@ -185,8 +185,9 @@ def test_command_that_waits_through_many_expiries(
     brief: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More expiries than there are retries, in a thread and in a loop."""
-    brief.token_lifetime = 1.0
-    with cached(brief, monkeypatch, socket_timeout=None) as cache:
+    monkeypatch.setattr(loop_clients, "_RETRIES", 1)
+    once = Retry(NoBackoff(), 1)
+    with cached(brief, monkeypatch, socket_timeout=None, retry=once) as cache:
         client: Any = cache.get_client()
 
         async def pop() -> Any:
@@ -195,8 +196,8 @@ def test_command_that_waits_through_many_expiries(
         with ThreadPoolExecutor(2) as executor:
             popped = executor.submit(client.blpop, "list", timeout=0)
             looped = executor.submit(lambda: asyncio.run(pop()))
-            cut = 2 * (RETRIES + 2)
-            wait_until(lambda: brief.stats.closed_by_expiry_in_use >= cut)
+            cut_three_times = 2 * 3
+            wait_until(lambda: brief.stats.closed_by_expiry_in_use >= cut_three_times)
             client.rpush("list", "value")
             client.rpush("of a loop", "value")
             assert popped.result(PATIENCE) == (b"list", b"value")
