@@ -77,9 +77,15 @@ def compared(profile: str | None) -> dict[str, str]:
     return OURS
 
 
-def main(directory: Path, profile: str | None) -> int:
-    """Run all, print the counts and what was left out; 0 when ours are as good."""
-    tests, ours_here = fetch(directory), compared(profile)
+def main(tests: Path, directory: Path, profile: str | None) -> int:
+    """Run all, print the counts and what was left out; 0 when ours are as good.
+
+    Parameters:
+        tests: Django's.
+        directory: where the reports go.
+        profile: the service of Azure to be on; ``None``: a plain redis-server.
+    """
+    ours_here = compared(profile)
     service = PROFILES.get(profile or "")
 
     def special(backend: str) -> dict[str, str]:
@@ -91,7 +97,8 @@ def main(directory: Path, profile: str | None) -> int:
     lacking = {} if find_server() else FAKE_LACKS
 
     def target(backend: str, location: str, **more: Any) -> Target:
-        report = str(directory / f"{backend.rpartition('.')[2]}.json")
+        name = f"{profile}-{backend.rpartition('.')[2]}.json"
+        report = str(directory / name)
         return Target(backend=backend, location=location, report=report, **more)
 
     # The tests mostly sleep: all runs at once, each with a Redis of its own.
@@ -169,6 +176,14 @@ def main(directory: Path, profile: str | None) -> int:
 
 parser = argparse.ArgumentParser(prog="python -m tests.django_suite")
 parser.add_argument("--directory", type=Path, required=True, help="for Django's source")
-parser.add_argument("--profile", choices=PROFILES, help="the service of Azure to be on")
+parser.add_argument(
+    "--profile",
+    action="append",
+    choices=PROFILES,
+    help="the service of Azure to be on; may be given again: at the same time",
+)
 options = parser.parse_args()
-sys.exit(main(options.directory.resolve(), options.profile))
+directory = options.directory.resolve()
+tests, profiles = fetch(directory), options.profile or [None]
+with ThreadPoolExecutor(len(profiles)) as executor:
+    sys.exit(max(executor.map(lambda name: main(tests, directory, name), profiles)))
