@@ -6,10 +6,14 @@ What is meant to differ is in ``DIFFERENCES``, in the words of the page on movin
 import asyncio
 import contextlib
 import enum
+import functools
+import json
 import pickle
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +21,9 @@ import pytest
 import redis
 from asgiref.sync import sync_to_async
 from django.core.cache.backends.base import DEFAULT_TIMEOUT
-from django.core.cache.backends.redis import RedisCache
+from django.core.cache.backends.redis import RedisCache, RedisSerializer
+from django.utils.safestring import SafeString
+from django.utils.text import format_lazy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis.backoff import NoBackoff
@@ -51,6 +57,36 @@ class Level(enum.IntEnum):
     ONE = 1
 
 
+class Loud(str):
+    """Text whose own text is another."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return self.upper()
+
+
+class Mute:
+    """A key without text."""
+
+    def __str__(self) -> str:
+        raise LookupError("no text")
+
+    __repr__ = object.__repr__
+
+
+class Texts:
+    """A serializer of one's own."""
+
+    def dumps(self, value: Any) -> bytes:
+        """Write a value."""
+        return json.dumps(value).encode()
+
+    def loads(self, data: bytes) -> Any:
+        """Read one."""
+        return json.loads(data)
+
+
 class Unpicklable:
     """A value that nobody can write."""
 
@@ -68,6 +104,42 @@ names = st.sampled_from(["a", "b", "c"]) | st.one_of(
     st.booleans(),
     st.binary(max_size=2),
     st.builds(Named, st.sampled_from(["a", "b", "x y"])),
+    st.sampled_from(
+        [
+            *(
+                Loud("a"),
+                Mute(),
+                SafeString("<a>"),
+                format_lazy("a"),
+                Path("a/b"),
+                Level.ONE,
+            ),
+            *(
+                1.0,
+                -0.0,
+                float("inf"),
+                Decimal("1.50"),
+                date(2026, 1, 2),
+                (1, "a"),
+                "%s",
+            ),
+        ]
+    ),
+)
+#: What settings may name in place of text or of a number.
+odd = st.sampled_from(
+    [
+        None,
+        0,
+        1.0,
+        True,
+        "",
+        Named("n"),
+        Loud("n"),
+        format_lazy("n"),
+        Path("n"),
+        Level.ONE,
+    ]
 )
 values = st.one_of(
     st.integers(-3, 3),
@@ -129,14 +201,44 @@ calls = st.one_of(
 params = st.fixed_dictionaries(
     {},
     optional={
-        "KEY_PREFIX": st.sampled_from(["", "p", "p:1", "*", "ключ"]),
-        "VERSION": st.sampled_from([1, 2, -1, "beta"]),
+        "KEY_PREFIX": st.sampled_from(["", "p", "p:1", "*", "ключ"]) | odd,
+        "VERSION": st.sampled_from([1, 2, -1, "beta"]) | odd,
         "TIMEOUT": st.sampled_from([None, 0, 50, 300]),
         "KEY_FUNCTION": st.sampled_from(
             [lambda key, prefix, version: f"{key}|{version}|{prefix}"]
         ),
     },
 )
+
+#: Options that both have.
+common = st.sampled_from(
+    [
+        *[{}] * 4,
+        *({"serializer": one} for one in (Texts, Texts(), f"{__name__}.Texts")),
+        {"serializer": functools.partial(RedisSerializer, protocol=2)},
+    ]
+)
+#: Options of this backend's that change nothing in the answers of a well server,
+#: nor, unless they say otherwise, in its bytes.
+harmless = st.sampled_from(
+    [
+        *[{}] * 6,
+        *[{"clear_by_scan": True}] * 3,
+        {"CLEAR_BY_SCAN": True, "IGNORE_EXCEPTIONS": True},
+        {"client_name": "fuzz", "health_check_interval": 1},
+        {"client_side_cache": True},
+        {"compressor": "django_entra_redis.compressors.GzipCompressor"},
+        {"compressor": "django_entra_redis.compressors.ZlibCompressor"},
+        {"decode_responses": True, "ignore_exceptions": True},
+        {"max_connections": 1, "protocol": 3},
+        {"pool_class": "redis.BlockingConnectionPool", "retry_on_timeout": True},
+        {"stampede": {"beta": 1.0}, "decode_responses": True},
+    ]
+)
+#: Options under which the server has other bytes.
+REWRITING = {"compressor", "stampede"}
+#: A key in each database that is another cache's.
+FOREIGN = b"foreign:1:key"
 
 #: What a method does: its answer or the kind of its error, and what it warns of.
 Outcome = tuple[Any, Any, frozenset[str]]
@@ -289,6 +391,7 @@ def contents(*admins: Any) -> dict[bytes, tuple[bytes, bool]]:
         key: (admin.get(key), admin.ttl(key) > 0)
         for admin in admins
         for key in admin.keys("*")
+        if key != FOREIGN
     }
 
 
@@ -300,35 +403,59 @@ patient = settings(
 
 
 @patient
-@given(made=params, sequence=st.lists(calls, min_size=1, max_size=8))
+@given(
+    made=params,
+    shared=common,
+    own=harmless,
+    sequence=st.lists(calls, min_size=1, max_size=8),
+)
 def test_one_server(
-    database: Database, admins: list[Any], made: dict[str, Any], sequence: list[Call]
+    database: Database,
+    admins: list[Any],
+    made: dict[str, Any],
+    shared: dict[str, Any],
+    own: dict[str, Any],
+    sequence: list[Call],
 ) -> None:
-    """Whatever the calls, in whatever order, sync and async."""
+    """Whatever the calls, in whatever order, sync and async, with whatever options."""
     database.admin.flushall()
     urls = [f"{database.url}/{number}" for number in range(3)]
-    options = {"OPTIONS": {"identity": None}}
-    sync, native = (EntraRedisCache(url, {**made, **options}) for url in urls[1:])
-    with asyncio.Runner() as runner, django_cache(urls[0], made) as django:
+    options = {"identity": None, **shared, **own}
+    by_scan = "clear_by_scan" in map(str.lower, own)
+    sync, native = (
+        EntraRedisCache(url, {**made, "OPTIONS": options}) for url in urls[1:]
+    )
+    with (
+        asyncio.Runner() as runner,
+        django_cache(urls[0], {**made, "OPTIONS": shared}) as django,
+    ):
         for call in sequence:
+            for admin in admins:
+                admin.set(FOREIGN, "theirs")
             theirs, ours = do(django, call), do(sync, call)
             assert explained(call, theirs, ours), call
             assert ours == do(native, call, runner), call
             assert contents(admins[1]) == contents(admins[2]), call
+            cleared = call.name == "clear" and not by_scan
+            assert admins[1].exists(FOREIGN) == (not cleared), call
             if theirs != ours:
                 break  # From here on they may well have different data.
-            assert contents(admins[0]) == contents(admins[1]), call
+            if REWRITING.isdisjoint(own):
+                assert contents(admins[0]) == contents(admins[1]), call
+            assert set(contents(admins[0])) == set(contents(admins[1])), call
 
 
 @patient
 @given(
     made=params,
+    own=st.sampled_from([{}, {"clear_by_scan": True, "ignore_exceptions": True}]),
     sequence=st.lists(st.tuples(calls, st.booleans()), min_size=1, max_size=8),
 )
 def test_cluster(
     database: Database,
     nodes: tuple[str, Mapping[str, Any], list[Any]],
     made: dict[str, Any],
+    own: dict[str, Any],
     sequence: list[tuple[Call, bool]],
 ) -> None:
     """Keys in several slots of a cluster, as on one server; sync and async mixed."""
@@ -336,7 +463,9 @@ def test_cluster(
     location, options, admins = nodes
     for admin in admins:
         admin.flushall()
-    clustered = EntraRedisClusterCache(location, {**made, "OPTIONS": options})
+    clustered = EntraRedisClusterCache(
+        location, {**made, "OPTIONS": {**options, **own}}
+    )
     with asyncio.Runner() as runner, django_cache(database.url, made) as django:
         for call, native in sequence:
             theirs = do(django, call)
