@@ -45,7 +45,7 @@ from .attempts import Attempts
 from .cluster_observation import ASYNC_CLUSTER_INSTRUMENTATION, CLUSTER_INSTRUMENTATION
 from .redirects import cluster_error
 from .retry import is_final
-from .sync import Client, carry_out, read_many
+from .sync import Client, carry_out, read_many, send_packed
 from .topology import get_topology
 
 T = TypeVar("T")
@@ -425,7 +425,8 @@ class _NodeBatch:
     def __init__(self, pool: Any) -> None:
         self._pool = pool
         self._connection: Any = None
-        self._failure: Exception | None = None
+        # The replies, or the error for all of them, once one of the two is known.
+        self._outcome: list[Any] | Exception | None = None
         self._clean = False
 
     def __enter__(self) -> Self:
@@ -448,9 +449,9 @@ class _NodeBatch:
         self._request = request
         try:
             self._connection = check_out(self._pool)
-            self._connection.send_packed_command([request.packed])
+            self._outcome = send_packed(self._connection, request.packed, request)
         except (ConnectionError, TimeoutError) as error:
-            self._failure = without_frames(error)
+            self._outcome = without_frames(error)
 
     def receive(self, *, wait: bool = True) -> list[Any] | Exception:
         """Return the replies, or the error that stands for all of them.
@@ -458,17 +459,17 @@ class _NodeBatch:
         Parameters:
             wait: whether to wait for the first reply, if it has not arrived yet.
         """
-        if self._failure is None:
+        if self._outcome is None:
             try:
                 if not (wait or self._connection.can_read(timeout=0)):
                     raise TimeoutError("Timeout reading from socket")
                 replies = read_many(self._connection, self._request)
             except (ConnectionError, TimeoutError) as error:
-                self._failure = without_frames(error)
+                self._outcome = without_frames(error)
             else:
                 self._clean = True
                 return replies
-        return self._failure
+        return self._outcome
 
 
 def suggests_topology_change(error: Exception) -> bool:

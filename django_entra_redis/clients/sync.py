@@ -32,6 +32,7 @@ from ..conf.options import CacheOptions
 from ..connections.endpoint import Endpoint, get_endpoint
 from ..connections.outage import OUTAGE_ERRORS
 from ..connections.pool import check_out
+from ..connections.refusals import refused_from
 from ..exceptions import InvalidReplyError, UncertainResultError, WrongBackendError
 from ..serializers import make_serializer
 from .attempts import Attempts
@@ -379,14 +380,14 @@ def carry_out(pool: Any, request: Request) -> Any:
     try:
         # Packed by this package: redis-py's packers differ with and without hiredis,
         # and hiredis aborts the process for an integer that Python can't convert.
-        connection.send_packed_command([packed])
+        refused = send_packed(connection, packed, request)
         if request.count:
-            reply: Any = read_many(connection, request)
+            reply: Any = refused or read_many(connection, request)
             if failure := batch_error(reply):
                 raise failure
         else:
             reply = request.read(read_one(connection))
-        clean = True
+        clean = not refused
         return reply
     except ResponseError as error:
         # The reply has been read in full, so that the connection can be used again. Not
@@ -401,6 +402,25 @@ def carry_out(pool: Any, request: Request) -> Any:
             connection.disconnect()
         pool.release(connection)
     raise failure
+
+
+def send_packed(connection: Any, packed: bytes, request: Request) -> list[Any] | None:
+    """Send a request; return the replies to a batch of which the server has refused to
+    read the rest, else ``None``.
+
+    Raises:
+        ResponseError: the server has refused a single command.
+        ConnectionError, TimeoutError: the connection broke.
+    """
+    try:
+        connection.send_packed_command([packed])
+    except ResponseError:
+        replies = refused_from(getattr(connection, "early_replies", ()), request.count)
+        if not request.count or replies is None:
+            raise
+        found: list[Any] = request.read(replies)
+        return found
+    return None
 
 
 def error_to_raise(request: Request, error: Exception) -> Exception:
@@ -449,6 +469,13 @@ def read_many(connection: Any, request: Request) -> list[Any]:
             except ResponseError as error:
                 # With its frames, the error would hold this list, and the list it.
                 replies.append(without_frames(error))
+            except ConnectionError:
+                refused = refused_from(replies, request.count)
+                if refused is None:
+                    raise
+                connection.disconnect()
+                replies = refused
+                break
     found: list[Any] = request.read(replies)
     return found
 

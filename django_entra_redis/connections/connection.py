@@ -20,7 +20,7 @@ from redis.exceptions import AuthenticationError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.retry import Retry
 
-from .._errors import hidden
+from .._errors import hidden, without_frames
 from ..commands.packing import refuse_long_integers
 from ..credentials.provider import EntraCredentialProvider
 from ..credentials.reauthentication import Action, next_action
@@ -67,6 +67,9 @@ class PlainConnection(AbstractConnection):
     # it closed the connection meanwhile.
     _sending = False
     _closing_error: ResponseError | None = None
+    #: The replies to commands that the server has refused to read to their end, up to
+    #: the error reply that says so.
+    early_replies: Sequence[Any] = ()
     # The name of the last command that redis-py sent on its own: while it connects, the
     # one that an error reply answers.
     _asked: object = None
@@ -191,14 +194,16 @@ class PlainConnection(AbstractConnection):
         if isinstance(sys.exception(), TimeoutError):
             return None  # The server has not closed the connection: it does not read.
         found = None
+        self.early_replies = replies = list[Any]()
         try:
             # The server has closed the connection, so that no read waits for long. To
             # redis-py, what is left behind TLS can't be read.
             while True:
                 try:
-                    self.read_response(disconnect_on_error=False)
+                    replies.append(self.read_response(disconnect_on_error=False))
                 except ResponseError as error:
-                    found = error
+                    found = without_frames(error)
+                    replies.append(found)
                 else:
                     found = None
         except (RedisError, OSError):

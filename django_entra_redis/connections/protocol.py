@@ -18,7 +18,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from ..commands.resp import INCOMPLETE, PLAIN, UNREADABLE, make_reader, verify
 from ..exceptions import ConnectionPoolTimeout
 from .deadlines import REPLY, allowance
-from .refusals import read_error
+from .refusals import read_error, refused_from
 
 #: Commands that may be under way on one connection: a bound on memory, far above what a
 #: loop usually has. Further ones wait.
@@ -211,12 +211,24 @@ class RedisProtocol(asyncio.Protocol):
             # The transport has failed to write. What the server has sent before that,
             # such as that a value is too large, has not been read.
             self.data_received(_unread(self._transport))
+        self._end_batch()
         self.abort(exc)
 
     def eof_received(self) -> bool:
         """Close the connection: the server will send no more replies."""
+        self._end_batch()
         self.abort()
         return False
+
+    def _end_batch(self) -> None:
+        """End a batch of which the server has refused to read the rest."""
+        if self._sent and not self.closed:
+            call = self._sent[0]
+            refused = refused_from(call.replies, call.count)
+            if refused is not None:
+                self._sent.popleft()
+                if not call.future.done():
+                    call.future.set_result(refused)
 
     def data_received(self, data: bytes) -> None:
         """Parse replies, and set the results of their calls."""

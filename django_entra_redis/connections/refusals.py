@@ -6,7 +6,8 @@ decides what an error means, and the wording only where it clearly means somethi
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from redis.connection import DefaultParser
 from redis.exceptions import (
@@ -161,6 +162,24 @@ def authentication_error(error: ResponseError) -> Exception:
     if text.partition(" ")[0] in _OTHER or text.startswith("unknown command"):
         return again
     return AuthenticationError(text)
+
+
+def refused_from(replies: Sequence[Any], count: int) -> list[Any] | None:
+    """Return the replies to a batch after whose last reply the connection has closed.
+
+    If that is an error reply, the server has refused to read on, as it does at a value
+    over its limit, and the error speaks for the commands that follow, too.
+
+    Parameters:
+        replies: the replies that have come.
+        count: the number of commands.
+
+    Returns:
+        As many replies as commands; ``None``: the connection broke for no such reason.
+    """
+    if not replies or type(replies[-1]) is not ResponseError:
+        return None
+    return [*replies, *[replies[-1]] * (count - len(replies))]
 
 
 def refusal(token: Token, error: Exception | None) -> TokenRefusedError:

@@ -1234,3 +1234,38 @@ def test_single_node_is_no_cluster(redis_server: str) -> None:
         with pytest.raises(WrongBackendError):
             cache.get("key")
     assert isinstance(cache, EntraRedisCache)
+
+
+@pytest.mark.parametrize("way", ["set_many", "aset_many"])
+def test_a_value_over_a_nodes_limit(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    """The node refuses it and the rest of what it was sent, which is sent once."""
+    monkeypatch.setattr(event_loops, "FIRST_OPERATIONS", 0)
+    seen: list[bytes] = []
+
+    def answer(peer: Peer, command: list[bytes]) -> bytes:
+        if command[0] == b"CLUSTER":
+            node = b"*3\r\n$0\r\n\r\n:%d\r\n$2\r\nid\r\n" % host.port
+            return b"*1\r\n*3\r\n:0\r\n:16383\r\n" + node
+        if command[0] == b"SET":
+            seen.append(command[1])
+        if command[1].endswith(b"large"):
+            peer.transport.write(b"-ERR Protocol error: invalid bulk length\r\n")
+            peer.transport.close()
+        return OK
+
+    host = PeerHost(answer)
+
+    async def main() -> Any:
+        async with host:
+            options = {"identity": None, "ignore_exceptions": True}
+            location = f"redis://127.0.0.1:{host.port}"
+            cache = EntraRedisClusterCache(location, {"OPTIONS": options})
+            data = {"before": 1, "large": "x", "after": 2}
+            if way == "aset_many":
+                return await cache.aset_many(data)
+            return await asyncio.to_thread(cache.set_many, data)
+
+    assert asyncio.run(main()) == ["large", "after"]
+    registry.reset()
+    assert seen[:2] == [b":1:before", b":1:large"]
+    assert seen.count(b":1:large") == 1

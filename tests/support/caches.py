@@ -122,6 +122,11 @@ class Database:
         )
         return f"redis://{user}:secret@{self.address[0]}:{self.address[1]}"
 
+    def calls(self, command: str) -> int:
+        """Return how often a command has been carried out."""
+        stats = self.admin.info("commandstats").get(f"cmdstat_{command}", {})
+        return int(stats.get("calls", 0))
+
     def spin(self) -> None:
         """Run a script until another connection kills it."""
         with (
