@@ -117,6 +117,8 @@ def introduce(emulator: Emulator) -> None:
     say(f"IMDS              {emulator.imds_url}")
     say(f"App Service       {emulator.app_service_endpoint}")
     say(f"Service Fabric    {emulator.service_fabric_endpoint}")
+    say(f"Azure Arc         {emulator.azure_arc_endpoint}")
+    say(f"its keys          {emulator.arc_keys}")
     say(f"controls          {emulator.control_url}")
     say(f"CA certificate    {emulator.ca_file}")
     say(f"description       {emulator.directory / 'emulator.json'}")

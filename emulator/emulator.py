@@ -4,6 +4,7 @@ import asyncio
 import atexit
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import secrets
@@ -49,16 +50,23 @@ from emulator.journal import (
     TokenRequest,
 )
 from emulator.managed_identity import (
-    APP_SERVICE_PATH,
-    SERVICE_FABRIC_PATH,
     AppService,
+    AzureArc,
+    Endpoint,
     Imds,
     ManagedIdentities,
     ServiceFabric,
 )
-from emulator.profiles import FULL_ACCESS, IMDS_LIMIT, Profile, find_profile
+from emulator.profiles import (
+    FULL_ACCESS,
+    IMDS_AT_A_TIME,
+    IMDS_LATENCY,
+    IMDS_LIMIT,
+    Profile,
+    find_profile,
+)
 from emulator.server import Server, ServerError
-from emulator.sockets import Listener, reset
+from emulator.sockets import Listener, Serve, reset
 from emulator.web import Answer, HttpConnection, Request, Response, Route
 
 KINDS = (
@@ -69,6 +77,7 @@ KINDS = (
     "user_assigned",
     "app_service",
     "service_fabric",
+    "azure_arc",
 )
 T = TypeVar("T")
 _MACHINE = "Microsoft.Compute/virtualMachines/emulator"
@@ -81,6 +90,7 @@ _FAULTY = {
     "imds": ("imds",),
     "app_service": ("app_service",),
     "service_fabric": ("service_fabric",),
+    "azure_arc": ("azure_arc",),
 }
 _FEDERATED_LIFETIME = 3600.0
 # Seconds between two looks at which connections are idle.
@@ -123,9 +133,11 @@ class Emulator:
     ) -> None:
         self.token_lifetime = token_lifetime
         # With a profile as IMDS has it: tokens come again for most of their life, and
-        # so many requests are served in a second.
+        # so many requests are served in a second, and at a time.
         self.repeat_tokens = profile is not None
         self.imds_limit = None if profile is None else IMDS_LIMIT
+        self.imds_at_a_time = None if profile is None else IMDS_AT_A_TIME
+        self.imds_latency = 0.0 if profile is None else IMDS_LATENCY
         self.system_assigned_enabled = True
         # What an AUTH is refused with, None for Redis's own words. Azure has been seen
         # to say "ERR WRONGPASS invalid username-password pair"
@@ -142,6 +154,7 @@ class Emulator:
             "imds": imds_port,
             "app_service": app_service_port,
             "service_fabric": 0,
+            "azure_arc": 0,
             "control": control_port,
         }
         self._redis_server = redis_server
@@ -241,6 +254,8 @@ class Emulator:
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.ca_file = self.directory / "ca.pem"
         self.federated_token_file = self.directory / "federated-token"
+        self.arc_keys = self.directory / "arc-keys"
+        self.arc_keys.mkdir(mode=0o700, exist_ok=True)
 
     def _make_principals(self) -> None:
         group = f"/subscriptions/{new_id()}/resourcegroups/emulator/providers"
@@ -282,13 +297,15 @@ class Emulator:
 
     def _listen(self) -> None:
         self._listeners, self._entrances = {}, {}
+        identities: dict[str, Serve] = {
+            kind.name: functools.partial(self._serve_identity, kind.name)
+            for kind in (Imds, AppService, ServiceFabric, AzureArc)
+        }
         for name, serve in {
             "gateway": self._serve_gateway,
             "plaintext": self._serve_plaintext,
             "authority": self._serve_authority,
-            "imds": self._serve_imds,
-            "app_service": self._serve_app_service,
-            "service_fabric": self._serve_service_fabric,
+            **identities,
             "control": self._serve_control,
         }.items():
             self._listeners[name] = Listener(self._ports[name], serve)
@@ -302,10 +319,13 @@ class Emulator:
         self.control_url = f"https://{HOST}:{ports['control']}"
         self.imds_url = f"http://127.0.0.1:{ports['imds']}"
         self.app_service_endpoint = (
-            f"http://127.0.0.1:{ports['app_service']}{APP_SERVICE_PATH}"
+            f"http://127.0.0.1:{ports['app_service']}{AppService.path}"
         )
         self.service_fabric_endpoint = (
-            f"https://{HOST}:{ports['service_fabric']}{SERVICE_FABRIC_PATH}"
+            f"https://{HOST}:{ports['service_fabric']}{ServiceFabric.path}"
+        )
+        self.azure_arc_endpoint = (
+            f"http://127.0.0.1:{ports['azure_arc']}{AzureArc.path}"
         )
 
     def _listen_for(self, member: Member) -> Listener:
@@ -339,20 +359,21 @@ class Emulator:
             self,
         )
         self._write_federated_token()
-        self._identities = ManagedIdentities(
+        identities = ManagedIdentities(
             clock,
             self._directory,
             self.system_assigned,
             self.user_assigned,
             self,
         )
-        self._imds = Imds(clock, self._identities, faults, journal, self)
-        self._app_service = AppService(
-            clock, self._identities, faults, journal, self.app_service_header
+        header, secret = self.app_service_header, self.service_fabric_secret
+        endpoints: tuple[Endpoint, ...] = (
+            Imds(clock, identities, faults, journal, self),
+            AppService(clock, identities, faults, journal, header),
+            ServiceFabric(clock, identities, faults, journal, secret),
+            AzureArc(clock, identities, faults, journal, self.arc_keys),
         )
-        self._service_fabric = ServiceFabric(
-            clock, self._identities, faults, journal, self.service_fabric_secret
-        )
+        self._identity_endpoints = {one.name: one for one in endpoints}
         self._control = ControlEndpoint(self)
         self._gateway = Gateway(clock, self._directory, journal, self, self.profile)
 
@@ -463,18 +484,11 @@ class Emulator:
         if not await self._reset(sock, "authority"):
             await self._serve_http(sock, self._answer_authority, self._tls)
 
-    async def _serve_imds(self, sock: socket.socket) -> None:
-        if not await self._reset(sock, "imds"):
-            await self._serve_http(sock, self._dated(self._imds.handle), None)
-
-    async def _serve_app_service(self, sock: socket.socket) -> None:
-        if not await self._reset(sock, "app_service"):
-            await self._serve_http(sock, self._dated(self._app_service.handle), None)
-
-    async def _serve_service_fabric(self, sock: socket.socket) -> None:
-        if not await self._reset(sock, "service_fabric"):
-            handle = self._dated(self._service_fabric.handle)
-            await self._serve_http(sock, handle, self._handshakes.pinned)
+    async def _serve_identity(self, name: str, sock: socket.socket) -> None:
+        if not await self._reset(sock, name):
+            handle = self._dated(self._identity_endpoints[name].handle)
+            pinned = self._handshakes.pinned if name == ServiceFabric.name else None
+            await self._serve_http(sock, handle, pinned)
 
     async def _serve_control(self, sock: socket.socket) -> None:
         await self._serve_http(sock, self._control.handle, self._tls)
@@ -484,16 +498,21 @@ class Emulator:
             return self._control.handle(request)
         return self._dated(self._authority.handle)(request)
 
-    def _dated(
-        self, handle: Callable[[Request], Response]
-    ) -> Callable[[Request], Response]:
+    def _dated(self, handle: Route) -> Route:
         """Have answers tell the emulator's time, as every service's do."""
 
-        def answer(request: Request) -> Response:
-            response = handle(request)
+        def dated(response: Response) -> Response:
             date = formatdate(self._clock.wall(), usegmt=True)
             headers = (*response.headers, ("Date", date))
             return dataclasses.replace(response, headers=headers)
+
+        def answer(request: Request) -> Answer:
+            made = handle(request)
+            if isinstance(made, Response):
+                return dated(made)
+            later: asyncio.Future[Response] = self._loop.create_future()
+            made.add_done_callback(lambda done: later.set_result(dated(done.result())))
+            return later
 
         return answer
 
@@ -623,6 +642,11 @@ class Emulator:
                 "IDENTITY_HEADER": self.service_fabric_secret,
                 "IDENTITY_SERVER_THUMBPRINT": self._handshakes.thumbprint,
             },
+            # msal and azure-identity look for the keys in /var/opt/azcmagent/tokens.
+            "azure_arc": {
+                "IDENTITY_ENDPOINT": self.azure_arc_endpoint,
+                "IMDS_ENDPOINT": self.azure_arc_endpoint,
+            },
         }
         if kind not in kinds:
             raise ValueError(f"kind is one of {', '.join(kinds)}, not {kind!r}")
@@ -652,6 +676,8 @@ class Emulator:
             "app_service_header": self.app_service_header,
             "service_fabric_endpoint": self.service_fabric_endpoint,
             "service_fabric_secret": self.service_fabric_secret,
+            "azure_arc_endpoint": self.azure_arc_endpoint,
+            "arc_keys": str(self.arc_keys),
             "ca_file": str(self.ca_file),
             "federated_token_file": str(self.federated_token_file),
             "tenant_id": self.tenant_id,

@@ -23,7 +23,14 @@ MODES = (
     "garbage",
     "invalid_client",
 )
-ENDPOINTS = ("token", "imds", "app_service", "service_fabric", "discovery")
+ENDPOINTS = (
+    "token",
+    "imds",
+    "app_service",
+    "service_fabric",
+    "azure_arc",
+    "discovery",
+)
 
 # What the endpoints of managed identities say as they fail
 # (Azure/azure-sdk-for-net#28568 and #40848).

@@ -1,8 +1,13 @@
-"""The endpoints of managed identity: IMDS on a VM, App Service's, Service Fabric's."""
+"""The endpoints of managed identity: IMDS on a VM, App Service's, Service Fabric's,
+Azure Arc's."""
 
+import asyncio
 import hmac
 import math
+import secrets
 from collections import deque
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 from emulator.clock import Clock
@@ -13,13 +18,12 @@ from emulator.directory import (
     ManagedIdentity,
 )
 from emulator.faults import Faults
+from emulator.files import write_private
 from emulator.journal import Journal, TokenRequest
 from emulator.settings import Settings
-from emulator.web import Request, Response
+from emulator.web import Answer, Request, Response
 
 IMDS_PATH = "/metadata/identity/oauth2/token"
-APP_SERVICE_PATH = "/msi/token"
-SERVICE_FABRIC_PATH = "/metadata/identity/oauth2/token"
 # Where tokens are repeated, the share of its life in which one is handed out again.
 REPEATED = 0.8
 
@@ -27,11 +31,19 @@ REPEATED = 0.8
 class IdentityError(Exception):
     """A request that is refused."""
 
-    def __init__(self, status: int, error: str, text: str, outcome: str) -> None:
+    def __init__(
+        self,
+        status: int,
+        error: str,
+        text: str,
+        outcome: str,
+        headers: tuple[tuple[str, str], ...] = (),
+    ) -> None:
         super().__init__(text)
         self.status = status
         self.error = error
         self.outcome = outcome
+        self.headers = headers
 
 
 class ManagedIdentities:
@@ -105,14 +117,20 @@ class ManagedIdentities:
         return token
 
 
-class _Endpoint:
-    """What both endpoints have in common."""
+class Endpoint:
+    """What all endpoints have in common.
 
-    name: str
-    path: str
-    api_version: str
+    With a `secret`, each request has to bring it in the header `secret_header`;
+    `no_secret` is the error, its text and the outcome where it does not.
+    """
+
+    name: ClassVar[str]
+    path: ClassVar[str] = IMDS_PATH
+    api_versions: ClassVar[tuple[str, ...]]
     # query parameter to attribute of ManagedIdentity
     names: ClassVar[dict[str, str]]
+    secret_header: ClassVar[str] = ""
+    no_secret: ClassVar[tuple[str, str, str]]
 
     def __init__(
         self,
@@ -120,13 +138,19 @@ class _Endpoint:
         identities: ManagedIdentities,
         faults: Faults,
         journal: Journal,
+        secret: str | None = None,
     ) -> None:
         self._clock = clock
         self._identities = identities
         self._faults = faults
         self._journal = journal
+        self._secret = secret
 
-    def handle(self, request: Request) -> Response:
+    def handle(self, request: Request) -> Answer:
+        """Answer one request."""
+        return self.answer_at_once(request)
+
+    def answer_at_once(self, request: Request) -> Response:
         """Answer one request."""
         query = request.query
         details: dict[str, Any] = {
@@ -154,7 +178,8 @@ class _Endpoint:
         except IdentityError as error:
             outcome = error.outcome
             self._journal.token_request(TokenRequest(outcome=outcome, **details))
-            return Response.json(error.status, self.refusal(error))
+            response = Response.json(error.status, self.refusal(error))
+            return replace(response, headers=error.headers)
         self._journal.token_request(TokenRequest(outcome="ok", **details))
         remaining = token.expires_at - self._clock.wall()
         self._journal.event(
@@ -167,11 +192,15 @@ class _Endpoint:
 
     def check(self, request: Request) -> None:
         """Raise `IdentityError` unless the request is formed as it has to be."""
+        if self._secret is not None:
+            sent = request.headers.get(self.secret_header, "")
+            if not hmac.compare_digest(sent.encode(), self._secret.encode()):
+                raise IdentityError(401, *self.no_secret)
         if request.method != "GET":
             raise IdentityError(
                 405, "method_not_allowed", "Method not allowed", "method"
             )
-        if request.query.get("api-version") != self.api_version:
+        if request.query.get("api-version") not in self.api_versions:
             raise IdentityError(
                 400,
                 "invalid_request",
@@ -195,12 +224,22 @@ class _Endpoint:
         raise NotImplementedError  # pragma: no cover
 
 
-class Imds(_Endpoint):
+def require_metadata(request: Request) -> None:
+    """Raise `IdentityError` without the header that a forwarded request would lack."""
+    if request.headers.get("metadata", "").lower() != "true":
+        raise IdentityError(
+            400,
+            "invalid_request",
+            "Required metadata header not specified",
+            "metadata_header",
+        )
+
+
+class Imds(Endpoint):
     """The instance metadata service of a virtual machine."""
 
     name = "imds"
-    path = IMDS_PATH
-    api_version = "2018-02-01"
+    api_versions = ("2018-02-01",)
     names: ClassVar[dict[str, str]] = {
         "client_id": "client_id",
         "object_id": "object_id",
@@ -219,25 +258,40 @@ class Imds(_Endpoint):
         super().__init__(clock, identities, faults, journal)
         self._settings = settings
         self._served: deque[float] = deque()
+        self._at_work = 0
+
+    def handle(self, request: Request) -> Answer:
+        """Answer one request, after the time that it takes."""
+        response, latency = self.answer_at_once(request), self._settings.imds_latency
+        if response.status == 429 or latency <= 0:
+            return response
+        self._at_work += 1
+        loop = asyncio.get_running_loop()
+        later: asyncio.Future[Response] = loop.create_future()
+
+        def answer() -> None:
+            self._at_work -= 1
+            later.set_result(response)
+
+        loop.call_later(latency, answer)
+        return later
 
     def check(self, request: Request) -> None:
-        """Ask for the header that a forwarded request would lack, then the rest.
+        """Refuse who comes when as many as the limits have come, then check the rest.
 
-        Before that, refuse who comes when as many as the limit have come in a second.
+        There is a limit for a second, and one for what is answered at a time.
         """
-        now, limit = self._clock.monotonic(), self._settings.imds_limit
+        now, settings = self._clock.monotonic(), self._settings
         while self._served and self._served[0] <= now - 1.0:
             self._served.popleft()
-        if limit is not None and len(self._served) >= limit:
-            raise IdentityError(429, "invalid_request", "Too many requests", "429")
+        for limit, count in (
+            (settings.imds_limit, len(self._served)),
+            (settings.imds_at_a_time, self._at_work),
+        ):
+            if limit is not None and count >= limit:
+                raise IdentityError(429, "invalid_request", "Too many requests", "429")
         self._served.append(now)
-        if request.headers.get("metadata", "").lower() != "true":
-            raise IdentityError(
-                400,
-                "invalid_request",
-                "Required metadata header not specified",
-                "metadata_header",
-            )
+        require_metadata(request)
         super().check(request)
 
     def refusal(self, error: IdentityError) -> dict[str, Any]:
@@ -256,43 +310,24 @@ class Imds(_Endpoint):
         }
 
 
-class AppService(_Endpoint):
+class AppService(Endpoint):
     """The endpoint that App Service tells by IDENTITY_ENDPOINT."""
 
     name = "app_service"
-    path = APP_SERVICE_PATH
-    api_version = "2019-08-01"
+    path = "/msi/token"
+    api_versions = ("2019-08-01",)
+    secret_header = "x-identity-header"
+    no_secret = (
+        "unauthorized",
+        "The X-IDENTITY-HEADER is missing or not this instance's",
+        "identity_header",
+    )
     names: ClassVar[dict[str, str]] = {
         "client_id": "client_id",
         "principal_id": "object_id",
         "object_id": "object_id",
         "mi_res_id": "resource_id",
     }
-
-    def __init__(
-        self,
-        clock: Clock,
-        identities: ManagedIdentities,
-        faults: Faults,
-        journal: Journal,
-        header: str,
-    ) -> None:
-        super().__init__(clock, identities, faults, journal)
-        self._header = header
-
-    def check(self, request: Request) -> None:
-        """Ask for the secret header, then the rest."""
-        if not hmac.compare_digest(
-            request.headers.get("x-identity-header", "").encode(),
-            self._header.encode(),
-        ):
-            raise IdentityError(
-                401,
-                "unauthorized",
-                "The X-IDENTITY-HEADER is missing or not this instance's",
-                "identity_header",
-            )
-        super().check(request)
 
     def refusal(self, error: IdentityError) -> dict[str, Any]:
         """Return App Service's form."""
@@ -307,40 +342,21 @@ class AppService(_Endpoint):
         }
 
 
-class ServiceFabric(_Endpoint):
+class ServiceFabric(Endpoint):
     """The endpoint of a node of Service Fabric, whose certificate is pinned.
 
     An application there has the one identity that its manifest gives it.
     """
 
     name = "service_fabric"
-    path = SERVICE_FABRIC_PATH
-    api_version = "2019-07-01-preview"
+    api_versions = ("2019-07-01-preview",)
     names: ClassVar[dict[str, str]] = {}
-
-    def __init__(
-        self,
-        clock: Clock,
-        identities: ManagedIdentities,
-        faults: Faults,
-        journal: Journal,
-        secret: str,
-    ) -> None:
-        super().__init__(clock, identities, faults, journal)
-        self._secret = secret
-
-    def check(self, request: Request) -> None:
-        """Ask for the secret header, then the rest."""
-        if not hmac.compare_digest(
-            request.headers.get("secret", "").encode(), self._secret.encode()
-        ):
-            raise IdentityError(
-                401,
-                "SecretHeaderNotFound",
-                "Secret is not found in the request headers.",
-                "secret_header",
-            )
-        super().check(request)
+    secret_header = "secret"
+    no_secret = (
+        "SecretHeaderNotFound",
+        "Secret is not found in the request headers.",
+        "secret_header",
+    )
 
     def refusal(self, error: IdentityError) -> dict[str, Any]:
         """Return Service Fabric's form (microsoft/service-fabric#416)."""
@@ -358,4 +374,71 @@ class ServiceFabric(_Endpoint):
             "token_type": "Bearer",
             "access_token": token.value,
             "expires_on": math.floor(token.expires_at),
+        }
+
+
+class AzureArc(Endpoint):
+    """The endpoint of Azure Arc's agent, for those who can read a file of its own.
+
+    It answers the first request with a challenge, the path of a key in `keys`. The
+    files stay: a client that is slow has to find its own.
+    """
+
+    name = "azure_arc"
+    # msal's, and azure-identity's.
+    api_versions = ("2020-06-01", "2019-11-01")
+    names: ClassVar[dict[str, str]] = {
+        "client_id": "client_id",
+        "object_id": "object_id",
+        "msi_res_id": "resource_id",
+    }
+
+    def __init__(
+        self,
+        clock: Clock,
+        identities: ManagedIdentities,
+        faults: Faults,
+        journal: Journal,
+        keys: Path,
+    ) -> None:
+        super().__init__(clock, identities, faults, journal)
+        self._keys = keys
+        self._known: set[str] = set()
+
+    def check(self, request: Request) -> None:
+        """Check the rest, then the key."""
+        require_metadata(request)
+        super().check(request)
+        sent = request.headers.get("authorization")
+        if sent is None:
+            raise self._challenge()
+        if sent.removeprefix("Basic ") not in self._known:
+            raise IdentityError(
+                403, "forbidden", "The key is not one of this agent's", "arc_key"
+            )
+
+    def _challenge(self) -> IdentityError:
+        key = secrets.token_urlsafe(32)
+        path = self._keys / f"{secrets.token_hex(8)}.key"
+        write_private(path, key.encode())
+        self._known.add(key)
+        return IdentityError(
+            401,
+            "unauthorized",
+            "Read the key and send it in the header Authorization",
+            "challenge",
+            (("WWW-Authenticate", f"Basic realm={path}"),),
+        )
+
+    def refusal(self, error: IdentityError) -> dict[str, Any]:
+        """Return OAuth's form, as IMDS does."""
+        return {"error": error.error, "error_description": str(error)}
+
+    def answer(self, token: IssuedToken, remaining: float) -> dict[str, Any]:
+        """Return both expiries, as numbers in text."""
+        return {
+            "access_token": token.value,
+            "expires_in": str(max(1, math.floor(remaining))),
+            "expires_on": str(token.expires_on),
+            "token_type": "Bearer",
         }

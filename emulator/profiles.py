@@ -13,6 +13,9 @@ from emulator.commands import Command
 #: Requests that IMDS of a virtual machine serves in a second
 #: (Azure's documentation of managed identities, "Rate limits").
 IMDS_LIMIT = 20
+#: Those that it serves at a time, and the seconds that each may well take.
+IMDS_AT_A_TIME = 5
+IMDS_LATENCY = 0.02
 _Keys = Callable[[Sequence[bytes]], Sequence[bytes]]
 
 

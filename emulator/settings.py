@@ -9,5 +9,7 @@ class Settings(Protocol):
     token_lifetime: float
     repeat_tokens: bool
     imds_limit: int | None
+    imds_at_a_time: int | None
+    imds_latency: float
     system_assigned_enabled: bool
     refusal: str | None

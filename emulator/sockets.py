@@ -20,6 +20,9 @@ def reset(sock: socket.socket) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABORTIVE)
 
 
+Serve = Callable[[socket.socket], Coroutine[None, None, None]]
+
+
 def hold(host: str, port: int) -> socket.socket:
     """Keep a port from others: bound and not listening, so it refuses connections.
 
@@ -45,7 +48,7 @@ class Listener:
     def __init__(
         self,
         port: int,
-        serve: Callable[[socket.socket], Coroutine[None, None, None]],
+        serve: Serve,
         host: str = "127.0.0.1",
     ) -> None:
         self.socket = socket.create_server((host, port), backlog=_BACKLOG)

@@ -84,12 +84,14 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def choose(options: argparse.Namespace) -> list[tuple[Scenario, Subject]]:
     """Return the rows that are asked for."""
     chosen = []
+    profile = PROFILES[options.profile] if options.profile else None
     for scenario in make_scenarios():
         if options.only and scenario.name not in options.only:
             continue
         # A cluster is one service's alone, and that is nothing else.
-        clustered = options.profile is None or PROFILES[options.profile].primaries > 0
-        if options.profile and clustered != bool(scenario.cluster):
+        if profile and bool(profile.primaries) != bool(scenario.cluster):
+            continue
+        if profile and profile.blocked & scenario.commands:
             continue
         subjects = scenario.subjects
         if options.short:

@@ -63,6 +63,8 @@ class Scenario:
         modules: what must be installed.
         real: whether it takes a redis-server: one in Python does not keep the users of
             its connections apart.
+        commands: those that it sends beside the cache's own, which a service of Azure
+            may refuse.
     """
 
     name: str
@@ -74,6 +76,7 @@ class Scenario:
     cluster: int = 0
     modules: tuple[str, ...] = ()
     real: bool = False
+    commands: frozenset[bytes] = frozenset()
 
     def hindrance(self, subject: Subject) -> str:
         """Return why the row cannot be run here; empty where it can."""
@@ -487,6 +490,7 @@ def make_scenarios() -> list[Scenario]:
             "two caches, one URL, two identities; a drop",
             play_identities,
             real=True,
+            commands=frozenset({b"ACL"}),
         ),
         Scenario(
             "threads",

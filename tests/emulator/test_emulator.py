@@ -549,6 +549,27 @@ def service_fabric(emulator: Emulator, secret: str | None = None) -> requests.Re
         )
 
 
+def azure_arc(
+    emulator: Emulator, key: str | None = None, **changes: str
+) -> requests.Response:
+    """Ask Azure Arc's agent, by default with the key that its challenge tells of."""
+    headers = {"Metadata": "true"}
+    query = {"api-version": "2020-06-01", "resource": RESOURCE, **changes}
+
+    def ask() -> requests.Response:
+        url = emulator.azure_arc_endpoint
+        return requests.get(url, params=query, headers=headers, timeout=PATIENCE)
+
+    challenge = ask()
+    if challenge.status_code == 401 and key is None:
+        path = challenge.headers["WWW-Authenticate"].removeprefix("Basic realm=")
+        key = Path(path).read_text()
+    if key is None:
+        return challenge
+    headers["Authorization"] = f"Basic {key}"
+    return ask()
+
+
 def oid(answer: dict[str, Any]) -> str:
     """Return whose token an answer holds."""
     claims = jwt.decode(answer["access_token"], options={"verify_signature": False})
@@ -588,12 +609,29 @@ def test_service_fabric(emulator: Emulator) -> None:
     assert response.json()["error"]["code"] == "SecretHeaderNotFound"
 
 
+def test_azure_arc(emulator: Emulator) -> None:
+    """Azure Arc's agent gives a token to whoever has read the file that it names."""
+    answer = azure_arc(emulator).json()
+    assert oid(answer) == emulator.system_assigned.object_id
+    assert answer["expires_in"] in ("3599", "3600")
+    assert [one.outcome for one in emulator.requests] == ["challenge", "ok"]
+    assert emulator.requests[-1].endpoint == "azure_arc"
+    (path,) = emulator.arc_keys.iterdir()
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert azure_arc(emulator, key=path.read_text()).status_code == 200
+    response = azure_arc(emulator, key="wrong")
+    assert (response.status_code, response.json()["error"]) == (403, "forbidden")
+    emulator.faults.fail("429", endpoint="azure_arc")
+    assert azure_arc(emulator).status_code == 429
+
+
 def test_user_assigned(emulator: Emulator) -> None:
     """A user-assigned identity goes by its client, object or resource ID."""
     user = emulator.user_assigned
     for ask, parameters in (
         (imds, ("client_id", "object_id", "msi_res_id")),
         (app_service, ("client_id", "principal_id", "mi_res_id")),
+        (azure_arc, ("client_id", "object_id", "msi_res_id")),
     ):
         names = (user.client_id, user.object_id, user.resource_id)
         for parameter, name in zip(parameters, names, strict=True):

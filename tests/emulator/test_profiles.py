@@ -5,6 +5,7 @@ import socket
 import ssl
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -168,19 +169,36 @@ def test_transactions(redis_server: str, geo_replication: bool) -> None:
         assert refused(user, "SET", "b", 1) is None
 
 
+def ask_imds(emulator: Emulator) -> requests.Response:
+    """Ask for a token."""
+    return requests.get(
+        emulator.imds_url + IMDS_PATH,
+        params={"api-version": "2018-02-01", "resource": REDIS},
+        headers={"Metadata": "true"},
+        timeout=30,
+    )
+
+
+def test_imds_serves_some_at_a_time(emulator: Emulator) -> None:
+    """Whoever comes while as many as the limit are served is refused, at once."""
+    emulator.imds_at_a_time, emulator.imds_latency = 5, 0.5
+    with ThreadPoolExecutor(8) as executor:
+        answers = list(executor.map(ask_imds, [emulator] * 8))
+    statuses = sorted(answer.status_code for answer in answers)
+    assert statuses == [200] * 5 + [429] * 3
+    assert all("Date" in answer.headers for answer in answers)
+    assert ask_imds(emulator).status_code == 200
+
+
 def test_imds(redis_server: str) -> None:
     """With a profile it repeats tokens, and serves so many requests in a second."""
 
     def ask() -> requests.Response:
-        return requests.get(
-            emulator.imds_url + IMDS_PATH,
-            params={"api-version": "2018-02-01", "resource": REDIS},
-            headers={"Metadata": "true"},
-            timeout=30,
-        )
+        return ask_imds(emulator)
 
     with Emulator(redis_server=redis_server, profile="amr-nocluster") as emulator:
         assert (emulator.repeat_tokens, emulator.imds_limit) == (True, 20)
+        assert emulator.imds_at_a_time == 5
         emulator.imds_limit = 3
         clock = emulator._clock
         with pytest.MonkeyPatch.context() as patch:

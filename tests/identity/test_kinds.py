@@ -966,13 +966,15 @@ def test_failing_status_of_entra(host: Host, body: str | None, status: str) -> N
     assert ("AADSTS9" in str(error)) is (body is None)  # Entra's own words
 
 
+#: Where msal looks for the keys of Azure Arc's agent.
+ARC_KEYS = "msal.managed_identity._supported_arc_platforms_and_their_prefixes"
+
+
 class Arc:
     """Azure Arc's agent: it wants a key that it has written to a file."""
 
     def __init__(self, host: Host, directory: Path) -> None:
-        prefixes = {sys.platform: str(directory)}
-        name = "msal.managed_identity._supported_arc_platforms_and_their_prefixes"
-        host.monkeypatch.setattr(name, prefixes)
+        host.monkeypatch.setattr(ARC_KEYS, {sys.platform: str(directory)})
         self.value = host.emulator.issue_token()
         self.key = directory / "1.key"
         self.key.write_text("open sesame")
@@ -997,6 +999,26 @@ def arc(host: Host, tmp_path: Path) -> Iterator[Arc]:
         host.monkeypatch.setenv("IDENTITY_ENDPOINT", url)
         host.monkeypatch.setenv("IMDS_ENDPOINT", url)
         yield agent
+
+
+def test_emulated_azure_arc(host: Host) -> None:
+    """A new key at each request, and the identity that was named, or none."""
+    host.monkeypatch.setattr(ARC_KEYS, {sys.platform: str(host.emulator.arc_keys)})
+    host.environ("azure_arc")
+    fetch = host.fetch(KIND="managed_identity")
+    for _ in range(2):
+        assert_token(fetch(), host.emulator.system_assigned.object_id)
+    assert host.last.endpoint == "azure_arc"
+    user = host.emulator.user_assigned
+    try:
+        token = host.fetch(KIND="managed_identity", CLIENT_ID=user.client_id)()
+    except TokenRequestError as error:
+        # An old msal knows no named identities there.
+        assert error.code == "managed_identity_unknown"  # noqa: PT017 - either is right
+    else:
+        assert token.username == user.object_id
+    host.emulator.faults.fail("410", endpoint="azure_arc")
+    assert failure(fetch).code == "token_endpoint_failing"
 
 
 def test_azure_arc(host: Host, arc: Arc) -> None:

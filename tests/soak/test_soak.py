@@ -383,6 +383,8 @@ def test_rows_of_a_profile(profile: str) -> None:
     clustered = bool(PROFILES[profile].primaries)
     assert chosen
     assert all(bool(scenario.cluster) == clustered for scenario, _ in chosen)
+    # ACL is blocked on each of them.
+    assert "identities" not in [scenario.name for scenario, _ in chosen]
     assert ProcessRows(options).count == 0
 
 
