@@ -203,10 +203,10 @@ class Server:
 
     def stop(self) -> None:
         """End the server's process."""
-        if self._admin is not None:
-            self._admin.close()
-            self._admin.connection_pool.disconnect()
-            self._admin = None
+        admin, self._admin = self._admin, None
+        if admin is not None:
+            admin.close()
+            admin.connection_pool.disconnect()
         self._end()
 
     def _end(self) -> None:
@@ -275,7 +275,14 @@ class Server:
         client: Any = self._admin  # not typed in each release of redis-py
         if client is None:
             raise ServerError(f"{self.kind} is not running")
-        return client.execute_command(*words)
+        try:
+            return client.execute_command(*words)
+        except Exception as error:
+            if self._admin is client:
+                raise
+            # Another thread has stopped the server and closed this client; what
+            # redis-py raises then depends on where it was.
+            raise ServerError(f"{self.kind} has been stopped") from error
 
     def _spawn(self, *further: str) -> None:
         self.address = ("127.0.0.1", self._port or free_port())

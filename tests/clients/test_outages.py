@@ -448,7 +448,10 @@ def test_a_node_is_a_server_of_its_own(
             assert isinstance(failure, redis.TimeoutError)
             assert ServerDownError in {type(error) for error in more}
             assert isinstance(call.errors(("get_many", names))[0], redis.RedisError)
-            assert set(call.errors(*(("get", name) for name in others))) == {None}
+            # On a busy machine one of them may itself be slow for once.
+            wait_until(
+                lambda: set(call.errors(*(("get", name) for name in others))) == {None}
+            )
         finally:
             os.kill(pid, signal.SIGCONT)
         wait_until(lambda: set(call.errors(*(("get", n) for n in names))) == {None})
