@@ -391,6 +391,10 @@ class Peer:
                 while self._answers and served.recv(65536):
                     served.sendall(self._answers.pop(0))
 
+    def wait_for(self, connections: int) -> None:
+        """Wait until so many connections have been made."""
+        wait_until(lambda: self.connections == connections)
+
     def close(self) -> None:
         """Close all."""
         registry.reset()
@@ -426,7 +430,7 @@ def test_silence(peer: Callable[..., Peer], begun: bytes) -> None:
         assert cache.get("connected") is None
         found.append(outcome(lambda cache: cache.get("key"), cache))
         # The second is for another opinion on whether the server is down.
-        wait_until(lambda server=server: server.connections == 2)
+        server.wait_for(2)
     assert found[0] == found[1]
     assert found[0][0] == "TimeoutError"
 
