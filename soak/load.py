@@ -6,13 +6,16 @@ output, a line of JSON each.
 """
 
 import asyncio
+import contextlib
 import itertools
 import json
 import logging
+import random
 import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +89,9 @@ class Worker:
         self._values: dict[str, Any] = {}
         self._serial = itertools.count()
         self.counts = f"{self._name}-count"
-        self.incremented = self.unknown = 0
+        self.incremented = self.unknown = self.broken_off = 0
+        #: Breaks operations off, while there is one.
+        self.injector: Callable[[], AbstractContextManager[None]] = nullcontext
         self._prepared = not changes
         operations: list[Callable[[], Coroutine[Any, Any, None]]] = [
             self._set,
@@ -121,7 +126,12 @@ class Worker:
         name = operation.__name__.lstrip("_")
         began = time.monotonic()
         try:
-            await operation()
+            with self.injector():
+                await operation()
+        except asyncio.CancelledError:
+            self.broken_off += 1
+            self.unknown += name == "incr"
+            raise
         except Exception as error:
             from soak.tally import Failure
 
@@ -130,7 +140,8 @@ class Worker:
             if changing:
                 self.unknown += name == "incr"
             failure = Failure(time.monotonic(), name, kind, str(error)[:300])
-            uncertain = changing and kind == UNCERTAIN
+            self.broken_off += kind == "Injected"
+            uncertain = kind == "Injected" or (changing and kind == UNCERTAIN)
             self._counter.failed(failure, "uncertain" if uncertain else "errors")
         self._counter.took(time.monotonic() - began)
 
@@ -230,10 +241,13 @@ def main(arguments: list[str]) -> int:
     clock = WallClock()
     # Before anything else takes a reference to it.
     time.time = clock
+    from soak.chaos import Injector
     from soak.subjects import OURS, make_settings
     from soak.tally import Counter
 
     emulator = json.loads(Path(config["emulator"]).read_text())
+    if config.get("through"):
+        emulator["redis_url"] = f"rediss://localhost:{config['through']}"
     # The errors are counted; what libraries log of them would fill the screen.
     logging.disable(logging.CRITICAL)
 
@@ -263,6 +277,12 @@ def main(arguments: list[str]) -> int:
     ]
     running, stopping = threading.Event(), threading.Event()
     running.set()
+    # Whether operations are broken off: tasks are cancelled, and threads interrupted.
+    breaking = threading.Event()
+    if config.get("through"):
+        breaking.set()
+        for worker in workers if not tasks else []:
+            worker.injector = Injector()
 
     def work(worker: Worker) -> None:
         for number in itertools.count():
@@ -279,7 +299,12 @@ def main(arguments: list[str]) -> int:
             if stopping.is_set():
                 return
             if running.is_set():
-                await worker.astep(number)
+                step = asyncio.ensure_future(worker.astep(number))
+                if breaking.is_set() and number % 5 == 0:
+                    await asyncio.wait({step}, timeout=random.random() * 0.01)
+                    step.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await step
 
     async def awork_all() -> None:
         await asyncio.gather(*map(awork, workers))
@@ -318,6 +343,10 @@ def main(arguments: list[str]) -> int:
             running.clear()
         elif command == "resume":
             running.set()
+        elif command == "calm":
+            breaking.clear()
+            for worker in workers:
+                worker.injector = nullcontext
         elif command == "step":
             clock.offset += float(rest[0])
         elif command == "mark":
@@ -342,6 +371,7 @@ def main(arguments: list[str]) -> int:
         status = get_credential_provider().status()
         counter.facts["renewals"] = status.renewals
         counter.facts["failures"] = status.failures
+    counter.facts["broken off"] = sum(worker.broken_off for worker in workers)
     counter.facts["stuck"] = sum(thread.is_alive() for thread in started)
     report(whole=True)
     return 0

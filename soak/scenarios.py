@@ -10,6 +10,7 @@ from typing import Any
 
 from emulator.cluster import check_server
 from emulator.server import ServerError, find_server
+from soak.chaos import play_chaos
 from soak.children import LoadProcess, wait_until
 from soak.clusters import play_death, play_resharding
 from soak.copies import play_copies
@@ -470,6 +471,20 @@ def make_scenarios() -> list[Scenario]:
         ),
         Scenario("silence", "server accepts and never answers, 5 s", play_silence),
         Scenario("loss", "network drops every packet, 5 s", play_loss),
+        Scenario(
+            "chaos",
+            "cuts at any byte, silence, drips; threads broken off at any call",
+            play_chaos,
+            short_subjects=(),
+            weight=85,
+        ),
+        Scenario(
+            "async-chaos",
+            f"cuts at any byte, silence, drips; {TASKS // 5} tasks, many cancelled",
+            partial(play_chaos, tasks=TASKS // 5),
+            short_subjects=(),
+            weight=85,
+        ),
         Scenario(
             "blocking",
             "BlockingConnectionPool, 4 connections; a drop",

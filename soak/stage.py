@@ -59,6 +59,14 @@ class Stage:
         ):
             yield emulator, load
 
+    @contextlib.contextmanager
+    def load_on(
+        self, emulator: EmulatorProcess, **config: Any
+    ) -> Iterator[LoadProcess]:
+        """Run a load on an emulator that runs already."""
+        with LoadProcess(emulator, self.subject.name, **config) as load:
+            yield load
+
     def spend(self, load: LoadProcess, seconds: float, what: str = "") -> None:
         """Let time go by."""
         began = time.monotonic()
