@@ -22,6 +22,7 @@ from redis.exceptions import (
 
 from ..commands.resp import is_malformed_redirect
 from ..exceptions import (
+    EntraRedisError,
     GreetingNotPermittedError,
     GreetingRefusedError,
     TokenRefusedError,
@@ -123,6 +124,8 @@ def greeting_error(
         database: the number in the SELECT command.
     """
     meaning: Exception = error
+    if isinstance(error, EntraRedisError):
+        return error  # It has been translated already.
     if command in AUTHENTICATING:
         meaning = authentication_error(error)
     elif command == "SELECT":

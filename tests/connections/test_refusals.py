@@ -20,6 +20,7 @@ from django_entra_redis.connections.deadlines import bounded_parser
 from django_entra_redis.connections.refusals import (
     _OTHER,
     authentication_error,
+    greeting_error,
     read_error,
 )
 from django_entra_redis.credentials.reauthentication import SPREAD
@@ -312,3 +313,17 @@ def test_clusters(
         with pytest.raises(TokenRefusedError, match=oid):
             do(cache, ("get_many", values))
         cluster.set_access(oid, "+@all ~* &*")
+
+
+@pytest.mark.parametrize("command", ["AUTH", "HELLO", "SELECT", "CLIENT"])
+@pytest.mark.parametrize(
+    "words", [*WORDS, "ERR DB index is out of range", "ERR Client names: no spaces"]
+)
+def test_translated_once(command: str, words: str) -> None:
+    """What has been translated stays as it is: a connection does so in two places."""
+    first = greeting_error(command, read_error(words, DefaultParser.parse_error), 1)
+    assert isinstance(first, ResponseError | redis.ConnectionError)
+    for _ in range(2):
+        again = greeting_error(command, cast(ResponseError, first), 1)
+        assert str(again) == str(first)
+        assert type(again) is type(first)
