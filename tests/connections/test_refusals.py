@@ -321,7 +321,8 @@ def test_clusters(
 )
 def test_translated_once(command: str, words: str) -> None:
     """What has been translated stays as it is: a connection does so in two places."""
-    first = greeting_error(command, read_error(words, DefaultParser.parse_error), 1)
+    reply = cast(ResponseError, read_error(words, DefaultParser.parse_error))
+    first = greeting_error(command, reply, 1)
     assert isinstance(first, ResponseError | redis.ConnectionError)
     for _ in range(2):
         again = greeting_error(command, cast(ResponseError, first), 1)
