@@ -172,8 +172,7 @@ def _server_warnings(
     where: str, server: str, options: CacheOptions
 ) -> Iterator[Problem]:
     read = read_url(server)
-    if read is None:
-        return  # That is an error, and told as one.
+    assert read is not None  # read_options() has refused what is no URL.
     # As in redis-py, the URL overrides OPTIONS.
     given = {**options.connection, **read.arguments}
     scheme, port = transport(read.scheme, given), read.port

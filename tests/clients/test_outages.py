@@ -228,6 +228,21 @@ def test_one_bad_connection_among_many_threads(
     assert caplog.records == []
 
 
+def test_a_server_that_refuses_the_second_opinion(
+    database: Database, runner: Any
+) -> None:
+    """It answers, if only with an error: it is not down."""
+    url = database.url_of("somebody", "~* +@all -ping")
+    call = Caller(make_cache(url, identity=None, socket_timeout=TIMEOUT), runner)
+    call("set", "key", 1)
+    # Writes alone wait.
+    database.admin.execute_command("CLIENT", "PAUSE", 60_000, "WRITE")
+    failure, second = call.errors(("set", "key", 2), ("get", "key"))
+    database.admin.execute_command("CLIENT", "UNPAUSE")
+    assert isinstance(failure, redis.TimeoutError)
+    assert second is None
+
+
 def test_a_full_server_is_told_of_once(
     database: Database, runner: Any, caplog: pytest.LogCaptureFixture
 ) -> None:

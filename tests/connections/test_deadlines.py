@@ -184,8 +184,7 @@ def test_pubsub_waits() -> None:
             pubsub.subscribe("c")
             found = 0
             while found < 9:
-                if pubsub.get_message(timeout=LONG):
-                    found += 1
+                found += bool(pubsub.get_message(timeout=LONG))
             return found
 
     async def main() -> int:

@@ -203,9 +203,8 @@ def test_silent_caches_after_a_fork(silent_caches: list[socket.socket]) -> None:
     """A child does not wait for what the parent's threads have begun."""
     caches_health(timeout=0.0)
     assert health._pings
-    child = os.fork()
-    if not child:
-        os._exit(len(health._pings))
+    # In one line, since what measures coverage sees no others of the child in here.
+    child = os.fork() or os._exit(len(health._pings))
     assert os.waitpid(child, 0)[1] == 0
 
 

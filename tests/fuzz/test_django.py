@@ -476,6 +476,11 @@ def test_cluster(
             assert contents(database.admin) == contents(*admins), call
 
 
+def test_a_key_that_is_formatted_otherwise() -> None:
+    """It is, wherever a key function formats it."""
+    assert (str(Named("a")), f"{Named('a')}") == ("a", "formatted")
+
+
 @pytest.mark.parametrize("difference", DIFFERENCES, ids=lambda one: one.documented)
 def test_page_tells_what_differs(difference: Difference) -> None:
     """Each difference that is meant is in the page's list."""
