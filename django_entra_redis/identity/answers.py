@@ -51,6 +51,12 @@ class Answer:
         """The JSON object; empty for any other content."""
         return self.content if isinstance(self.content, Mapping) else {}
 
+    @property
+    def token(self) -> str | None:
+        """The access token in it, if there is one."""
+        found = self.fields.get("access_token")
+        return found if isinstance(found, str) and found else None
+
 
 def read_answer(response: requests.Response) -> Answer:
     """Return the parts of a response."""
@@ -97,7 +103,7 @@ def read_token(response: requests.Response | None) -> Mapping[str, Any]:
     if response is None:
         return {}
     answer = read_answer(response)
-    if answer.status >= 300 or not answer.fields.get("access_token"):
+    if answer.status >= 300 or answer.token is None:
         return {}
     stated = {name: answer.fields.get(name) for name in _EXPIRIES}
     for name, value in stated.items():
@@ -107,7 +113,7 @@ def read_token(response: requests.Response | None) -> Mapping[str, Any]:
                 f"{name} is '{value}'.",
                 code="token_expiry_unreadable",
             )
-    return {"access_token": answer.fields["access_token"], **stated}
+    return {"access_token": answer.token, **stated}
 
 
 def _lower(content: Any) -> Mapping[str, Any]:

@@ -88,8 +88,10 @@ def token_error(
         failure = _explain_exception(outcome, response, request)
         if failure is not None:
             return failure
-    elif isinstance(outcome, Mapping) and outcome.get("access_token"):
-        return None
+    elif isinstance(outcome, Mapping):
+        token = outcome.get("access_token")
+        if isinstance(token, str) and token:
+            return None
     if response is None:
         return _explain_unread(outcome, request)
     return _explain_response(outcome, response, request)
@@ -256,7 +258,10 @@ def _explain_response(
         return TokenRequestError(text, code="token_endpoint_failing")
     if status == _PROXY_LOGIN:
         return TokenRequestError(text, code="token_proxy")
-    if status < 400 and isinstance(outcome, Exception) and answer.is_json:
+    # msal trips over what is no object, and over missing fields.
+    tripped = isinstance(outcome, AttributeError | KeyError | TypeError)
+    told = isinstance(outcome, Exception) and (answer.token is not None or not tripped)
+    if status < 400 and told and answer.is_object:
         return _explain_unread(outcome, request)
     if isinstance(outcome, msal.ManagedIdentityError):
         challenge = response.headers.get("WWW-Authenticate", "")
@@ -272,12 +277,14 @@ def _explain_response(
             # Docker Desktop's proxy answers 403 for addresses that it can't reach
             # (Azure/azure-sdk-for-python#31759).
             return TokenRequestError(text, code="managed_identity_unavailable")
-        if not (request.managed and status >= 400 and said):
+        # Nothing, or text, is no page of a proxy's.
+        plain = said or not response.content
+        if not (request.managed and status >= 400 and plain):
             text = f"{answered} with something that is not JSON ({kind})."
             code = "token_not_json"
         return TokenRequestError(text, code=code)
     if status < 400 and "error" not in answer.fields:
-        if answer.fields.get("access_token"):
+        if answer.token is not None:
             text = "the identity endpoint's answer states no expiry of its token."
             return TokenRequestError(text, code="token_expiry_unreadable")
         what = "holds no access token"

@@ -29,6 +29,10 @@ _BASE64 = re.compile(r"[\w+/-]{4,}", re.ASCII)
 _HEX = re.compile(r"(?:[0-9a-fA-F]{2}){4,}")
 #: Runs of characters that may be a token, and GUIDs, which are not.
 _RUNS = re.compile(r"[\w+/=~.%-]{20,}", re.ASCII)
+#: The words of which a name such as "ClientId/ResourceId" consists, and the number of
+#: letters that they have at least, on average.
+_WORDS = re.compile("[A-Z]?[a-z]+|[A-Z]+")
+_WORD = 4
 _GUIDS = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 
@@ -72,6 +76,9 @@ def _without_random(run: re.Match[str]) -> str:
     ]
     changes = sum(one != other for one, other in pairwise(kinds))
     digits = kinds.count("digit")
+    words = _WORDS.findall(text)
+    if not digits and len(kinds) >= _WORD * len(words):
+        return run[0]
     # Compound words have few changes of case, and identifiers have digits at the end.
     random = changes > len(kinds) / 3 or (0 < digits < len(kinds) and _is_hex(text))
     return "***" if random and len(text) >= 20 else run[0]

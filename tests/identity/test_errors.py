@@ -199,6 +199,25 @@ def test_identity_that_is_not_named(platform: Platform, named: bool, code: str) 
     assert failure.code == code
 
 
+@pytest.mark.parametrize("status", [401, 403, 405, 409, 451])
+@pytest.mark.parametrize("body", ["", "no"])
+def test_nothing_is_no_page(status: int, body: str) -> None:
+    """A managed identity's endpoint may leave it at the status: that is no page."""
+    failure = explained(ValueError("no JSON"), response(status, body), APP_SERVICE)
+    assert failure.code == "managed_identity_refused"
+    assert f"HTTP {status}" in str(failure)
+
+
+@pytest.mark.parametrize("content", [None, [], "x", 5, {}, {"access_token": 5}])
+@pytest.mark.parametrize("platform", [None, VIRTUAL_MACHINE])
+def test_content_that_msal_trips_over(content: Any, platform: Platform | None) -> None:
+    """What holds no token is told as that, and not as msal's own error."""
+    answer = response(200, json.dumps(content), "application/json")
+    for outcome in (AttributeError("x"), TypeError("x"), content):
+        failure = explained(outcome, answer, platform)
+        assert failure.code == "token_bad_answer"
+
+
 def test_other_words_of_managed_identities() -> None:
     """What nobody knows is told as it is, and of a page of HTML its kind."""
     content = {"error": "invalid_request", "error_description": "something else"}

@@ -30,6 +30,34 @@ def test_short_secrets(secret: str, text: str, shown: str | None) -> None:
         assert redacted.count("***") == shown.count("***")
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "No MSI found for specified ClientId/ResourceId.",
+        "Identity found for specified ClientId/ResourceId/PrincipalId.",
+        "ManagedIdentityCredential.GetTokenAsync failed",
+        "Microsoft.ManagedIdentity/userAssignedIdentities/web",
+        "X-IDENTITY-HEADER/x-ms-identity-principal-id",
+    ],
+)
+def test_names_are_no_tokens(text: str) -> None:
+    """What endpoints call things is shown."""
+    assert redact(text) == text
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        "aBcDeFgHiJkLmNoPqRsTuV",
+        "s3cr3tT0k3nV4lu3W1thD1g1ts",
+        "q83vEjRWeJCrze8SNFZ4kKvN",
+    ],
+)
+def test_what_looks_random_is_a_token(token: str) -> None:
+    """An opaque token is not shown, with letters alone, too."""
+    assert redact(f"not {token}.") in ("not ***", "not ***.")
+
+
 def test_secret_within_a_secret() -> None:
     """The longer one is taken for what it is, whatever the order."""
     for secrets in (["sesame", "open sesame"], ["open sesame", "sesame"]):
