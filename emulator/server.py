@@ -195,10 +195,11 @@ class Server:
 
     def wait(self) -> None:
         """Return when the server answers; start it elsewhere if its port was taken."""
-        for _ in range(_ATTEMPTS):
+        for attempt in range(_ATTEMPTS):
+            if attempt:
+                self._spawn()
             if self._answers():
                 return
-            self._spawn()
         raise ServerError(f"{self.kind} does not start: {self._log()}")
 
     def stop(self) -> None:

@@ -70,6 +70,12 @@ class LentRetry(Retry):
             time.sleep(pause)
 
 
+def own_provider(pool: Any) -> EntraCredentialProvider | None:
+    """Return the provider of a pool's identity; ``None``: it has no identity."""
+    provider = pool.connection_kwargs.get("credential_provider")
+    return provider if isinstance(provider, EntraCredentialProvider) else None
+
+
 def latest_token(provider: EntraCredentialProvider | None) -> Token | None:
     """Return the token that connections authenticate with at the moment, if any."""
     return None if provider is None else provider.renewal.fresh()
@@ -115,8 +121,7 @@ class PoolView:
 
     def set_retry(self, retry: Any) -> None:
         """Set the retry policy of connections that are lent from now on."""
-        provider = self._pool.connection_kwargs.get("credential_provider")
-        self._retry = LentRetry(make_policy({"retry": retry}), provider)
+        self._retry = LentRetry(make_policy({"retry": retry}), own_provider(self._pool))
 
 
 def lending(pool: Any, retry: LentRetry) -> Any:

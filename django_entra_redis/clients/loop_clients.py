@@ -24,7 +24,7 @@ from ..connections.lent_connection import (
     LentUnixConnection,
 )
 from ..credentials.provider import EntraCredentialProvider
-from .lending import latest_token, was_cut
+from .lending import latest_token, own_provider, was_cut
 
 S = TypeVar("S", bound=Hashable)
 T = TypeVar("T")
@@ -114,12 +114,6 @@ def _parameters(kind: Any) -> set[str]:
     }
 
 
-def own_provider(endpoint: Endpoint) -> EntraCredentialProvider | None:
-    """Return the provider of an endpoint's identity; ``None``: it has none."""
-    provider = endpoint.pool.connection_kwargs.get("credential_provider")
-    return provider if isinstance(provider, EntraCredentialProvider) else None
-
-
 class LoopRetry(Retry):
     """The retry policy of a client; a token's expiry begins the count anew.
 
@@ -167,7 +161,7 @@ def make_client(endpoint: Endpoint) -> Any:
     """Return a client of redis-py's for the running loop, by an endpoint's options."""
     target = endpoint.target
     kind: Any = LentUnixConnection if "path" in target.where else LentConnection
-    provider = own_provider(endpoint)
+    provider = own_provider(endpoint.pool)
     # The client has a pool of its own, which is as large as the threads' pool.
     own = {
         "connection_class": kind,

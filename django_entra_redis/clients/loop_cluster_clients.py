@@ -6,7 +6,8 @@ from typing import Any, Self
 from redis.asyncio.cluster import ClusterNode, RedisCluster
 
 from ..connections.lent_connection import LentConnection
-from .loop_clients import make_retry, options_of, own_provider
+from .lending import own_provider
+from .loop_clients import make_retry, options_of
 from .topology import Topology, discovery_error
 
 #: Whether a node's connections come back to it after an error, too. In redis-py 5 they
@@ -48,7 +49,7 @@ def make_cluster_client(topology: Topology) -> Any:
         options["max_connections"] = first.pool.max_connections
     known = inspect.signature(RedisCluster.__init__).parameters.keys()
     options = {name: value for name, value in options.items() if name in known}
-    provider = own_provider(first)
+    provider = own_provider(first.pool)
     unwanted = {"host", "port"} | ({"credential_provider"} if provider else set())
     for name in unwanted & options.keys():
         del options[name]

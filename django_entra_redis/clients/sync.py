@@ -36,7 +36,7 @@ from ..connections.refusals import refused_from
 from ..exceptions import InvalidReplyError, UncertainResultError, WrongBackendError
 from ..serializers import make_serializer
 from .attempts import Attempts
-from .lending import LentRetry, PoolView, lending
+from .lending import LentRetry, PoolView, lending, own_provider
 from .observation import INSTRUMENTATION, Instrumentation
 from .redirects import batch_error, cluster_error, redirection
 from .retry import make_policy
@@ -267,9 +267,7 @@ class CacheClient(Client):
     @cached_property
     def _clients(self) -> list[redis.Redis]:
         pools = [endpoint.pool for endpoint in self.endpoints]
-        retry = LentRetry(
-            self.policy, pools[0].connection_kwargs.get("credential_provider")
-        )
+        retry = LentRetry(self.policy, own_provider(pools[0]))
         return [redis.Redis(connection_pool=lending(pool, retry)) for pool in pools]
 
     @cached_property

@@ -146,21 +146,19 @@ async def reach(
     Raises:
         OSError: no host answers, or one that does has the wrong certificate.
     """
-    hosts = (announced,) if tls is None else tls.hosts_of(announced)
-    for host in hosts:
-        last = host is hosts[-1]
-        # Half of the time for this host, so that some is left for the next one.
-        patience = None if last else (timeout or 10.0) / 2
+    *others, last = (announced,) if tls is None else tls.hosts_of(announced)
+    for host in others:
         try:
-            async with asyncio.timeout(patience):
+            # Half of the time for this host, so that some is left for the next one.
+            async with asyncio.timeout((timeout or 10.0) / 2):
                 made = await connect(host)
         except ssl.SSLError:
             raise  # A server answers there, but with the wrong certificate.
         except OSError:
-            if last:
-                raise
-        else:
-            break
+            continue
+        break
+    else:
+        host, made = last, await connect(last)
     if tls is not None:
         tls.routes[announced] = host
     return made

@@ -151,16 +151,17 @@ class Ask(Fill):
 
     def finish(self, wire: Any, *, lost: bool) -> None:
         """Make the copy."""
-        if not lost:
-            data, left = self.replies
-            if type(left) is int and (type(data) is bytes or data is None):
-                self.values = [data]
-                wire.confirm(self.sent_at)
-                _end(wire, self, data, left, self.sent_at)
-                self.done = True
-                return
-        wire.copies.end(self, None, 0.0)
-        if not lost:
+        if lost:
+            wire.copies.end(self, None, 0.0)
+            self.done = True
+            return
+        data, left = self.replies
+        if type(left) is int and (type(data) is bytes or data is None):
+            self.values = [data]
+            wire.confirm(self.sent_at)
+            _end(wire, self, data, left, self.sent_at)
+        else:
+            wire.copies.end(self, None, 0.0)
             _lose_access(wire, _failures((), [data], [left]))
         self.done = True
 

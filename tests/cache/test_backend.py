@@ -732,7 +732,7 @@ def test_clear_in_other_words(words: str, hint: bool) -> None:
     server = ScriptedServer({"FLUSHDB": f"-{words}\r\n".encode()})
     try:
         cache = make_cache(server.url, identity=None, protocol=2)
-        with pytest.raises(redis.ResponseError) as caught:
+        with pytest.raises(redis.RedisError) as caught:
             cache.clear()
         assert ("clear_by_scan" in str(caught.value)) is hint
     finally:

@@ -456,7 +456,11 @@ def test_a_batch_with_a_value_over_the_servers_limit(
     way: str,
     before: int,
 ) -> None:
-    """It is sent once; what comes before it is set, and the rest is told as refused."""
+    """What comes before it is set, the rest is told as refused, and it is sent once.
+
+    Unless the server's words are lost: Linux may hold a reply back while the one before
+    it is on its way, and drops it when the server then closes the connection.
+    """
     monkeypatch.setattr(event_loops, "FIRST_OPERATIONS", 0)
     server, urls = limited
     url, options = urls[transport]
@@ -473,7 +477,10 @@ def test_a_batch_with_a_value_over_the_servers_limit(
         assert (transport, way) == ("TLS", "aset_many")
         return
     assert cache.get_many(list(data)) == small
-    assert server.calls("set") - calls == before
+    attempts, rest = divmod(server.calls("set") - calls, before)
+    assert rest == 0
+    several = before > 1 or (transport, way) == ("TLS", "aset_many")
+    assert attempts <= (4 if several else 1)
     assert "invalid bulk length" in caplog.text
     assert "can't be used" not in caplog.text
 
