@@ -1,9 +1,21 @@
-"""Threads that get in each other's way as often as they can."""
+"""Threads that get in each other's way as often as they can, and those left running."""
 
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+from .caches import wait_until
+
+
+@contextmanager
+def all_ended() -> Iterator[None]:
+    """Wait in the end for the threads that have been started meanwhile."""
+    before = set(threading.enumerate())
+    try:
+        yield
+    finally:
+        wait_until(lambda: before.issuperset(threading.enumerate()))
 
 
 @contextmanager
