@@ -16,19 +16,18 @@ from typing import Any
 from redis.backoff import NoBackoff
 from redis.connection import AbstractConnection, SSLConnection
 from redis.credentials import CredentialProvider
-from redis.exceptions import AuthenticationError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError, ResponseError
 from redis.retry import Retry
 
 from .._errors import hidden, without_frames
 from ..commands.packing import refuse_long_integers
 from ..credentials.provider import EntraCredentialProvider
 from ..credentials.reauthentication import Action, next_action
-from ..exceptions import EntraRedisError
 from ..identity.token import Token
 from .deadlines import bounded_parser
 from .exchanger import Exchanger, make_exchanger
-from .refusals import greeting_error, refusal
+from .refusals import greeting_error, is_refusal, refusal
 from .tls import SharedTlsConnection
 
 _ONCE = Retry(NoBackoff(), 0)
@@ -364,8 +363,6 @@ class EntraConnection(PlainConnection):
         error = self._attempt(open_)
         refused = self._recorder.token
         if is_refusal(error) and refused is not None:
-            # The token may be revoked, or its rights have changed: another token is
-            # tried once, and if that is refused, too, the refusal is raised.
             if self._renewal.replace(refused) is not None:
                 error = self._attempt(open_)
             if is_refusal(error):
@@ -413,9 +410,3 @@ def connection_class(kind: type[Any], *, entra: bool) -> type[Any]:
         bases.insert(0, SharedTlsConnection)
     bases.insert(0, EntraConnection if entra else PlainConnection)
     return type(kind.__name__, tuple(bases), {"kind": kind})
-
-
-def is_refusal(error: Exception | None) -> bool:
-    """Whether an error is Redis' refusal of a token, and not yet translated."""
-    own = isinstance(error, EntraRedisError)
-    return isinstance(error, AuthenticationError) and not own

@@ -26,9 +26,9 @@ from ..credentials.provider import EntraCredentialProvider
 from ..credentials.reauthentication import Action, next_action
 from ..credentials.renewal import Renewal
 from ..identity.token import Token
-from .connection import RecordingProvider, is_refusal
+from .connection import RecordingProvider
 from .multiplexed import Target
-from .refusals import greeting_error, refusal
+from .refusals import greeting_error, is_refusal, refusal
 from .tls import reach
 
 #: redis-py 7 and newer connects in a method of that name, older versions in connect().
@@ -103,8 +103,6 @@ class _Lent(AbstractConnection):
         error = await self._attempt(open_)
         refused = None if recorder is None else recorder.token
         if is_refusal(error) and renewal is not None and refused is not None:
-            # The token may be revoked, or its rights have changed: another token is
-            # tried once, and if that is refused, too, the refusal is raised.
             if await renewal.areplace(refused) is not None:
                 error = await self._attempt(open_)
             if is_refusal(error):

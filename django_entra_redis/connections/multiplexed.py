@@ -253,8 +253,7 @@ class MultiplexedConnection:
             return await self._open(token)
         except AuthenticationError as error:
             failure = error.with_traceback(None)
-        # The token may be revoked, or its rights have changed: another token is tried
-        # once, and if that is refused, too, the refusal is raised.
+        # As is_refusal() says.
         other = await renewal.areplace(token)
         if other is not None:
             try:

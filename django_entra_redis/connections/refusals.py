@@ -185,6 +185,16 @@ def refused_from(replies: Sequence[Any], count: int) -> list[Any] | None:
     return [*replies, *[replies[-1]] * (count - len(replies))]
 
 
+def is_refusal(error: Exception | None) -> bool:
+    """Whether an error is Redis' refusal of a token, and not yet translated.
+
+    The token may be revoked, or its rights have changed. Each kind of connection then
+    tries another token once, and raises :func:`refusal` if that is refused, too.
+    """
+    own = isinstance(error, EntraRedisError)
+    return isinstance(error, AuthenticationError) and not own
+
+
 def refusal(token: Token, error: Exception | None) -> TokenRefusedError:
     """Return the error to raise when Redis refuses a token."""
     return TokenRefusedError(
