@@ -162,17 +162,19 @@ class Injector:
     def __call__(self) -> Iterator[None]:
         """Raise :exc:`Injected` after some calls, unless the context ends before."""
         self._left = self._random.randrange(1, CALLS)
-        sys.settrace(self._enter)
+        # Not its trace function: that is a debugger's, or measures coverage.
+        sys.setprofile(self._enter)
         try:
             yield
         finally:
-            sys.settrace(None)
+            sys.setprofile(None)
 
     def _enter(self, frame: FrameType, event: str, argument: Any) -> None:
-        if set(PACKAGES) & set(Path(frame.f_code.co_filename).parts):
+        ours = set(PACKAGES) & set(Path(frame.f_code.co_filename).parts)
+        if event == "call" and ours:
             self._left -= 1
             if not self._left:
-                sys.settrace(None)
+                sys.setprofile(None)
                 raise Injected(f"{frame.f_code.co_qualname}:{frame.f_lineno}")
 
 
