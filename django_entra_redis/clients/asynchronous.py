@@ -102,7 +102,8 @@ class AsyncCacheClient:
         To await a reply through as many coroutines as retries and outages take costs
         more than the request. They come in when that first attempt has failed.
         """
-        client, made = self.client, list[FirstTry]()
+        client = self.client
+        made: list[FirstTry] = []
         try:
             request = next(generator)
             endpoint = client.endpoint_for(request)
@@ -112,9 +113,9 @@ class AsyncCacheClient:
                 began = monotonic()
                 try:
                     reply = await protocol.submit(request.packed, request.count)
-                    reply = request.read(
-                        connection.take(protocol, reply, request.count)
-                    )
+                    if request.count or isinstance(reply, Exception):
+                        reply = connection.take(protocol, reply, request.count)
+                    reply = request.read(reply)
                     if request.count:
                         attempts = client.attempts(request)
                         attempts.begun(endpoint, began)

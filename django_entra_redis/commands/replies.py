@@ -40,6 +40,8 @@ def done(reply: Any) -> bool:
 
 def done_or_integer(reply: Any) -> bool | int:
     """Return a number, or whether a command has been carried out."""
+    if reply == b"OK":  # as nearly always
+        return True
     return reply if type(reply) is int else done(reply)
 
 

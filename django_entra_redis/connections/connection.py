@@ -193,7 +193,8 @@ class PlainConnection(AbstractConnection):
         if isinstance(sys.exception(), TimeoutError):
             return None  # The server has not closed the connection: it does not read.
         found = None
-        self.early_replies = replies = list[Any]()
+        replies: list[Any] = []
+        self.early_replies = replies
         try:
             # The server has closed the connection, so that no read waits for long. To
             # redis-py, what is left behind TLS can't be read.

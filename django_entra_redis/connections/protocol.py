@@ -306,16 +306,17 @@ class RedisProtocol(asyncio.Protocol):
             raise error.with_traceback(None) from None
 
     def _send(self) -> None:
+        now = self._loop.time()
         if self._rest or not self._sent:
             # Only now does the server get what it is to answer. More that goes out
             # while it owes a reply must not hide that it is silent.
-            self._moved_at = self._loop.time()
+            self._moved_at = now
         if self._rest and _is_readable(self._transport):
             # The server may refuse the rest and close the connection: its error reply
             # must be read before that.
             self._flush_soon()
             return
-        piece = self._rest or self._gather()
+        piece = self._rest or self._gather(now)
         if len(piece) > PIECE:
             view = memoryview(piece)
             piece, self._rest = view[:PIECE], view[PIECE:]
@@ -330,12 +331,16 @@ class RedisProtocol(asyncio.Protocol):
         # Where all that waited was cancelled, no reply comes to close it after.
         self._close_if_done()
 
-    def _gather(self) -> bytes:
-        """Return the commands to send next: from here on they may reach the server."""
+    def _gather(self, now: float) -> bytes:
+        """Return the commands to send next: from here on they may reach the server.
+
+        Parameters:
+            now: the time, on the loop's clock.
+        """
         waiting, sent = self._waiting, self._sent
         parts: list[bytes] = []
         room = PIECE
-        now, moved = self._loop.time(), self._moved
+        moved = self._moved
         while waiting and len(sent) < MAX_IN_FLIGHT:
             call = waiting[0]
             if not call.future.done():
