@@ -41,19 +41,28 @@ class Call:
     Parameters:
         count: the number of their replies.
         size: their bytes.
-        waited: whether a thread will wait for them.
     """
 
     __slots__ = ("count", "done", "replies", "size", "turn")
 
-    def __init__(self, count: int, size: int, *, waited: bool = False) -> None:
+    def __init__(self, count: int, size: int) -> None:
         self.count = count
         self.size = size
         self.replies: list[Any] = []
         self.done = False
-        #: The lock on which a thread waits for this call. It is released when the call
-        #: is done, or when it is the thread's turn to wait for bytes.
-        self.turn = _taken_lock() if waited else None
+        #: The lock on which a thread waits for this call; ``None``: none waits. It
+        #: is released when the call is done, or when it is the thread's turn to wait
+        #: for bytes.
+        self.turn: threading.Lock | None = None
+
+    def want_turn(self) -> None:
+        """Have there be the lock, unless the call is done."""
+        if self.turn is None and not self.done:
+            self.turn = _taken_lock()
+
+    def renounce_turn(self) -> None:
+        """Have no thread wait for the call any more."""
+        self.turn = None
 
     def finish(self, wire: Any, *, lost: bool) -> None:
         """Process the replies, or the loss of the connection, whose gate is held."""
@@ -72,7 +81,6 @@ class Fetch(Call):
         sent_at: when the commands were sent.
         size: their bytes.
         future: a future whose result is set when the values are there.
-        waited: whether a thread will wait for them.
     """
 
     __slots__ = ("fills", "future", "lead", "sent_at", "values")
@@ -83,15 +91,9 @@ class Fetch(Call):
         lead: int,
         sent_at: float,
         size: int,
-        *,
-        future: "asyncio.Future[None] | None" = None,
-        waited: bool = False,
+        future: "asyncio.Future[None] | None",
     ) -> None:
-        self.count = lead + 2 * len(fills)
-        self.size = size
-        self.replies = []
-        self.done = False
-        self.turn = _taken_lock() if waited else None
+        super().__init__(lead + 2 * len(fills), size)
         self.fills = fills
         self.lead = lead
         self.sent_at = sent_at

@@ -161,7 +161,7 @@ class TrackedConnection:
             return False
         self.keep_up()
         if self._asking is None or self._asking.done:
-            self._asking = self.fetch([key], waited=False)
+            self._asking = self.fetch([key])
         return not self.closed
 
     # -- sending ---------------------------------------------------------------------
@@ -170,15 +170,13 @@ class TrackedConnection:
         self,
         keys: Sequence[str],
         future: "asyncio.Future[None] | None" = None,
-        *,
-        waited: bool = True,
     ) -> Fetch | None:
         """Send a fetch of values; ``None``: this connection can't do it now.
 
         Parameters:
             keys: the keys.
-            future: a future whose result is set when the values are there.
-            waited: whether this thread will :meth:`wait` for the call.
+            future: a future whose result is set when the values are there. Without one,
+                a thread may :meth:`wait` for the call.
         """
         now = monotonic()
         silent = now >= self.ask_at
@@ -192,9 +190,7 @@ class TrackedConnection:
             ):
                 return None
             fills = [self.copies.begin(key, self) for key in keys]
-            call = Fetch(
-                fills, CHECKS * silent, now, len(packed), future=future, waited=waited
-            )
+            call = Fetch(fills, CHECKS * silent, now, len(packed), future)
             self._send(packed, call)
             return call
 
@@ -373,22 +369,36 @@ class TrackedConnection:
 
     def wait(self, call: Call) -> None:
         """Wait until a call of this thread is done."""
-        assert call.turn is not None
-        deadline = monotonic() + self.timeout
         me = get_ident()
+        # A signal handler may come while its own thread waits for bytes.
+        nested = self._poller == me
+        try:
+            self._wait(call, me, nested)
+        except BaseException:
+            # A signal handler has raised: the turn goes to a thread that still waits.
+            with self._gate:
+                call.renounce_turn()
+                if not nested and self._poller in (None, me):
+                    self._pass_on()
+            raise
+
+    def _wait(self, call: Call, me: int, nested: bool) -> None:
+        deadline = monotonic() + self.timeout
         while not call.done:
             left = deadline - monotonic()
             if left <= 0:
                 self.give_up()
                 return
             with self._gate:
-                # A signal handler may come while its own thread waits for bytes.
-                nested = self._poller == me
-                polls = self._poller is None or nested
+                polls = nested or self._poller is None
                 if polls:
                     self._poller = me
+                else:
+                    call.want_turn()
+                turn = call.turn
             if not polls:
-                call.turn.acquire(timeout=left)
+                if turn is not None:
+                    turn.acquire(timeout=left)
                 continue
             try:
                 self._sleep(call, left)

@@ -208,7 +208,7 @@ class Tracker:
         found: list[bytes | None] = []
         for some in group(keys, MOST_UNANSWERED):
             future = loop.create_future()
-            call = wire.fetch(some, future, waited=False)
+            call = wire.fetch(some, future)
             if call is None:
                 return None
             timer = loop.call_later(wire.timeout, wire.give_up)

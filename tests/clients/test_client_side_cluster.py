@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -10,6 +11,7 @@ from django.core.cache import caches
 from django.test import override_settings
 from redis.crc import key_slot
 from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from django_entra_redis.connections import event_loops, registry, tracking
 from django_entra_redis.connections.tracked_calls import Fetch
@@ -150,6 +152,45 @@ def test_all_primaries_at_once(
         cache._cache.local.copies.flush()
         assert read() == VALUES
     assert seen == ["fetch"] * 3 + ["finish"] * 3
+
+
+@pytest.mark.parametrize("native", [False, True])
+@pytest.mark.parametrize("silent", [False, True])
+def test_a_primary_that_can_t_be_asked(
+    both: Any, native: bool, silent: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All values are asked for in another way; whoever reads from a primary that has
+    been asked already waits for no turn of this thread's."""
+    cache, other = both
+    other.set_many(VALUES)
+    with asyncio.Runner() as runner:
+
+        def read() -> Any:
+            if native:
+                return runner.run(cache.aget_many(NAMES))
+            return cache.get_many(NAMES)
+
+        wait_until(lambda: (read(), info(cache).connected)[1])
+        local = cache._cache.local
+        keys = [cache.make_key(name) for name in NAMES]
+        parts = cache._cache.parts_of(keys)
+        first, *_, last = map(local.tracker, parts)
+
+        def fail(*args: Any) -> None:
+            if silent:
+                raise RedisTimeoutError("The test says so.")
+
+        async def afail(*args: Any) -> None:
+            fail()
+
+        local.copies.flush()
+        monkeypatch.setattr(last, "begin", fail)
+        monkeypatch.setattr(last, "afetch", afail)
+        assert read() == VALUES
+    assert all(call.turn is None for call in first.wire._under_way)
+    some = [keys[place] for place in next(iter(parts.values()))]
+    with ThreadPoolExecutor(1) as pool:
+        assert len(pool.submit(first.fetch, some).result()) == len(some)
 
 
 @pytest.mark.parametrize("native", [False, True])

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from django_entra_redis.connections import tracked_calls
 from django_entra_redis.connections import tracked_connection as wires
 from django_entra_redis.connections.copies import Copies
 from django_entra_redis.connections.tracked_connection import TrackedConnection
@@ -326,6 +327,45 @@ def test_threads_hand_over(server: Server) -> None:
     assert server.wire._poller is None
 
 
+class Interrupted:
+    """A lock on which a thread is interrupted, as by a signal handler."""
+
+    def acquire(self, *, timeout: float) -> bool:
+        """Raise what the handler raises."""
+        raise KeyboardInterrupt
+
+    def release(self) -> None:
+        """Do nothing."""
+
+
+@pytest.mark.parametrize("how", ["later", "interrupted"])
+def test_turns_are_for_who_waits(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    """A thread may ask other servers before it waits, or never wait: that holds up
+    nobody else."""
+    server = Server(timeout=30.0)
+    with ThreadPoolExecutor(2) as pool:
+        polls = pool.submit(fetch_with(server.wire), "b")
+        wait_until(lambda: server.wire._sleeping)
+        call = server.wire.fetch(["a"])
+        assert call is not None
+        if how == "interrupted":
+            monkeypatch.setattr(tracked_calls, "_taken_lock", Interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                server.wire.wait(call)
+            monkeypatch.undo()
+        waits = pool.submit(fetch_with(server.wire), "c")
+        wait_until(lambda: len(server.wire._under_way) == 3)
+        wait_until(lambda: server.wire._under_way[-1].turn is not None)
+        server.send(b"$1\r\n2\r\n:-1\r\n")
+        assert polls.result().values == [b"2"]
+        server.send(b"$1\r\n1\r\n:-1\r\n$1\r\n3\r\n:-1\r\n")
+        assert waits.result().values == [b"3"]
+    server.wire.wait(call)
+    assert call.values == [b"1"]
+    assert server.wire._poller is None
+    server.close()
+
+
 @pytest.mark.usefixtures("system")
 @pytest.mark.parametrize("sleeps", [False, True])
 @pytest.mark.parametrize("how", ["wait", "ask"])
@@ -417,7 +457,7 @@ def test_what_nobody_waits_for(server: Server) -> None:
         future = asyncio.get_running_loop().create_future()
         first = server.wire.fetch(["a"])
         assert first is not None
-        second = server.wire.fetch(["b"], future, waited=False)
+        second = server.wire.fetch(["b"], future)
         assert second is not None
         server.send(b"$1\r\n1\r\n:-1\r\n")
         server.wire.wait(first)
@@ -479,6 +519,25 @@ def test_a_signal_handler(server: Server, monkeypatch: pytest.MonkeyPatch) -> No
         server.wire.is_fresh("a")
     assert nested[1] is None
     assert server.wire.closed
+
+
+def test_interrupted_while_it_waits_for_bytes(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next thread waits for them, and takes in what nobody waits for any more."""
+
+    def interrupt(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(server.wire, "_wait_for_bytes", interrupt)
+    call = server.wire.fetch(["a"])
+    assert call is not None
+    with pytest.raises(KeyboardInterrupt):
+        server.wire.wait(call)
+    monkeypatch.undo()
+    server.send(b"$1\r\n1\r\n:-1\r\n$1\r\n2\r\n:-1\r\n")
+    assert fetch_with(server.wire)("b").values == [b"2"]
+    assert call.values == [b"1"]
 
 
 def test_interrupted_while_sending(
@@ -554,7 +613,7 @@ def test_a_loop_that_is_gone(server: Server) -> None:
         loop = asyncio.get_running_loop()
         assert server.wire.watch(loop)
         assert server.wire.watch(loop)
-        return server.wire.fetch(["a"], loop.create_future(), waited=False)
+        return server.wire.fetch(["a"], loop.create_future())
 
     call = asyncio.run(begin())
     assert len(server.wire._watches) == 1

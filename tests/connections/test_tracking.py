@@ -350,7 +350,7 @@ def test_the_answer_to_auth(answer: bytes, accepted: bool) -> None:
     newer = token("newer")
     wire, server = held_by(HELD, newer)
     wire.keep_up()
-    call = wire.fetch(["a"], waited=False)
+    call = wire.fetch(["a"])
     assert call is not None
     if answer:
         server.sendall(answer + b"$1\r\n1\r\n:-1\r\n")
