@@ -30,6 +30,7 @@ from ..commands.packing import (
     pack_on_key,
     pack_set,
     pack_sets,
+    pack_sets_in_one,
 )
 from ..commands.replies import (
     Parse,
@@ -280,10 +281,12 @@ class StraightPath:
         """Set several keys; return the names of those that Redis refused."""
         if not keys:
             return []
-        commands = pack_sets(keys, map(self._dumps, data.values()), timeout)
-        result = self._write(b"".join(commands), _read_sets, len(keys))
+        values = [*map(self._dumps, data.values())]
+        packed = pack_sets_in_one(keys, values, timeout)
+        result = self._write(packed, _read_sets, len(keys))
         if result is True:
             return []
+        commands = pack_sets(keys, values, timeout)
         packed_already = self._operations.set_many_packed
         return self._fall_back(result, packed_already, commands, keys, data)
 

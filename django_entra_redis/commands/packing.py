@@ -108,27 +108,49 @@ def pack_set(
         return pack_delete(key)
     data = value if type(value) is bytes else encode(value)
     begin, end = _SETS.get((timeout, condition)) or _make_set(timeout, condition)
-    head = f"{begin}{length(key)}\r\n{key}\r\n${len(data)}\r\n"
-    return b"%b%b%b" % (head.encode(), data, end)
+    name = key.encode()
+    # As _before() has it, without its call: SET is the command of most writes.
+    size = len(name)
+    before_name = _BEFORE[size] if size < _LONG else b"\r\n$%d\r\n" % size
+    size = len(data)
+    before_data = _BEFORE[size] if size < _LONG else b"\r\n$%d\r\n" % size
+    return b"".join((begin, before_name, name, before_data, data, end))
 
 
 def pack_sets(
-    keys: Iterable[str], values: Iterable[Any], timeout: int | None
+    keys: Sequence[str], values: Iterable[Any], timeout: int | None
 ) -> list[bytes]:
     """Return SET of each key; see :func:`pack_set`."""
     if timeout == 0:
-        return [pack_delete(key) for key, _ in zip(keys, values, strict=True)]
+        return [pack_delete(key) for key in keys]
+    return [*map(b"".join, _parts_of_sets(keys, values, timeout))]
+
+
+def pack_sets_in_one(
+    keys: Sequence[str], values: Iterable[Any], timeout: int | None
+) -> bytes:
+    """Return what :func:`pack_sets` returns, in one piece."""
+    if timeout == 0:
+        return pack_deletes(keys)
+    return b"".join(chain.from_iterable(_parts_of_sets(keys, values, timeout)))
+
+
+def _parts_of_sets(
+    keys: Iterable[str], values: Iterable[Any], timeout: int | None
+) -> Iterable[tuple[bytes, ...]]:
     begin, end = _SETS.get((timeout, None)) or _make_set(timeout, None)
-    commands = []
-    for key, value in zip(keys, values, strict=True):
-        if type(value) is int:
-            word = f"${len(str(value))}\r\n{value}"
-            commands.append(f"{begin}{length(key)}\r\n{key}\r\n{word}".encode() + end)
-        else:
-            data = value if type(value) is bytes else encode(value)
-            head = f"{begin}{length(key)}\r\n{key}\r\n${len(data)}\r\n"
-            commands.append(b"%b%b%b" % (head.encode(), data, end))
-    return commands
+    names = [*map(str.encode, keys)]
+    data = [value if type(value) is bytes else encode(value) for value in values]
+    before_names, before_data = _before(names), _before(data)
+    return zip(repeat(begin), before_names, names, before_data, data, repeat(end))
+
+
+def _before(words: Sequence[bytes]) -> list[bytes]:
+    """Return what stands before each word, from the end of the word before it."""
+    try:
+        return [_BEFORE[size] for size in map(len, words)]
+    except IndexError:
+        return [b"\r\n$%d\r\n" % len(word) for word in words]
 
 
 def pack_get_many(keys: Sequence[str]) -> bytes:
@@ -143,6 +165,8 @@ def pack_get_many(keys: Sequence[str]) -> bytes:
 
 #: How a word begins, by its bytes: to write a number takes longer than to look it up.
 _HEADS = [f"${size}" for size in range(_LONG)]
+#: The same as bytes, with the ends of the word before it and of the number.
+_BEFORE = [b"\r\n$%d\r\n" % size for size in range(_LONG)]
 
 
 def lengths(texts: Sequence[str]) -> Iterable[int]:
@@ -155,17 +179,17 @@ def length(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode())
 
 
-#: By timeout and condition: how a SET begins, up to the length of its key, and how it
-#: ends after its value. A site has few of them; if there are many, the oldest are
+#: By timeout and condition: how a SET begins, up to its key, and how it ends after
+#: its value. A site has few of them; if there are many, the oldest are
 #: removed.
-_SETS: dict[tuple[int | None, str | None], tuple[str, bytes]] = {}
+_SETS: dict[tuple[int | None, str | None], tuple[bytes, bytes]] = {}
 _MOST_SETS = 256
 
 
-def _make_set(timeout: int | None, condition: str | None) -> tuple[str, bytes]:
+def _make_set(timeout: int | None, condition: str | None) -> tuple[bytes, bytes]:
     words = [] if condition is None else [condition]
     words += [] if timeout is None else ["EX", str(timeout)]
-    begin = f"*{3 + len(words)}\r\n$3\r\nSET\r\n$"
+    begin = b"*%d\r\n$3\r\nSET" % (3 + len(words))
     end = "".join(f"${len(word)}\r\n{word}\r\n" for word in words)
     found = _SETS[timeout, condition] = begin, b"\r\n" + end.encode()
     if len(_SETS) > _MOST_SETS:

@@ -15,6 +15,7 @@ from django_entra_redis.commands.packing import (
     pack_on_key,
     pack_set,
     pack_sets,
+    pack_sets_in_one,
 )
 
 VALUES = [b"bytes", bytearray(b"array"), memoryview(b"view"), "text é", 7, -1, 1.5]
@@ -56,6 +57,7 @@ def test_single_keys(key: str) -> None:
     assert pack_on_key("EXPIRE", key, 300) == packed("EXPIRE", key, 300)
     assert pack_set(key, b"x", 0, "NX") == packed("SET", key, "x", "NX", "EX", 0)
     assert pack_set(key, b"x", None, "XX") == packed("SET", key, "x", "XX")
+    assert pack_set(key, b"x" * 512, None) == packed("SET", key, "x" * 512)
     for delta in (1, -5, 2**70):
         counting = ("EVALSHA", INCR_SHA, 1, key, delta)
         assert pack_incr(key, delta) == packed(*counting) == pack_all([counting])
@@ -68,10 +70,14 @@ def test_several_keys(keys: list[str]) -> None:
     values: list[Any] = [7, b"bytes", "text", -1, 1.5][: len(keys)]
     for timeout in (None, 300):
         expiry = () if timeout is None else ("EX", timeout)
-        assert pack_sets(keys, values, timeout) == [
+        each = [
             packed("SET", key, value, *expiry)
             for key, value in zip(keys, values, strict=True)
         ]
+        assert pack_sets(keys, values, timeout) == each
+        assert pack_sets_in_one(keys, values, timeout) == b"".join(each)
+    assert pack_sets(keys, values, 0) == [packed("DEL", key) for key in keys]
+    assert pack_sets_in_one(keys, values, 0) == pack_deletes(keys)
 
 
 def test_timeouts_are_not_kept_for_ever() -> None:
