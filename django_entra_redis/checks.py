@@ -20,7 +20,7 @@ from .conf.identities import (
     load_identity,
 )
 from .conf.location import is_loopback, read_url, transport
-from .conf.options import CacheOptions, database_problems
+from .conf.options import OWN, CacheOptions, database_problems
 from .conf.services import service_of
 from .serializers import serializer_problems
 from .types import EntraRedisOptions
@@ -269,25 +269,33 @@ def _settings_source() -> str:
 def _unknown_options(
     options: CacheOptions, where: str, *, clustered: bool
 ) -> list[Problem]:
-    """Return the problems of options that are unknown.
+    """Return the problems of options that are unknown, or should be a class.
 
     The usual options are known without redis-py, whose import would make every check
     slow. It is imported for others, since its options differ between versions.
     """
     urls = [url for server in options.servers if (url := read_url(server))]
     schemes = {url.scheme for url in urls}
-    given = {*options.connection, *(key for url in urls for key in url.arguments)}
+    in_urls = {key for url in urls for key in url.arguments}
     usual = {
         key
         for key in EntraRedisOptions.__annotations__
         if (clustered or key != "address_remap")
         and (schemes == {"rediss"} or not key.startswith("ssl_"))
     }
-    if given <= {*usual, "host"} and "unix" not in schemes:
+    if (
+        options.connection.keys() <= {*usual, "host"}
+        and in_urls <= {*usual, "host"} - {*OWN, "connection_class"}
+        and "unix" not in schemes
+        and options.pool_class is options.parser_class is None
+    ):
         return []
-    from .connections.arguments import unknown_options
+    from .connections.arguments import class_problems, unknown_options
 
-    return unknown_options(options, where, clustered=clustered)
+    return [
+        *class_problems(options, where),
+        *unknown_options(options, where, clustered=clustered),
+    ]
 
 
 def _errors(problems: Sequence[Problem]) -> list[CheckMessage]:

@@ -201,6 +201,22 @@ def test_options_that_nobody_knows(key: Any, hint: str) -> None:
     assert str(error.hint).startswith(hint)
 
 
+@pytest.mark.parametrize(
+    "query",
+    ["ignore_exceptions=1", "IDENTITY=default", "pool_class=x", "connection_class=x"],
+)
+def test_own_options_in_a_url(query: str) -> None:
+    """redis-py would take them for its own; they belong in OPTIONS."""
+    with settings_of({"LOCATION": f"{TLS}?{query}"}, {"default": {}}):
+        (error,) = checked()
+        with pytest.raises(ImproperlyConfigured, match="no such option"):
+            caches["default"].set("key", 1)
+    key = query.partition("=")[0]
+    assert error.id == "django_entra_redis.E028"
+    assert error.msg.startswith(f"CACHES['default']['LOCATION'] ({key})")
+    assert error.hint == f"{key.lower()!r} belongs in OPTIONS, not in LOCATION."
+
+
 @pytest.mark.parametrize("key", ["ssl_ca_certs", "SSL_CA_CERTS"])
 def test_options_for_tls_alone(key: str) -> None:
     """redis-py's plain connection does not take them, which is told."""
@@ -244,9 +260,14 @@ class Frugal(redis.Connection):
             {"pool_class": "redis.ConnectionPool", "timeout": 3},
             ["django_entra_redis.E028"],
         ),
-        # Told of when it is imported.
-        ({"pool_class": "nowhere.Pool", "timeout": 3}, []),
-        ({"pool_class": 5, "timeout": 3}, []),
+        # Which options it takes nobody knows.
+        (
+            {"pool_class": "nowhere.Pool", "timeout": 3},
+            ["django_entra_redis.E023"],
+        ),
+        ({"pool_class": 5, "timeout": 3}, ["django_entra_redis.E023"]),
+        ({"parser_class": "redis.nowhere"}, ["django_entra_redis.E023"]),
+        ({"parser_class": "redis._parsers._RESP2Parser"}, []),
     ],
 )
 def test_options_of_classes_of_ones_own(

@@ -6,8 +6,8 @@ A subscriber's connection reconnects and subscribes again by it.
 """
 
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
 
 from redis.exceptions import ConnectionError
 from redis.retry import Retry
@@ -16,6 +16,8 @@ from ..connections.pool import ConnectionPool, check_out, lend
 from ..credentials.provider import EntraCredentialProvider
 from ..identity.token import Token
 from .retry import RetryPolicy, is_final, make_policy
+
+T = TypeVar("T")
 
 
 class LentRetry(Retry):
@@ -93,6 +95,38 @@ def was_cut(
     """
     broken = isinstance(error, ConnectionError) and not is_final(error)
     return broken and latest_token(provider) is not token
+
+
+def through_expiries(
+    provider: EntraCredentialProvider | None, send: Callable[[], T]
+) -> T:
+    """Call a function that sends a command, and again each time that a token's expiry
+    may have ended it; return its result.
+
+    Parameters:
+        provider: the provider of the tokens; ``None``: there are none.
+        send: the function, which has used up its own retries when it raises.
+    """
+    while True:
+        token = latest_token(provider)
+        try:
+            return send()
+        except ConnectionError as error:
+            if not was_cut(error, token, provider):
+                raise
+
+
+async def athrough_expiries(
+    provider: EntraCredentialProvider | None, send: Callable[[], Awaitable[T]]
+) -> T:
+    """Do as :func:`through_expiries` does, for a coroutine function."""
+    while True:
+        token = latest_token(provider)
+        try:
+            return await send()
+        except ConnectionError as error:
+            if not was_cut(error, token, provider):
+                raise
 
 
 class PoolView:

@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialWithJitterBackoff
-from redis.exceptions import ConnectionError
 
 from .._fork import Order, in_child
 from ..connections.endpoint import Endpoint
@@ -24,7 +23,7 @@ from ..connections.lent_connection import (
     LentUnixConnection,
 )
 from ..credentials.provider import EntraCredentialProvider
-from .lending import latest_token, own_provider, was_cut
+from .lending import athrough_expiries, own_provider
 
 S = TypeVar("S", bound=Hashable)
 T = TypeVar("T")
@@ -143,13 +142,10 @@ class LoopRetry(Retry):
             fail: awaited after each failure, with the error.
             args, kwargs: further arguments of redis-py's method.
         """
-        while True:
-            token = latest_token(self._provider)
-            try:
-                return await super().call_with_retry(do, fail, *args, **kwargs)
-            except ConnectionError as error:
-                if not was_cut(error, token, self._provider):
-                    raise
+        call = super().call_with_retry
+        return await athrough_expiries(
+            self._provider, lambda: call(do, fail, *args, **kwargs)
+        )
 
 
 def make_retry(provider: EntraCredentialProvider | None) -> Retry:

@@ -6,7 +6,7 @@ from typing import Any, Self
 from redis.asyncio.cluster import ClusterNode, RedisCluster
 
 from ..connections.lent_connection import LentConnection
-from .lending import own_provider
+from .lending import athrough_expiries, own_provider
 from .loop_clients import make_retry, options_of
 from .topology import Topology, discovery_error
 
@@ -16,7 +16,18 @@ _COUNTS = hasattr(ClusterNode, "release")
 
 
 class _Client(RedisCluster):
-    """redis-py's client, whose discovery raises the package's own errors."""
+    """redis-py's client, whose discovery raises the package's own errors.
+
+    A token's expiry begins the count of its retries anew.
+    """
+
+    #: The provider of the tokens that its connections authenticate with, if any.
+    provider: Any = None
+
+    async def execute_command(self, *args: Any, **kwargs: Any) -> Any:
+        """Carry out a command."""
+        execute = super().execute_command
+        return await athrough_expiries(self.provider, lambda: execute(*args, **kwargs))
 
     async def initialize(self, *args: Any, **kwargs: Any) -> Self:
         """Discover the nodes, unless they are known."""
@@ -67,6 +78,7 @@ def make_cluster_client(topology: Topology) -> Any:
 
     startup = [ClusterNode(one.host, one.port) for one in nodes.startup_nodes()]
     client = _Client(startup_nodes=startup, retry=make_retry(provider), **options)
+    client.provider = provider
     kind: Any = connect_to
     # redis-py has no argument for the class of the connections.
     client.connection_kwargs["connection_class"] = kind

@@ -31,6 +31,7 @@ from ..connections.endpoint import Endpoint
 from ..connections.outage import Outages
 from ..connections.registry import get_or_make
 from ..exceptions import ClusterUnavailableError, EntraRedisError, WrongBackendError
+from .lending import own_provider, through_expiries
 from .node_pools import NodePools
 from .single_flight import SingleFlight
 from .sync import carry_out
@@ -251,12 +252,14 @@ class Topology:
 
     def _make_client(self) -> Any:
         make: Any = _Client
-        return make(
+        client = make(
             url=self.nodes.url,
             startup_nodes=self.nodes.startup_nodes()[1:],
             connection_pool_class=self.nodes.lend,
             **self.nodes.cluster_options,
         )
+        client.provider = own_provider(self.nodes.first.pool)
+        return client
 
     def _attempt(self, make: Callable[[], Any]) -> Any:
         """Make redis-py's client, whose constructor discovers the cluster itself."""
@@ -391,12 +394,19 @@ def _name(host: str, port: int) -> str:
 
 
 class _Client(RedisCluster):
-    """redis-py's cluster client, which raises a ``RedisError`` in an outage, too."""
+    """redis-py's cluster client, which raises a ``RedisError`` in an outage, too.
+
+    A token's expiry begins the count of its retries anew.
+    """
+
+    #: The provider of the tokens that its connections authenticate with, if any.
+    provider: Any = None
 
     def execute_command(self, *args: Any, **kwargs: Any) -> Any:
         """Carry out a command."""
+        execute: Any = super().execute_command
         try:
-            return super().execute_command(*args, **kwargs)  # type: ignore[no-untyped-call]  # redis-py
+            return through_expiries(self.provider, lambda: execute(*args, **kwargs))
         except RedisClusterException as error:
             outage = error.__cause__ or not self.nodes_manager.startup_nodes
             # Without an outage, the caller has made a mistake.

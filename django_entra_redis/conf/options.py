@@ -1,7 +1,5 @@
 """A cache's ``LOCATION`` and ``OPTIONS``, checked."""
 
-import codecs
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -10,9 +8,9 @@ from .._errors import ConfigurationError, Problem
 from ..compressors import MAX_VALUE_BYTES
 from .location import is_loopback, read_url, transport
 from .services import service_of
+from .values import FIXED, IN_URL, VALUES, Rules
 
 _CREDENTIALS = ("username", "password", "credential_provider")
-_DAY = 86400.0
 #: Options of django-redis, and the advice what to write instead.
 _DJANGO_REDIS: Mapping[str, str] = {
     "CLIENT_CLASS": "Remove it.",
@@ -41,115 +39,6 @@ _DJANGO_REDIS_VALUES: Mapping[str, str] = {
 }
 #: Django's BaseCache reads these two from OPTIONS; redis-py does not know them.
 BASE_CACHE = ("MAX_ENTRIES", "CULL_FREQUENCY")
-
-
-def _is_flag(value: Any) -> bool:
-    return isinstance(value, bool)
-
-
-def _is_number(value: Any, most: float = _DAY) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and 0 <= value <= most
-
-
-def _is_table(value: Any, fits: Mapping[str, Callable[[Any], bool]]) -> bool:
-    """Whether a value is None, True or False, or a dict of settings that all fit."""
-    if isinstance(value, Mapping):
-        return all(key in fits and fits[key](value[key]) for key in value)
-    return value is None or isinstance(value, bool)
-
-
-def _is_domain(value: Any) -> bool:
-    return isinstance(value, str) and bool(
-        re.fullmatch(r"\w[\w-]*(\.\w[\w-]*)*", value)
-    )
-
-
-def _is_utf8(value: Any) -> bool:
-    try:
-        return codecs.lookup(value).name == "utf-8"
-    except (LookupError, TypeError, ValueError):
-        return False
-
-
-#: By option: a function that tells whether a value can be used, and what it should be.
-Rules = Mapping[str, tuple[Callable[[Any], bool], str]]
-
-_FLAG = (_is_flag, "True or False")
-#: Options of redis-py's that can have one value only, in OPTIONS or in a URL. redis-py
-#: itself supports other values only without hiredis, or not at all.
-FIXED: Rules = {
-    "encoding": (
-        _is_utf8,
-        "left out: keys are written in UTF-8, which is 'utf-8'",
-    ),
-    "encoding_errors": (
-        lambda value: value == "strict",
-        "left out: a key that UTF-8 has no bytes for is an error, which is 'strict'",
-    ),
-    "command_packer": (
-        lambda value: value is None,
-        "left out: the cache packs its commands itself",
-    ),
-    "cache_config": (
-        lambda value: value is None,
-        "left out: redis-py's client-side cache would serve nothing here; the "
-        "cache's own is OPTIONS['client_side_cache']",
-    ),
-}
-_CLIENT_SIDE: Mapping[str, Callable[[Any], bool]] = {
-    "max_bytes": lambda value: type(value) is int and value > 0,
-    "max_value_bytes": lambda value: type(value) is int and value > 0,
-    "max_staleness": lambda value: _is_number(value) and value > 0,
-    "prefixes": lambda value: (
-        value is None
-        or (
-            isinstance(value, list | tuple | set | frozenset)
-            and all(isinstance(prefix, str) for prefix in value)
-        )
-    ),
-}
-_VALUES: Rules = {
-    "allow_plaintext_token": _FLAG,
-    "ignore_exceptions": _FLAG,
-    "clear_by_scan": _FLAG,
-    "identity": (
-        lambda value: isinstance(value, str | None),
-        "the name of an entry of ENTRA_REDIS, or None",
-    ),
-    "compressor_fallbacks": (
-        lambda value: isinstance(value, list | tuple),
-        "a list of compressors, such as "
-        "['django_entra_redis.compressors.ZlibCompressor']",
-    ),
-    "max_value_bytes": (
-        lambda value: type(value) is int and value > 0,
-        "a number of bytes, such as 536870912",
-    ),
-    "node_domain": (
-        lambda value: value is None or _is_domain(value),
-        "a domain, such as 'nodes.contoso.com', or None",
-    ),
-    "pool_timeout": (_is_number, "a number of seconds, such as 5"),
-    "idle_timeout": (
-        lambda value: value is None or (_is_number(value) and value > 0),
-        "a number of seconds, such as 60, or None for never",
-    ),
-    "client_side_cache": (
-        lambda value: _is_table(value, _CLIENT_SIDE),
-        "True, or a dict such as {'max_bytes': 33554432, 'max_value_bytes': 262144, "
-        "'max_staleness': 5, 'prefixes': ['menu', 'flags']}",
-    ),
-    "stampede": (
-        lambda value: _is_table(value, {"beta": _is_number}),
-        "None, or a dict such as {'beta': 1.0}",
-    ),
-    "connection_class": (
-        lambda value: isinstance(value, type | None),
-        "a class, such as redis.connection.SSLConnection",
-    ),
-    **FIXED,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,7 +210,7 @@ def _option_problems(options: Mapping[str, Any], at: str) -> Iterator[Problem]:
         if str(options.get(key, "")).startswith("django_redis."):
             message = "it is one of django-redis."
             yield Problem("E025", f"{at}[{key!r}]", message, hint)
-    yield from _value_problems(_VALUES, options, lambda key: f"{at}[{key!r}]")
+    yield from _value_problems(VALUES, options, lambda key: f"{at}[{key!r}]")
 
 
 def _value_problems(
@@ -359,7 +248,7 @@ def _server_problems(options: CacheOptions, where: str) -> list[Problem]:
             )
             continue
         problems += _value_problems(
-            FIXED, location.arguments, lambda key: f"{where}['LOCATION'] ({key})"
+            IN_URL, location.arguments, lambda key: f"{where}['LOCATION'] ({key})"
         )
         if options.identity is None:
             continue

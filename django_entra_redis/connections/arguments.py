@@ -10,9 +10,10 @@ import redis
 from django.utils.module_loading import import_string
 from redis.connection import Connection, SSLConnection, UnixDomainSocketConnection
 
-from .._errors import Problem
+from .._errors import ConfigurationError, Problem, option_error
 from ..conf.location import read_url, redacted_urls
-from ..conf.options import BASE_CACHE, FIXED, OWN, CacheOptions
+from ..conf.options import BASE_CACHE, OWN, CacheOptions
+from ..conf.values import FIXED
 
 #: Options of redis-py's cluster client, which no connection knows.
 CLUSTER_OPTIONS = ("address_remap", "dynamic_startup_nodes", "require_full_coverage")
@@ -36,7 +37,8 @@ _INTERNAL = frozenset(
         "parser",
     }
 )
-
+#: Options that redis-py would take out of a URL as its own, and as text.
+_NEVER_IN_URLS = frozenset((*OWN, "connection_class"))
 
 _KINDS: Mapping[str, type[Any]] = {
     "redis": Connection,
@@ -73,8 +75,11 @@ def unknown_options(
             place = f"{where}['OPTIONS'][{key!r}]"
             found.append(Problem("E028", place, message, _hint(key, taken)))
         location = read_url(server)
-        for key in (location.arguments.keys() if location else set()) - taken:
+        in_url = location.arguments.keys() if location else set()
+        for key in (in_url - taken) | (in_url & _NEVER_IN_URLS):
             place, hint = f"{where}['LOCATION'] ({key})", _hint(key, taken)
+            if key.lower() in _NEVER_IN_URLS:
+                hint = f"{key.lower()!r} belongs in OPTIONS, not in LOCATION."
             if redacted_urls([server]) == ["?"]:
                 # The "option" may be a part of an unescaped password: it is not shown.
                 place, hint = (
@@ -84,6 +89,45 @@ def unknown_options(
             found.append(Problem("E028", place, message, hint))
     # Without duplicates: several servers often have the same problem.
     return list(dict.fromkeys(found))
+
+
+def class_problems(options: CacheOptions, where: str = "CACHES[...]") -> list[Problem]:
+    """Return a problem for each option that should be a class and is none.
+
+    Parameters:
+        options: the cache's settings.
+        where: what to call the cache in a message.
+    """
+    found: list[Problem] = []
+    for key in ("pool_class", "parser_class"):
+        if (value := getattr(options, key)) is not None:
+            try:
+                class_of(key, value, where)
+            except ConfigurationError as error:
+                found += error.problems
+    return found
+
+
+def class_of(key: str, value: Any, where: str = "CACHES[...]") -> Any:
+    """Return the class that an option asks for.
+
+    Parameters:
+        key: the option's name.
+        value: a class, or its dotted path.
+        where: what to call the cache in a message.
+
+    Raises:
+        ConfigurationError: there is no such class.
+    """
+    message = "it is not a class."
+    try:
+        found = import_string(value) if isinstance(value, str) else value
+    except Exception as error:  # whatever the module behind the path raises
+        found, message = None, f"it can't be used ({type(error).__name__}: {error})."
+    if isinstance(found, type):
+        return found
+    hint = "It should be a class, or its dotted path."
+    raise option_error(key, message, hint, where)
 
 
 def _taken(server: str, options: CacheOptions) -> set[str] | None:
@@ -96,7 +140,7 @@ def _taken(server: str, options: CacheOptions) -> set[str] | None:
     try:
         pool = import_string(pool) if isinstance(pool, str) else pool
     except Exception:
-        return None  # The error of the import is reported where the pool is made.
+        return None  # The error of the import is reported as such.
     if not isinstance(pool, type) or _takes_any(kind) or _takes_any(pool):
         return None
     return set(_names(kind) | _names(pool)) - _INTERNAL

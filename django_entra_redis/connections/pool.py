@@ -13,7 +13,6 @@ from typing import Any
 from weakref import WeakSet, finalize
 
 import redis
-from django.utils.module_loading import import_string
 from redis.connection import (
     Connection,
     SSLConnection,
@@ -21,13 +20,13 @@ from redis.connection import (
 )
 from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 
-from .._errors import ConfigurationError, hidden, option_error
+from .._errors import ConfigurationError, hidden
 from .._fork import ForkSafeLock, Order, register
 from ..commands.replies import Parse
 from ..conf.options import CacheOptions
 from ..credentials.provider import EntraCredentialProvider
 from ..exceptions import ConnectionPoolTimeout
-from .arguments import connection_kind, unknown_options
+from .arguments import class_of, connection_kind, unknown_options
 from .connection import connection_class
 from .exchanger import UNSENT
 from .tls import SharedTls, SharedTlsConnection
@@ -449,8 +448,8 @@ def pool_settings(
     if issubclass(own, SharedTlsConnection):
         kwargs["tls"] = SharedTls()
     if options.parser_class is not None:
-        kwargs["parser_class"] = _class("parser_class", options.parser_class)
-    pool_class = _class("pool_class", options.pool_class or default)
+        kwargs["parser_class"] = class_of("parser_class", options.parser_class)
+    pool_class = class_of("pool_class", options.pool_class or default)
     if issubclass(pool_class, ConnectionPool):
         kwargs["pool_timeout"] = options.pool_timeout
         kwargs["idle_timeout"] = options.idle_timeout
@@ -471,15 +470,3 @@ def _safe_repr(pool: Any) -> str:
     kwargs = pool.connection_kwargs
     where = kwargs.get("path") or f"{kwargs.get('host')}:{kwargs.get('port')}"
     return f"<{type(pool).__name__} to {where}>"
-
-
-def _class(key: str, value: Any) -> Any:
-    """Return the class that an option asks for."""
-    message = "it is not a class."
-    try:
-        found = import_string(value) if isinstance(value, str) else value
-    except Exception as error:  # whatever the module behind the path raises
-        found, message = None, f"it can't be used ({type(error).__name__}: {error})."
-    if isinstance(found, type):
-        return found
-    raise option_error(key, message, "It should be a class, or its dotted path.")

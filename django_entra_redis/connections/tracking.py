@@ -377,9 +377,12 @@ def _greet(sock: Any, target: Target, token: Token | None) -> None:
     names: list[tuple[Any, ...]] = [tuple(command[:2]) for command in commands]
     if token is not None or target.credentials:
         names.insert(0, ("AUTH",))
-    hidden(lambda: sock.sendall(_pack_greeting(target, token, commands)))
-    bound = target.connect_timeout
+    # As short as either asks for: a reply may take less time than a connection.
+    bounds = (target.connect_timeout, target.timeout)
+    bound = min((one for one in bounds if one is not None), default=None)
     deadline = None if bound is None else time.monotonic() + bound
+    sock.settimeout(bound)
+    hidden(lambda: sock.sendall(_pack_greeting(target, token, commands)))
     reader = make_push_reader(read_error)
     for name in names:
         while (reply := reader.gets()) is INCOMPLETE:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,9 +11,11 @@ import redis.asyncio
 from django.core.cache import caches
 from django.test import override_settings
 from redis.asyncio.cluster import RedisCluster
+from redis.backoff import NoBackoff
 from redis.credentials import UsernamePasswordCredentialProvider
+from redis.retry import Retry
 
-from django_entra_redis import aget_redis_connection
+from django_entra_redis import aget_redis_connection, get_redis_connection
 from django_entra_redis.cache import EntraRedisClusterCache
 from django_entra_redis.clients import loop_clients
 from django_entra_redis.connections import registry
@@ -24,7 +27,7 @@ from django_entra_redis.exceptions import (
 )
 from emulator import Emulator
 from tests.clients.test_cluster import Script
-from tests.support.caches import let_in
+from tests.support.caches import PATIENCE, let_in, wait_until
 from tests.support.peers import PeerHost
 from tests.support.sites import CLUSTER_BACKEND, Credential
 
@@ -100,6 +103,41 @@ def test_through_expiries(cluster: Emulator, monkeypatch: pytest.MonkeyPatch) ->
     assert [a.reason for a in seen if not a.accepted] == []
     assert any(a.again for a in seen)
     assert not loop_clients._loops
+
+
+def test_command_that_waits_through_many_expiries(
+    cluster: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More expiries than there are retries, in a thread and in a loop."""
+    cluster.token_lifetime = 3.0
+    once = Retry(NoBackoff(), 1)
+
+    async def pop() -> Any:
+        client: Any = await aget_redis_connection()
+        client.retry = redis.asyncio.retry.Retry(NoBackoff(), 1)
+        client.cluster_error_retry_attempts = 1
+        return await client.blpop(["of a loop"], timeout=0)
+
+    with use(cluster, monkeypatch, socket_timeout=None, retry=once):
+        client: Any = get_redis_connection()
+        client.retry = once
+        client.cluster_error_retry_attempts = 1  # that of redis-py 5
+        before = cluster.stats.closed_by_expiry_in_use
+        with ThreadPoolExecutor(2) as executor:
+            popped = executor.submit(client.blpop, ["list"], timeout=0)
+            looped = executor.submit(lambda: asyncio.run(pop()))
+            cut_three_times = before + 2 * 3
+            wait_until(
+                lambda: (
+                    cluster.stats.closed_by_expiry_in_use >= cut_three_times
+                    or popped.done()
+                    or looped.done()
+                )
+            )
+            client.rpush("list", "value")
+            client.rpush("of a loop", "value")
+            assert popped.result(PATIENCE) == (b"list", b"value")
+            assert looped.result(PATIENCE) == (b"of a loop", b"value")
 
 
 def test_certificates_are_verified(

@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from redis.backoff import NoBackoff
 from redis.connection import (
     Connection,
     SSLConnection,
     UnixDomainSocketConnection,
     parse_url,
 )
+from redis.retry import Retry
 
 from django_entra_redis import _fork as forks
 from django_entra_redis._errors import ConfigurationError, Problem
@@ -403,6 +405,24 @@ def test_credentials_of_absent_variables(nothing: Any) -> None:
         ("idle_timeout", True),
         ("idle_timeout", math.inf),
         ("connection_class", "redis.SSLConnection"),
+        # redis-py's own, which would take them, and fail at each request.
+        ("db", "one"),
+        ("db", -1),
+        ("db", True),
+        ("health_check_interval", "30"),
+        ("max_connections", "100"),
+        ("max_connections", 1.5),
+        ("max_connections", -1),
+        ("protocol", 4),
+        ("protocol", "RESP3"),
+        ("retry", 3),
+        ("socket_connect_timeout", "5"),
+        ("socket_timeout", "5"),
+        ("socket_timeout", 0),
+        ("socket_timeout", -1),
+        ("socket_timeout", True),
+        ("socket_timeout", math.nan),
+        ("socket_timeout", math.inf),
         ("encoding", "latin-1"),
         ("encoding", "utf-8-sig"),
         ("encoding", "klingon"),
@@ -421,6 +441,21 @@ def test_value_that_cannot_be_used(key: str, value: object) -> None:
     assert problem.hint.startswith("It should be ")
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"db": None, "health_check_interval": None, "max_connections": None},
+        {"protocol": None, "retry": None, "socket_timeout": None},
+        {"db": "1", "health_check_interval": 0, "max_connections": 0},
+        {"protocol": "3", "retry": Retry(NoBackoff(), 1), "socket_timeout": 200_000},
+        {"socket_connect_timeout": 0.1, "max_connections": 5, "protocol": 2},
+    ],
+)
+def test_values_that_redis_py_can_use(given: dict[str, Any]) -> None:
+    """They go on as they are."""
+    assert parse(TLS, **given).connection == given
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "UTF8", "utf_8"])
 def test_values_that_change_nothing(encoding: str) -> None:
     """What says in other words what holds anyway is taken, and left out."""
@@ -436,7 +471,19 @@ def test_values_that_change_nothing(encoding: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "query", ["encoding=latin-1", "encoding_errors=replace", "command_packer=x"]
+    "query",
+    [
+        "encoding=latin-1",
+        "encoding_errors=replace",
+        "command_packer=x",
+        "db=one",
+        "health_check_interval=often",
+        "max_connections=1.5",
+        "protocol=4",
+        "socket_connect_timeout=5s",
+        "socket_timeout=0",
+        "socket_timeout=nan",
+    ],
 )
 def test_value_in_the_url_that_cannot_be_used(query: str) -> None:
     """It is the same there, with an identity or without."""
@@ -445,6 +492,13 @@ def test_value_in_the_url_that_cannot_be_used(query: str) -> None:
         key = query.partition("=")[0]
         assert problem.id == "E023"
         assert problem.where == f"CACHES['x']['LOCATION'] ({key})"
+
+
+def test_values_in_the_url_that_redis_py_can_read() -> None:
+    """They are numbers, written as text."""
+    url = f"{TLS}?db=0&health_check_interval=9&max_connections=9&protocol=3"
+    url += "&socket_timeout=0.5&socket_connect_timeout=3"
+    assert parse(url).servers == (url,)
 
 
 def test_own_client_side_cache_is_named() -> None:

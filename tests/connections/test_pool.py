@@ -221,8 +221,9 @@ def test_busy_threads_do_not_starve_others(database: Database) -> None:
     with ThreadPoolExecutor(len(counts)) as executor:
         for future in [executor.submit(work, number) for number in range(4)]:
             future.result(PATIENCE)
-    # Whoever is always quicker would have had tens of thousands meanwhile.
-    assert max(counts) < 10 * min(counts)
+    # Whoever is always quicker would have had tens of thousands meanwhile. A busy
+    # machine may keep a thread that is not waiting from running for some thousands.
+    assert max(counts) < 50 * min(counts)
     assert cache.get_pool().counts() == (1, 0)
 
 
@@ -291,9 +292,14 @@ def test_lost_connection_wakes_those_who_wait(make_pool: Callable[..., Any]) -> 
 
 def test_wrong_option_takes_no_place(make_pool: Callable[..., Any]) -> None:
     """A connection that can't be made does not count."""
-    pool = make_pool(max_connections=1, protocol=4)
+
+    class Wrong(redis.Connection):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            raise redis.ConnectionError("wrong option")
+
+    pool = make_pool(max_connections=1, connection_class=Wrong)
     for _ in range(2):
-        with pytest.raises(redis.ConnectionError, match="protocol"):
+        with pytest.raises(redis.ConnectionError, match="wrong option"):
             pool.get_connection()
     assert pool.counts() == (0, 0)
 
@@ -535,7 +541,12 @@ def test_fork_while_another_thread_makes_a_connection(
     [
         pytest.param({}, {}, True, id="the same"),
         pytest.param({"db": 1}, {"db": 2}, False, id="another database"),
-        pytest.param({"db": 1}, {"db": True}, False, id="equal is not the same"),
+        pytest.param(
+            {"socket_timeout": 1},
+            {"socket_timeout": 1.0},
+            False,
+            id="equal is not the same",
+        ),
         pytest.param({"pool_timeout": 1}, {"pool_timeout": 2}, False, id="timeout"),
         pytest.param({"clear_by_scan": True}, {}, True, id="nothing of connections"),
         pytest.param({"allow_plaintext_token": True}, {}, False, id="plain text"),

@@ -147,6 +147,17 @@ def test_a_server_that_drips() -> None:
     slow.close()
 
 
+@pytest.mark.parametrize(
+    ("connect", "reply"), [(1e6, 0.1), (0.1, 1e6), (None, 0.1), (0.1, None)]
+)
+def test_a_server_that_falls_silent(connect: float | None, reply: float | None) -> None:
+    """The first replies are waited for no longer than ``socket_timeout``, either."""
+    with listening(b"+O") as target:
+        silent = replace(target, connect_timeout=connect, timeout=reply)
+        with pytest.raises(redis.TimeoutError):
+            make(silent).fetch(["a"])
+
+
 def test_a_server_that_does_not_speak_tls() -> None:
     """Leaves no socket open."""
     with listening(b"-ERR no TLS here\r\n") as target:
