@@ -251,7 +251,8 @@ class CopyingCacheClient(CopyingClient, CacheClient):
     @cached_property
     def single_key(self) -> Any:
         """What carries out the operations on one key."""
-        return CopyingPath(self, single_key_path(self))
+        path = single_key_path(self)
+        return path if self.local.unsupported else CopyingPath(self, path)
 
     def find(self, key: str) -> Copy | None:
         """Return the copy of a value, if it is as good as what Redis would answer."""

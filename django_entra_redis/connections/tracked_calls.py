@@ -160,8 +160,14 @@ class Ask(Fill):
         data, left = self.replies
         if type(left) is int and (type(data) is bytes or data is None):
             self.values = [data]
-            wire.confirm(self.sent_at)
-            _end(wire, self, data, left, self.sent_at)
+            sent_at = self.sent_at
+            wire.confirm(sent_at)
+            if (
+                left == -1
+            ):  # As _end() does, in a call less: most hot keys do not expire.
+                wire.copies.end(self, data, _NEVER)
+            else:
+                _end(wire, self, data, left, sent_at)
         else:
             wire.copies.end(self, None, 0.0)
             _lose_access(wire, _failures((), [data], [left]))

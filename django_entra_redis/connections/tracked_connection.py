@@ -225,7 +225,9 @@ class TrackedConnection:
                     self._take_in()
                     if call.done:
                         polls = False
-                        self._pass_on()
+                        self._poller = None
+                        if self._under_way or self.closed:
+                            self._pass_on()
                         return call
                 left = now + self.timeout - monotonic()
             self.give_up()
@@ -345,9 +347,10 @@ class TrackedConnection:
             if type(reply) is PUSH:
                 self._invalidate(reply)
                 continue
-            if not under_way:
-                raise InvalidResponse("A reply came without a command.")
-            call = under_way[0]
+            try:
+                call = under_way[0]
+            except IndexError:
+                raise InvalidResponse("A reply came without a command.") from None
             replies = call.replies
             replies.append(reply)
             if len(replies) == call.count:
