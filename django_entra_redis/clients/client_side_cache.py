@@ -102,7 +102,7 @@ class CopyingClient(Client):
 
     @abstractmethod
     def parts_of(self, keys: Sequence[str]) -> dict[Endpoint, list[int]]:
-        """Return the servers that have keys, each with the keys' places.
+        """Return the servers that have keys, each with the keys' indexes.
 
         Raises:
             RedisError: no server has one of them.
@@ -128,9 +128,9 @@ class CopyingClient(Client):
         began = monotonic()
         begun: list[tuple[Endpoint, list[int], Tracker, Begun]] = []
         # All servers work at the same time.
-        for endpoint, places in self.parts_of(keys).items():
+        for endpoint, indexes in self.parts_of(keys).items():
             tracker = self.local.tracker(endpoint)
-            wanted = [keys[place] for place in places]
+            wanted = [keys[index] for index in indexes]
             try:
                 part = tracker.begin(wanted)
             except TimeoutError as error:
@@ -138,8 +138,8 @@ class CopyingClient(Client):
                 return None
             if part is None:
                 return None
-            begun.append((endpoint, places, tracker, part))
-        for endpoint, places, tracker, part in begun:
+            begun.append((endpoint, indexes, tracker, part))
+        for endpoint, indexes, tracker, part in begun:
             try:
                 values = tracker.end(part)
             except TimeoutError as error:
@@ -147,7 +147,7 @@ class CopyingClient(Client):
                 return None
             if values is None:
                 return None
-            place_values(found, places, values)
+            put_values(found, indexes, values)
         return found
 
     def first_attempt(
@@ -224,12 +224,12 @@ class CopyingClient(Client):
         return {name: found[name] for _, name in pairs if name in found}
 
 
-def place_values(
-    found: list[bytes | None], places: Sequence[int], values: Sequence[bytes | None]
+def put_values(
+    found: list[bytes | None], indexes: Sequence[int], values: Sequence[bytes | None]
 ) -> None:
-    """Put values in their places."""
-    for place, value in zip(places, values, strict=True):
-        found[place] = value
+    """Put values at their indexes."""
+    for index, value in zip(indexes, values, strict=True):
+        found[index] = value
 
 
 class CopyingCacheClient(CopyingClient, CacheClient):
@@ -330,17 +330,17 @@ class CopyingAsyncClient(AsyncCacheClient):
         found: list[bytes | None] = [None] * len(keys)
         parts = self.client.parts_of(keys)
         fetches = [
-            self._fetch_part(connections, endpoint, [keys[place] for place in places])
-            for endpoint, places in parts.items()
+            self._fetch_part(connections, endpoint, [keys[index] for index in indexes])
+            for endpoint, indexes in parts.items()
         ]
         # All servers work at the same time.
         fetched = (
             await asyncio.gather(*fetches) if len(fetches) > 1 else [await fetches[0]]
         )
-        for places, values in zip(parts.values(), fetched, strict=True):
+        for indexes, values in zip(parts.values(), fetched, strict=True):
             if values is None:
                 return None
-            place_values(found, places, values)
+            put_values(found, indexes, values)
         return found
 
     async def _fetch_part(

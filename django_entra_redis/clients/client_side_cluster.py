@@ -53,7 +53,7 @@ class CopyingClusterClient(CopyingClient, ClusterClient):
             return None
 
     def parts_of(self, keys: Sequence[str]) -> dict[Endpoint, list[int]]:
-        """Return the primaries that have keys, each with the keys' places."""
+        """Return the primaries that have keys, each with the keys' indexes."""
         return self.topology.parts(keys)
 
 

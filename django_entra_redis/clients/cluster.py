@@ -266,16 +266,16 @@ class ClusterClient(Client):
         with ExitStack() as stack:
             parts = [
                 (
-                    self.attempts_of_part(batch, endpoint, places),
+                    self.attempts_of_part(batch, endpoint, indexes),
                     _NodeBatch(endpoint.pool),
-                    places,
+                    indexes,
                 )
-                for endpoint, places in self.topology.parts(batch.keys).items()
+                for endpoint, indexes in self.topology.parts(batch.keys).items()
             ]
             for attempts, part, _ in parts:
                 stack.enter_context(part)
                 part.send(attempts.request)
-            for attempts, part, places in parts:
+            for attempts, part, indexes in parts:
                 got = part.receive(wait=not waited)
                 if not isinstance(got, Exception):
                     attempts.succeeded(got)
@@ -284,18 +284,18 @@ class ClusterClient(Client):
                     if self.give_up(attempts, got):
                         self.suspect(got)
                         raise got
-                self.put_replies(replies, places, got)
+                self.put_replies(replies, indexes, got)
         return replies
 
     def attempts_of_part(
-        self, batch: Batch, endpoint: Endpoint, places: Sequence[int]
+        self, batch: Batch, endpoint: Endpoint, indexes: Sequence[int]
     ) -> Attempts:
         """Begin the first attempt at a node's part of a batch: these positions in it.
 
         Raises:
             ServerDownError: the node is down, and another request is probing it.
         """
-        attempts = self.attempts(batch.part(places))
+        attempts = self.attempts(batch.part(indexes))
         try:
             attempts.begin(endpoint)
         except ServerDownError as error:
@@ -303,14 +303,14 @@ class ClusterClient(Client):
             raise
         return attempts
 
-    def put_replies(self, replies: list[Any], places: Sequence[int], got: Any) -> None:
+    def put_replies(self, replies: list[Any], indexes: Sequence[int], got: Any) -> None:
         """Put a node's replies, or its one error, at their positions in all replies."""
         if isinstance(got, Exception):
             if is_final(got):
                 raise got
             self.suspect(got)
-            got = [got] * len(places)
-        for at, reply in zip(places, got, strict=True):
+            got = [got] * len(indexes)
+        for at, reply in zip(indexes, got, strict=True):
             replies[at] = reply
 
 
@@ -389,8 +389,8 @@ class AsyncClusterClient(AsyncCacheClient):
         replies: list[Any] = [None] * batch.count
         parts = self.cluster.topology.parts(batch.keys)
         tried = [
-            self.cluster.attempts_of_part(batch, endpoint, places)
-            for endpoint, places in parts.items()
+            self.cluster.attempts_of_part(batch, endpoint, indexes)
+            for endpoint, indexes in parts.items()
         ]
         answers = await asyncio.gather(
             *(
@@ -399,7 +399,7 @@ class AsyncClusterClient(AsyncCacheClient):
             ),
             return_exceptions=True,
         )
-        for attempts, places, answer in zip(
+        for attempts, indexes, answer in zip(
             tried, parts.values(), answers, strict=True
         ):
             if isinstance(answer, BaseException) and not isinstance(answer, RedisError):
@@ -411,7 +411,7 @@ class AsyncClusterClient(AsyncCacheClient):
             ):
                 self.cluster.suspect(answer)
                 raise answer
-            self.cluster.put_replies(replies, places, answer)
+            self.cluster.put_replies(replies, indexes, answer)
         return replies
 
 

@@ -94,7 +94,7 @@ class _Pipeline(_Call, _ClusterPipeline):
         _Call.__init__(self, pool, carry_out)
         queued: Any = cluster.PipelineCommand
         self.command_stack = [
-            queued(command, {}, place) for place, command in enumerate(commands)
+            queued(command, {}, index) for index, command in enumerate(commands)
         ]
         self._execution_strategy: Any = SimpleNamespace(
             command_queue=self.command_stack, execute=self.send_cluster_commands
@@ -113,8 +113,8 @@ class _AsyncPipeline(_Call, _AsyncClusterPipeline):
     ) -> None:
         _Call.__init__(self, pool, carry_out)
         self.command_stack = self._command_stack = [
-            asyncio_cluster.PipelineCommand(place, *command)
-            for place, command in enumerate(commands)
+            asyncio_cluster.PipelineCommand(index, *command)
+            for index, command in enumerate(commands)
         ]
         self._client = self.cluster_client = _PipelineClient(pool, carry_out)
         self._execution_strategy: Any = SimpleNamespace(

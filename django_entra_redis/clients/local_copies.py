@@ -55,7 +55,7 @@ class LocalCopies:
         now."""
         tracker = self._trackers.get(endpoint)
         owner = self.copies.owner(key)
-        if owner is None or tracker is None or owner is not tracker.wire:
+        if owner is None or tracker is None or owner is not tracker.connection:
             self.copies.drop([key])
             return None
         return self.find(key)

@@ -15,13 +15,15 @@ class LoopWatch:
 
     Parameters:
         loop: the event loop, which runs in this thread.
-        wire: the connection.
+        connection: the connection.
         fileno: the connection's file descriptor.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, wire: Any, fileno: int) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, connection: Any, fileno: int
+    ) -> None:
         self._loop = loop
-        self._wire = wire
+        self._connection = connection
         self._fileno = os.dup(fileno)
         # Closed even if the loop is never run again, but garbage-collected.
         self._close = finalize(self, os.close, self._fileno)
@@ -38,8 +40,8 @@ class LoopWatch:
             self._loop.call_soon_threadsafe(self._end)
 
     def _take_in(self) -> None:
-        self._wire.take_in()
-        if self._wire.closed:
+        self._connection.take_in()
+        if self._connection.closed:
             self._end()
 
     def _end(self) -> None:

@@ -64,7 +64,7 @@ class Call:
         """Have no thread wait for the call any more."""
         self.turn = None
 
-    def finish(self, wire: Any, *, lost: bool) -> None:
+    def finish(self, connection: Any, *, lost: bool) -> None:
         """Process the replies, or the loss of the connection, whose gate is held."""
         self.done = True
         if self.turn is not None:
@@ -101,7 +101,7 @@ class Fetch(Call):
         self.values: list[bytes | None] | None = None
         self.future = future
 
-    def finish(self, wire: Any, *, lost: bool) -> None:
+    def finish(self, connection: Any, *, lost: bool) -> None:
         """Make the copies."""
         lead, replies = self.lead, self.replies
         values, lives = replies[lead::2], replies[lead + 1 :: 2]
@@ -110,16 +110,16 @@ class Fetch(Call):
             failures = _failures(replies[:lead], values, lives)
         if lost or failures:
             for fill in self.fills:
-                wire.copies.end(fill, None, 0.0)
+                connection.copies.end(fill, None, 0.0)
         else:
             for fill, data, left in zip(self.fills, values, lives, strict=True):
-                _end(wire, fill, data, left, self.sent_at)
+                _end(connection, fill, data, left, self.sent_at)
             self.values = values
-            wire.confirm(self.sent_at)
-        _lose_access(wire, failures)
+            connection.confirm(self.sent_at)
+        _lose_access(connection, failures)
         self.done = True
         if self.turn is not None:
-            super().finish(wire, lost=lost)
+            super().finish(connection, lost=lost)
         if self.future is not None:
             _set_done(self.future)
 
@@ -151,34 +151,34 @@ class Ask(Fill):
         self.values: list[bytes | None] | None = None
         self.done = False
 
-    def finish(self, wire: Any, *, lost: bool) -> None:
+    def finish(self, connection: Any, *, lost: bool) -> None:
         """Make the copy."""
         if lost:
-            wire.copies.end(self, None, 0.0)
+            connection.copies.end(self, None, 0.0)
             self.done = True
             return
         data, left = self.replies
         if type(left) is int and (type(data) is bytes or data is None):
             self.values = [data]
             sent_at = self.sent_at
-            wire.confirm(sent_at)
-            if (
-                left == -1
-            ):  # As _end() does, in a call less: most hot keys do not expire.
-                wire.copies.end(self, data, _NEVER)
+            connection.confirm(sent_at)
+            if left == -1:  # As _end() does, in a call less.
+                connection.copies.end(self, data, _NEVER)
             else:
-                _end(wire, self, data, left, sent_at)
+                _end(connection, self, data, left, sent_at)
         else:
-            wire.copies.end(self, None, 0.0)
-            _lose_access(wire, _failures((), [data], [left]))
+            connection.copies.end(self, None, 0.0)
+            _lose_access(connection, _failures((), [data], [left]))
         self.done = True
 
 
-def _end(wire: Any, fill: Fill, data: bytes | None, left: int, sent_at: float) -> None:
+def _end(
+    connection: Any, fill: Fill, data: bytes | None, left: int, sent_at: float
+) -> None:
     """Make a copy of a value.
 
     Parameters:
-        wire: the connection.
+        connection: the connection.
         fill: the copy to make.
         data: the value.
         left: the milliseconds until its key expires.
@@ -188,14 +188,14 @@ def _end(wire: Any, fill: Fill, data: bytes | None, left: int, sent_at: float) -
     # not expire, -2 that it does not exist.
     expires_at = sent_at + left / 1000 if left >= 0 else _NEVER
     gone = left == 0 or left == -2
-    wire.copies.end(fill, None if gone else data, expires_at)
+    connection.copies.end(fill, None if gone else data, expires_at)
 
 
-def _lose_access(wire: Any, failures: Sequence[Exception]) -> None:
+def _lose_access(connection: Any, failures: Sequence[Exception]) -> None:
     """Close a connection whose user may not read any more."""
     for failure in failures:
         if _tells_of_lost_access(failure):
-            wire.lose(failure)
+            connection.lose(failure)
 
 
 def _set_done(future: "asyncio.Future[None]") -> None:
@@ -234,11 +234,11 @@ class Authentication(Call):
         super().__init__(REPLIES, 0)
         self.token = token
 
-    def finish(self, wire: Any, *, lost: bool) -> None:
+    def finish(self, connection: Any, *, lost: bool) -> None:
         """Note the reply."""
         if not lost:
-            wire.authenticated(self.token if is_accepted(self.replies) else None)
-        super().finish(wire, lost=lost)
+            connection.authenticated(self.token if is_accepted(self.replies) else None)
+        super().finish(connection, lost=lost)
 
 
 def pack_fetch(key: str) -> bytes:

@@ -62,12 +62,12 @@ class Begun:
     """A fetch of values that has begun.
 
     Parameters:
-        wire: the connection.
+        connection: the connection.
         call: what has been sent.
         rest: the keys that are to follow.
     """
 
-    wire: TrackedConnection
+    connection: TrackedConnection
     call: Fetch
     rest: list[Sequence[str]]
 
@@ -94,7 +94,7 @@ class Tracker:
         self.copies = copies
         self._max_staleness = max_staleness
         self._down = down
-        self.wire: TrackedConnection | None = None
+        self.connection: TrackedConnection | None = None
         #: The server's reason, if it has refused CLIENT TRACKING.
         self.refusal: str | None = None
         self._begin()
@@ -109,27 +109,29 @@ class Tracker:
         # Held by the thread that connects; no other thread waits for it.
         self._connecting = threading.Lock()
         self._retry_at = 0.0
-        if self.wire is not None:
-            _inherited.append(self.wire)
-        self.wire = None
+        if self.connection is not None:
+            _inherited.append(self.connection)
+        self.connection = None
 
     @property
     def confirmed_at(self) -> float | None:
         """When the last proof of the connection's health was asked for, on the
         monotonic clock; ``None`` without a connection."""
-        wire = self.wire
-        return None if wire is None or wire.closed else wire.confirmed_at
+        connection = self.connection
+        return (
+            None if connection is None or connection.closed else connection.confirmed_at
+        )
 
     @property
     def connected(self) -> bool:
         """Whether there is a connection."""
-        return self.wire is not None and not self.wire.closed
+        return self.connection is not None and not self.connection.closed
 
     def close(self, reason: object = "the settings have changed") -> None:
         """Close the connection; the next one is made when it is needed."""
         self._retry_at = 0.0
-        if self.wire is not None:
-            self.wire.lose(reason)
+        if self.connection is not None:
+            self.connection.lose(reason)
 
     def fetch(self, keys: Sequence[str]) -> Values:
         """Return values, and keep copies of them.
@@ -150,12 +152,12 @@ class Tracker:
             TimeoutError: the server has not answered in time.
         """
         self.copies.miss(len(keys))
-        wire = self._current() or self._connect()
-        if wire is None:
+        connection = self._current() or self._connect()
+        if connection is None:
             return None
         first, *rest = group(keys, MOST_UNANSWERED)
-        call = wire.fetch(first)
-        return None if call is None else Begun(wire, call, rest)
+        call = connection.fetch(first)
+        return None if call is None else Begun(connection, call, rest)
 
     def end(self, begun: Begun) -> Values:
         """Return the values of a fetch that has begun.
@@ -163,16 +165,16 @@ class Tracker:
         Raises:
             TimeoutError: the server has not answered in time.
         """
-        wire, call = begun.wire, begun.call
+        connection, call = begun.connection, begun.call
         found: list[bytes | None] = []
         for keys in [*begun.rest, None]:
-            wire.wait(call)
+            connection.wait(call)
             if call.values is None:
-                check_silence(wire)
+                check_silence(connection)
                 return None
             found += call.values
             if keys is not None:
-                following = wire.fetch(keys)
+                following = connection.fetch(keys)
                 if following is None:
                     return None
                 call = following
@@ -188,36 +190,36 @@ class Tracker:
         Raises:
             TimeoutError: the server has not answered in time.
         """
-        wire = self._current()
-        if wire is None:
+        connection = self._current()
+        if connection is None:
             return None
-        call = wire.ask(key)
+        call = connection.ask(key)
         if call is not None and call.values is None:
-            check_silence(wire)
+            check_silence(connection)
         return call
 
     async def afetch(self, keys: Sequence[str]) -> Values:
         """Do as :meth:`fetch` does, without blocking the event loop."""
         self.copies.miss(len(keys))
         loop = asyncio.get_running_loop()
-        wire = self._current()
-        if wire is None and self._may_connect:
-            wire = await loop.run_in_executor(None, self._connect)
-        if wire is None or not wire.watch(loop):
+        connection = self._current()
+        if connection is None and self._may_connect:
+            connection = await loop.run_in_executor(None, self._connect)
+        if connection is None or not connection.watch(loop):
             return None
         found: list[bytes | None] = []
         for some in group(keys, MOST_UNANSWERED):
             future = loop.create_future()
-            call = wire.fetch(some, future)
+            call = connection.fetch(some, future)
             if call is None:
                 return None
-            timer = loop.call_later(wire.timeout, wire.give_up)
+            timer = loop.call_later(connection.timeout, connection.give_up)
             try:
                 await future
             finally:
                 timer.cancel()
             if call.values is None:
-                check_silence(wire)
+                check_silence(connection)
                 return None
             found += call.values
         return found
@@ -232,14 +234,14 @@ class Tracker:
 
     def _current(self) -> TrackedConnection | None:
         """Return the connection that is there, with AUTH sent if it is time to."""
-        wire = self.wire
-        if wire is None or wire.closed:
+        connection = self.connection
+        if connection is None or connection.closed:
             return None
-        if wire.held is not None:
-            wire.keep_up()
+        if connection.held is not None:
+            connection.keep_up()
             if not self.connected:
                 return None
-        return wire
+        return connection
 
     def _connect(self) -> TrackedConnection | None:
         """Return a new connection; ``None`` if there is none to be had now.
@@ -251,19 +253,19 @@ class Tracker:
             return None
         try:
             if self.connected:
-                return self.wire
+                return self.connection
             self._retry_at = time.monotonic() + RETRY_AFTER
-            self.wire = self._attempt()
-            if self.wire is not None:
+            self.connection = self._attempt()
+            if self.connection is not None:
                 self.refusal = None
-            return self.wire
+            return self.connection
         finally:
             self._connecting.release()
 
     def _attempt(self) -> TrackedConnection | None:
         silent = False
         try:
-            wire = _open(self._target(), self.copies, self._max_staleness)
+            connection = _open(self._target(), self.copies, self._max_staleness)
         except TrackingRefusedError as error:
             self._retry_at = time.monotonic() + RETRY_REFUSED_AFTER
             if self.refusal is None:
@@ -281,15 +283,15 @@ class Tracker:
             # Such as a signal handler's; without the frames that hold the token.
             raise error.with_traceback(None) from None
         else:
-            return wire
+            return connection
         if silent:
             raise TimeoutError(_SILENT)
         return None
 
 
-def check_silence(wire: TrackedConnection) -> None:
+def check_silence(connection: TrackedConnection) -> None:
     """Raise ``TimeoutError`` if a connection was lost since no reply came in time."""
-    if wire.silent:
+    if connection.silent:
         raise TimeoutError(_SILENT)
 
 
@@ -307,10 +309,10 @@ def refusal_of(target: Target) -> str | None:
         RedisError, OSError: the server can't be reached.
     """
     try:
-        wire = _open(target, Copies(1, 1), max_staleness=1.0)
+        connection = _open(target, Copies(1, 1), max_staleness=1.0)
     except TrackingRefusedError as error:
         return str(error)
-    wire.lose("it was a question")
+    connection.lose("it was a question")
     return None
 
 

@@ -82,7 +82,7 @@ def local(cache: EntraRedisCache) -> Any:
 def deafen(cache: EntraRedisCache) -> None:
     """Have a cache's connection hear of nothing more, until it waits for a value."""
     for tracker in local(cache)._trackers.values():
-        tracker.wire.has_come = lambda: False
+        tracker.connection.has_come = lambda: False
 
 
 def copied(cache: EntraRedisCache, *keys: str) -> None:
@@ -425,7 +425,7 @@ def test_a_hit_waits_for_no_miss(database: Database, other: EntraRedisCache) -> 
         with ThreadPoolExecutor(1) as pool:
             miss = pool.submit(cache.get, "other")
             tracker = next(iter(local(cache)._trackers.values()))
-            wait_until(lambda: tracker.wire._poller)
+            wait_until(lambda: tracker.connection._poller)
             assert cache.get("k") == 1
             assert not miss.done()
             tracker.close()
@@ -730,7 +730,7 @@ def test_a_fork_while_a_value_is_on_its_way(
         tracker = next(iter(local(cache)._trackers.values()))
         with ThreadPoolExecutor(1) as pool:
             late = pool.submit(cache.get, "late")
-            wait_until(lambda: tracker.wire._poller)
+            wait_until(lambda: tracker.connection._poller)
 
             def child() -> Any:
                 return [cache.get("k"), cache.get("late"), info(cache).flushes]

@@ -187,8 +187,8 @@ def test_a_primary_that_can_t_be_asked(
         monkeypatch.setattr(last, "begin", fail)
         monkeypatch.setattr(last, "afetch", afail)
         assert read() == VALUES
-    assert all(call.turn is None for call in first.wire._under_way)
-    some = [keys[place] for place in next(iter(parts.values()))]
+    assert all(call.turn is None for call in first.connection._under_way)
+    some = [keys[index] for index in next(iter(parts.values()))]
     with ThreadPoolExecutor(1) as pool:
         assert len(pool.submit(first.fetch, some).result()) == len(some)
 

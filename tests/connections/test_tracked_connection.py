@@ -14,8 +14,7 @@ from typing import Any
 
 import pytest
 
-from django_entra_redis.connections import tracked_calls
-from django_entra_redis.connections import tracked_connection as wires
+from django_entra_redis.connections import tracked_calls, tracked_connection
 from django_entra_redis.connections.copies import Copies
 from django_entra_redis.connections.tracked_connection import TrackedConnection
 from emulator.certificates import CertificateAuthority
@@ -39,7 +38,7 @@ class Server:
         self.sock.settimeout(30)
         self.copies = Copies(100_000, 1000)
         given = {"timeout": 5.0, "max_staleness": 60.0, "now": time.monotonic()}
-        self.wire = TrackedConnection(ours, self.copies, **{**given, **options})
+        self.connection = TrackedConnection(ours, self.copies, **{**given, **options})
 
     def send(self, data: bytes) -> None:
         """Send something."""
@@ -54,10 +53,10 @@ class Server:
 
     def fill(self, key: str = "a", data: bytes = b"1") -> None:
         """Have there be a copy."""
-        call = self.wire.fetch([key])
+        call = self.connection.fetch([key])
         assert call is not None
         self.send(b"$%d\r\n%b\r\n:-1\r\n" % (len(data), data))
-        self.wire.wait(call)
+        self.connection.wait(call)
         assert call.values == [data]
 
     def kept(self, key: str = "a") -> bool:
@@ -66,7 +65,7 @@ class Server:
 
     def close(self) -> None:
         """Close both ends."""
-        self.wire.lose("the test is over")
+        self.connection.lose("the test is over")
         self.sock.close()
 
 
@@ -93,14 +92,14 @@ def test_on_any_system() -> None:
     server = Server()
     server.fill()
     server.expect(GET)
-    assert server.wire.is_fresh("a")
+    assert server.connection.is_fresh("a")
     assert server.kept()
     server.send(push("b", "a"))
-    assert server.wire.is_fresh("a")
+    assert server.connection.is_fresh("a")
     assert not server.kept()
     assert server.copies.invalidations == 2
     server.close()
-    assert not server.wire.is_fresh("a")
+    assert not server.connection.is_fresh("a")
 
 
 @pytest.mark.parametrize(
@@ -124,11 +123,11 @@ def test_messages_between_replies(
     server: Server, stream: bytes, kept: bool, step: int
 ) -> None:
     """A key that changes while its value is on its way gets no copy."""
-    call = server.wire.fetch(["a"])
+    call = server.connection.fetch(["a"])
     assert call is not None
     for at in range(0, len(stream), step):
         server.send(stream[at : at + step])
-        server.wire.take_in()
+        server.connection.take_in()
     assert call.done
     assert call.values == ([None] if stream.startswith(b"_") else [b"1"])
     assert server.kept() == kept
@@ -149,11 +148,11 @@ def test_a_stream_that_ends_or_makes_no_sense(server: Server, stream: bytes) -> 
         server.send(stream)
     else:
         server.sock.close()
-    assert not server.wire.is_fresh("a")
+    assert not server.connection.is_fresh("a")
     assert not server.kept()
     assert server.copies.flushes == 1
-    assert server.wire.fetch(["a"]) is None
-    server.wire.lose("again")
+    assert server.connection.fetch(["a"]) is None
+    server.connection.lose("again")
     assert server.copies.flushes == 1
 
 
@@ -173,13 +172,13 @@ def test_a_stream_that_ends_or_makes_no_sense(server: Server, stream: bytes) -> 
 def test_error_replies(server: Server, replies: bytes, lost: bool) -> None:
     """Those about the key cost it its copy, the others cost the connection."""
     server.fill("b")
-    call = server.wire.fetch(["a"])
+    call = server.connection.fetch(["a"])
     assert call is not None
     server.send(replies)
-    server.wire.wait(call)
+    server.connection.wait(call)
     assert call.values is None
     assert not server.kept()
-    assert server.wire.closed == lost
+    assert server.connection.closed == lost
     assert server.kept("b") != lost
 
 
@@ -187,12 +186,12 @@ def test_nothing_comes() -> None:
     """After so long the connection counts as lost."""
     server = Server(timeout=0.05)
     server.fill()
-    call = server.wire.fetch(["b"])
+    call = server.connection.fetch(["b"])
     assert call is not None
-    server.wire.wait(call)
+    server.connection.wait(call)
     assert call.done
     assert call.values is None
-    assert server.wire.closed
+    assert server.connection.closed
     assert not server.kept()
     server.close()
 
@@ -200,7 +199,7 @@ def test_nothing_comes() -> None:
 def test_a_value_that_drips() -> None:
     """A byte now and then keeps nobody waiting for longer than that."""
     server = Server(timeout=0.1)
-    call = server.wire.fetch(["a"])
+    call = server.connection.fetch(["a"])
     assert call is not None
     server.send(b"$9\r\n")
     over = threading.Event()
@@ -212,33 +211,33 @@ def test_a_value_that_drips() -> None:
 
     thread = threading.Thread(target=drip)
     thread.start()
-    server.wire.wait(call)
+    server.connection.wait(call)
     over.set()
     thread.join(30)
     assert call.values is None
-    assert server.wire.closed
+    assert server.connection.closed
     server.close()
 
 
 def test_a_server_that_takes_nothing_in(server: Server) -> None:
     """What does not fit counts as lost: all that came before is unanswered, too."""
-    server.wire._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
-    call = server.wire.fetch(["x" * 1000] * 15)
+    server.connection._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+    call = server.connection.fetch(["x" * 1000] * 15)
     assert call is not None
     assert call.values is None
-    assert server.wire.closed
+    assert server.connection.closed
 
 
 def test_too_many_at_once(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """Others read without a copy then, until the server has answered."""
-    monkeypatch.setattr(wires, "MOST_UNANSWERED", len(GET) + 1)
-    assert server.wire.fetch(["a"]) is not None
-    assert server.wire.fetch(["b"]) is None
+    monkeypatch.setattr(tracked_connection, "MOST_UNANSWERED", len(GET) + 1)
+    assert server.connection.fetch(["a"]) is not None
+    assert server.connection.fetch(["b"]) is None
     server.send(b"$1\r\n1\r\n:-1\r\n")
-    server.wire.take_in()
+    server.connection.take_in()
     server.send(b"$1\r\n1\r\n:-1\r\n")
-    assert server.wire.ask("b") is not None
-    assert server.wire.ask("bcd") is None
+    assert server.connection.ask("b") is not None
+    assert server.connection.ask("bcd") is None
 
 
 def test_hits_wait_for_messages_that_another_thread_processes(
@@ -247,20 +246,20 @@ def test_hits_wait_for_messages_that_another_thread_processes(
     """It has taken them off the socket, where nobody else finds them any more."""
     server.fill()
     taken, go_on = threading.Event(), threading.Event()
-    dispatch = server.wire._dispatch
+    dispatch = server.connection._dispatch
 
     def slowly() -> None:
         taken.set()
         assert go_on.wait(30)
         dispatch()
 
-    monkeypatch.setattr(server.wire, "_dispatch", slowly)
+    monkeypatch.setattr(server.connection, "_dispatch", slowly)
     server.send(push("a"))
     with ThreadPoolExecutor(2) as pool:
-        pool.submit(server.wire.take_in)
+        pool.submit(server.connection.take_in)
         assert taken.wait(30)
-        hit = pool.submit(lambda: server.wire.is_fresh("a") and server.kept())
-        assert not server.wire.has_come()
+        hit = pool.submit(lambda: server.connection.is_fresh("a") and server.kept())
+        assert not server.connection.has_come()
         go_on.set()
         assert not hit.result()
 
@@ -274,18 +273,20 @@ def test_all_records_of_tls(tmp_path: Path) -> None:
     trusting = ssl.create_default_context(cadata=authority.pem.decode())
     server = Server()
     with ThreadPoolExecutor(1) as pool:
-        server.wire._sock.setblocking(True)
+        server.connection._sock.setblocking(True)
         other = pool.submit(context.wrap_socket, server.sock, server_side=True)
-        ours = trusting.wrap_socket(server.wire._sock, server_hostname="localhost")
+        ours = trusting.wrap_socket(
+            server.connection._sock, server_hostname="localhost"
+        )
     ours.setblocking(False)
     server.sock = other.result()
-    server.wire = TrackedConnection(
+    server.connection = TrackedConnection(
         ours, server.copies, timeout=5.0, max_staleness=60.0, now=time.monotonic()
     )
     server.fill()
     for key in ("b", "c", "a"):
         server.send(push(key))
-    assert server.wire.is_fresh("a")
+    assert server.connection.is_fresh("a")
     assert not server.kept()
     assert server.copies.invalidations == 3
     server.close()
@@ -296,13 +297,13 @@ def test_a_lot_at_once(
     server: Server, monkeypatch: pytest.MonkeyPatch, pieces: int
 ) -> None:
     """Is taken in piece by piece, so many at a time."""
-    monkeypatch.setattr(wires, "_MOST_PIECES", pieces)
+    monkeypatch.setattr(tracked_connection, "_MOST_PIECES", pieces)
     server.fill()
     names = [f"key-{number}" for number in range(1000)]
     sender = threading.Thread(target=server.send, args=(push(*names) * 20,))
     sender.start()
     while server.copies.invalidations < 20_000:
-        assert server.wire.is_fresh("a")
+        assert server.connection.is_fresh("a")
     sender.join()
     assert server.kept()
 
@@ -312,9 +313,9 @@ def test_threads_hand_over(server: Server) -> None:
     with ThreadPoolExecutor(3) as pool:
 
         def read(key: str) -> Any:
-            call = server.wire.fetch([key])
+            call = server.connection.fetch([key])
             assert call is not None
-            server.wire.wait(call)
+            server.connection.wait(call)
             return call.values
 
         found = []
@@ -324,7 +325,7 @@ def test_threads_hand_over(server: Server) -> None:
         for number in b"123":
             server.send(b"$1\r\n%c\r\n:-1\r\n" % number)
         assert [future.result() for future in found] == [[b"1"], [b"2"], [b"3"]]
-    assert server.wire._poller is None
+    assert server.connection._poller is None
 
 
 class Interrupted:
@@ -344,25 +345,25 @@ def test_turns_are_for_who_waits(monkeypatch: pytest.MonkeyPatch, how: str) -> N
     nobody else."""
     server = Server(timeout=30.0)
     with ThreadPoolExecutor(2) as pool:
-        polls = pool.submit(fetch_with(server.wire), "b")
-        wait_until(lambda: server.wire._sleeping)
-        call = server.wire.fetch(["a"])
+        polls = pool.submit(fetch_with(server.connection), "b")
+        wait_until(lambda: server.connection._sleeping)
+        call = server.connection.fetch(["a"])
         assert call is not None
         if how == "interrupted":
             monkeypatch.setattr(tracked_calls, "_taken_lock", Interrupted)
             with pytest.raises(KeyboardInterrupt):
-                server.wire.wait(call)
+                server.connection.wait(call)
             monkeypatch.undo()
-        waits = pool.submit(fetch_with(server.wire), "c")
-        wait_until(lambda: len(server.wire._under_way) == 3)
-        wait_until(lambda: server.wire._under_way[-1].turn is not None)
+        waits = pool.submit(fetch_with(server.connection), "c")
+        wait_until(lambda: len(server.connection._under_way) == 3)
+        wait_until(lambda: server.connection._under_way[-1].turn is not None)
         server.send(b"$1\r\n2\r\n:-1\r\n")
         assert polls.result().values == [b"2"]
         server.send(b"$1\r\n1\r\n:-1\r\n$1\r\n3\r\n:-1\r\n")
         assert waits.result().values == [b"3"]
-    server.wire.wait(call)
+    server.connection.wait(call)
     assert call.values == [b"1"]
-    assert server.wire._poller is None
+    assert server.connection._poller is None
     server.close()
 
 
@@ -376,28 +377,30 @@ def test_another_takes_in_what_one_waits_for(
     server = Server(timeout=1000.0)
     server.fill()
     server.expect(GET)
-    waiting = server.wire._wait_for_bytes
+    waiting = server.connection._wait_for_bytes
     other = ThreadPoolExecutor(1)
 
     def take_in() -> None:
         server.send(b"$1\r\n2\r\n:-1\r\n")
         # As when the kernel has not yet run the thread that it has woken.
-        with server.wire._gate:
-            server.wire.take_in()
+        with server.connection._gate:
+            server.connection.take_in()
 
     def overtaken(seconds: float) -> None:
-        monkeypatch.setattr(server.wire, "_wait_for_bytes", waiting)
+        monkeypatch.setattr(server.connection, "_wait_for_bytes", waiting)
         done = other.submit(take_in)
         if not sleeps:
             done.result()
         waiting(seconds)
 
-    monkeypatch.setattr(server.wire, "_wait_for_bytes", overtaken)
-    call = (server.wire.ask if how == "ask" else fetch_with(server.wire))("b")
+    monkeypatch.setattr(server.connection, "_wait_for_bytes", overtaken)
+    call = (server.connection.ask if how == "ask" else fetch_with(server.connection))(
+        "b"
+    )
     other.shutdown()
     assert call is not None
     assert call.values == [b"2"]
-    assert not server.wire.closed
+    assert not server.connection.closed
     server.close()
 
 
@@ -411,26 +414,26 @@ def test_asking_for_one(server: Server) -> None:
         b"-WRONGTYPE no string\r\n:-1\r\n",
     ):
         found = []
-        for way in (server.wire.ask, fetch_with(server.wire)):
+        for way in (server.connection.ask, fetch_with(server.connection)):
             server.copies.flush()
             server.send(stream)
             call = way("a")
             server.expect(GET)
             assert call is not None
-            found.append((call.values, server.kept(), server.wire.closed))
+            found.append((call.values, server.kept(), server.connection.closed))
         assert found[0] == found[1]
-    server.wire.ask_at = 0.0
-    assert server.wire.ask("a") is None
+    server.connection.ask_at = 0.0
+    assert server.connection.ask("a") is None
     assert server.copies.misses == 5
 
 
-def fetch_with(wire: TrackedConnection) -> Any:
+def fetch_with(connection: TrackedConnection) -> Any:
     """Return what fetches a key's value, and waits for it."""
 
     def fetch(key: str) -> Any:
-        call = wire.fetch([key])
+        call = connection.fetch([key])
         assert call is not None
-        wire.wait(call)
+        connection.wait(call)
         return call
 
     return fetch
@@ -441,12 +444,12 @@ def test_asking_for_one_that_does_not_come(stream: bytes) -> None:
     """The connection counts as lost after so long, and nobody waits any more."""
     server = Server(timeout=0.05)
     server.send(stream)
-    call = server.wire.ask("a")
+    call = server.connection.ask("a")
     assert call is not None
     assert call.values is None
-    assert server.wire.closed
-    assert server.wire._poller is None
-    assert server.wire._sock.fileno() == -1
+    assert server.connection.closed
+    assert server.connection._poller is None
+    assert server.connection._sock.fileno() == -1
     server.close()
 
 
@@ -455,15 +458,15 @@ def test_what_nobody_waits_for(server: Server) -> None:
 
     async def main() -> None:
         future = asyncio.get_running_loop().create_future()
-        first = server.wire.fetch(["a"])
+        first = server.connection.fetch(["a"])
         assert first is not None
-        second = server.wire.fetch(["b"], future)
+        second = server.connection.fetch(["b"], future)
         assert second is not None
         server.send(b"$1\r\n1\r\n:-1\r\n")
-        server.wire.wait(first)
+        server.connection.wait(first)
         future.cancel()
         server.send(b"$1\r\n2\r\n:-1\r\n")
-        server.wire.take_in()
+        server.connection.take_in()
         assert (first.values, second.values) == ([b"1"], [b"2"])
 
     asyncio.run(main())
@@ -474,51 +477,53 @@ def test_lost_while_threads_wait(server: Server) -> None:
     with ThreadPoolExecutor(3) as pool:
 
         def read(key: str) -> Any:
-            call = server.wire.fetch([key])
+            call = server.connection.fetch([key])
             assert call is not None
-            server.wire.wait(call)
+            server.connection.wait(call)
             return call.values
 
         found = [pool.submit(read, key) for key in "abc"]
-        wait_until(lambda: len(server.wire._under_way) == 3 and server.wire._poller)
-        server.wire.lose("the test says so")
+        wait_until(
+            lambda: len(server.connection._under_way) == 3 and server.connection._poller
+        )
+        server.connection.lose("the test says so")
         assert [future.result(30) for future in found] == [None] * 3
-    assert server.wire._sock.fileno() == -1
+    assert server.connection._sock.fileno() == -1
 
 
 def test_a_signal_handler(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """It reads while its thread waits for bytes, or is at the socket: no harm done."""
     server.fill()
     nested: list[Any] = []
-    waiting = server.wire._wait_for_bytes
+    waiting = server.connection._wait_for_bytes
 
     def interrupted(seconds: float) -> None:
-        monkeypatch.setattr(server.wire, "_wait_for_bytes", waiting)
-        call = server.wire.fetch(["c"])
+        monkeypatch.setattr(server.connection, "_wait_for_bytes", waiting)
+        call = server.connection.fetch(["c"])
         assert call is not None
         server.send(b"$1\r\nb\r\n:-1\r\n$1\r\nc\r\n:-1\r\n")
-        server.wire.wait(call)
+        server.connection.wait(call)
         nested.append(call.values)
         waiting(0)
 
-    monkeypatch.setattr(server.wire, "_wait_for_bytes", interrupted)
-    call = server.wire.fetch(["b"])
+    monkeypatch.setattr(server.connection, "_wait_for_bytes", interrupted)
+    call = server.connection.fetch(["b"])
     assert call is not None
-    server.wire.wait(call)
+    server.connection.wait(call)
     assert call.values == [b"b"]
     assert nested == [[b"c"]]
 
     def busy(key: str) -> Any:
-        nested.append(server.wire.fetch(["d"]))
-        server.wire.take_in()
+        nested.append(server.connection.fetch(["d"]))
+        server.connection.take_in()
         raise KeyboardInterrupt
 
     monkeypatch.setattr(server.copies, "invalidate", busy)
     server.send(push("a"))
     with pytest.raises(KeyboardInterrupt):
-        server.wire.is_fresh("a")
+        server.connection.is_fresh("a")
     assert nested[1] is None
-    assert server.wire.closed
+    assert server.connection.closed
 
 
 def test_interrupted_while_it_waits_for_bytes(
@@ -529,14 +534,14 @@ def test_interrupted_while_it_waits_for_bytes(
     def interrupt(seconds: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(server.wire, "_wait_for_bytes", interrupt)
-    call = server.wire.fetch(["a"])
+    monkeypatch.setattr(server.connection, "_wait_for_bytes", interrupt)
+    call = server.connection.fetch(["a"])
     assert call is not None
     with pytest.raises(KeyboardInterrupt):
-        server.wire.wait(call)
+        server.connection.wait(call)
     monkeypatch.undo()
     server.send(b"$1\r\n1\r\n:-1\r\n$1\r\n2\r\n:-1\r\n")
-    assert fetch_with(server.wire)("b").values == [b"2"]
+    assert fetch_with(server.connection)("b").values == [b"2"]
     assert call.values == [b"1"]
 
 
@@ -553,13 +558,13 @@ def test_interrupted_while_sending(
             raise OSError
 
         def close(self) -> None:
-            server.wire._sock = sock
+            server.connection._sock = sock
 
-    sock = server.wire._sock
-    server.wire._sock = Socket()
+    sock = server.connection._sock
+    server.connection._sock = Socket()
     with pytest.raises(KeyboardInterrupt):
-        server.wire.fetch(["a"])
-    assert server.wire.closed
+        server.connection.fetch(["a"])
+    assert server.connection.closed
     sock.close()
 
 
@@ -568,29 +573,33 @@ def test_proof_is_asked_for() -> None:
     server = Server(max_staleness=1000.0)
     server.fill()
     server.expect(GET)
-    wire = server.wire
-    wire.confirmed_at -= 600.0
-    wire.ask_at -= 600.0
+    connection = server.connection
+    connection.confirmed_at -= 600.0
+    connection.ask_at -= 600.0
     check = b"*1\r\n$4\r\nPING\r\n*2\r\n$5\r\nHELLO\r\n$1\r\n3\r\n"
-    assert wire.is_fresh("a")
-    assert wire.is_fresh("a")
+    assert connection.is_fresh("a")
+    assert connection.is_fresh("a")
     server.expect(check + GET)
     server.send(b"+PONG\r\n%1\r\n$4\r\nrole\r\n$6\r\nmaster\r\n$1\r\n2\r\n:-1\r\n")
-    wait_until(lambda: wire.is_fresh("a") and wire.confirmed_at > time.monotonic() - 60)
+    wait_until(
+        lambda: (
+            connection.is_fresh("a") and connection.confirmed_at > time.monotonic() - 60
+        )
+    )
     copy = server.copies.peek("a")
     assert copy is not None
     assert copy.data == b"2"
-    wire.confirmed_at -= 1001.0
-    wire.ask_at -= 1001.0
-    assert not wire.is_fresh("a")
+    connection.confirmed_at -= 1001.0
+    connection.ask_at -= 1001.0
+    assert not connection.is_fresh("a")
     assert server.kept()
-    call = wire.fetch(["a"])
+    call = connection.fetch(["a"])
     server.expect(check + GET)
     assert call is not None
     server.send(b"+PONG\r\n%1\r\n$4\r\nrole\r\n$7\r\nreplica\r\n$1\r\n2\r\n:-1\r\n")
-    wire.wait(call)
+    connection.wait(call)
     assert call.values is None
-    assert wire.closed
+    assert connection.closed
     server.close()
 
 
@@ -602,7 +611,7 @@ def test_a_loop_that_can_t_watch(server: Server) -> None:
 
     loop: Any = asyncio.new_event_loop()
     loop.add_reader = refuse
-    assert not server.wire.watch(loop)
+    assert not server.connection.watch(loop)
     loop.close()
 
 
@@ -611,20 +620,20 @@ def test_a_loop_that_is_gone(server: Server) -> None:
 
     async def begin() -> Any:
         loop = asyncio.get_running_loop()
-        assert server.wire.watch(loop)
-        assert server.wire.watch(loop)
-        return server.wire.fetch(["a"], loop.create_future())
+        assert server.connection.watch(loop)
+        assert server.connection.watch(loop)
+        return server.connection.fetch(["a"], loop.create_future())
 
     call = asyncio.run(begin())
-    assert len(server.wire._watches) == 1
+    assert len(server.connection._watches) == 1
     server.send(b"$1\r\n1\r\n:-1\r\n")
-    wait_until(lambda: server.wire.is_fresh("a") and server.kept())
+    wait_until(lambda: server.connection.is_fresh("a") and server.kept())
     assert call.values == [b"1"]
     loop = asyncio.new_event_loop()
-    assert server.wire.watch(loop)
-    assert list(server.wire._watches) == [loop]
-    watch = server.wire._watches[loop]
-    server.wire.lose("the test says so")
+    assert server.connection.watch(loop)
+    assert list(server.connection._watches) == [loop]
+    watch = server.connection._watches[loop]
+    server.connection.lose("the test says so")
     watch._take_in()
     loop.run_until_complete(asyncio.sleep(0))
     loop.close()

@@ -114,7 +114,7 @@ def test_a_server_that_is_not_ready(
         assert tracker._connect() is not None
         tracker._retry_at = 0.0
         # Another thread may have been quicker.
-        assert tracker._connect() is tracker.wire
+        assert tracker._connect() is tracker.connection
         tracker.close()
     assert caplog.text == ""
 
@@ -223,7 +223,7 @@ def test_a_unix_socket(tmp_path: Any) -> None:
         assert client.recv(65536).startswith(b"*2\r\n$3\r\nGET")
         client.sendall(VALUE)
         thread.join(30)
-        assert tracker.copies.owner("a") is tracker.wire
+        assert tracker.copies.owner("a") is tracker.connection
         tracker.close()
         client.close()
 
@@ -251,11 +251,11 @@ def test_many_keys(monkeypatch: pytest.MonkeyPatch) -> None:
             begun = tracker.begin(["a", "b", "c"])
             assert begun is not None
             assert begun.rest == [["b"], ["c"]]
-            begun.wire._reader.feed(VALUE)
-            begun.wire._dispatch()
+            begun.connection._reader.feed(VALUE)
+            begun.connection._dispatch()
             monkeypatch.setattr(tracked_connection, "MOST_UNANSWERED", room)
             if lost:
-                begun.wire.lose("the test says so")
+                begun.connection.lose("the test says so")
             assert tracker.end(begun) is None
             tracker.close()
 
@@ -285,7 +285,7 @@ def held_by(
     ours, server = socket.socketpair()
     ours.setblocking(False)
     renewal: Any = SimpleNamespace(fresh=lambda: current, clock=Clock())
-    wire = TrackedConnection(
+    connection = TrackedConnection(
         ours,
         Copies(100_000, 1000),
         timeout=5.0,
@@ -294,7 +294,7 @@ def held_by(
         held=held,
         provide=lambda: renewal,
     )
-    return wire, server
+    return connection, server
 
 
 HELD = token("held")
@@ -321,23 +321,23 @@ STEPS: dict[str, tuple[Callable[[], tuple[Token, Token | None]], bool, bytes]] =
 def test_keeping_up(name: str) -> None:
     """AUTH goes out in the same stream, once; an expired token ends the connection."""
     tokens, closed, sent = STEPS[name]
-    wire, server = held_by(*tokens())
-    wire.keep_up()
-    wire.keep_up()
-    assert wire.closed == closed
+    connection, server = held_by(*tokens())
+    connection.keep_up()
+    connection.keep_up()
+    assert connection.closed == closed
     server.settimeout(0.05)
     found = b""
     with suppress(TimeoutError):
         found = server.recv(65536)
     assert found.count(b"AUTH") == bool(sent)
-    wire.lose("the test is over")
+    connection.lose("the test is over")
     server.close()
 
 
 def test_a_token_that_expires_before_the_next_read() -> None:
     """The connection is no good for it."""
     tracker = make(Target(where={"host": "127.0.0.1", "port": 1}))
-    tracker.wire, server = held_by(token("old", -1.0), None)
+    tracker.connection, server = held_by(token("old", -1.0), None)
     assert tracker.ask("a") is None
     assert not tracker.connected
     server.close()
@@ -359,20 +359,20 @@ MARKED = b"$13\r\nauthenticated\r\n"
 def test_the_answer_to_auth(answer: bytes, accepted: bool) -> None:
     """A token that is refused costs the connection its copies and what it owes."""
     newer = token("newer")
-    wire, server = held_by(HELD, newer)
-    wire.keep_up()
-    call = wire.fetch(["a"])
+    connection, server = held_by(HELD, newer)
+    connection.keep_up()
+    call = connection.fetch(["a"])
     assert call is not None
     if answer:
         server.sendall(answer + b"$1\r\n1\r\n:-1\r\n")
     else:
         server.close()
-    wire.is_fresh("a")
-    assert wire.closed != accepted
+    connection.is_fresh("a")
+    assert connection.closed != accepted
     assert call.values == ([b"1"] if accepted else None)
     if accepted:
-        assert wire.held is newer
-    wire.lose("the test is over")
+        assert connection.held is newer
+    connection.lose("the test is over")
     server.close()
 
 
