@@ -435,6 +435,37 @@ def test_a_hit_waits_for_no_miss(database: Database, other: EntraRedisCache) -> 
         proxy.close()
 
 
+def test_a_loop_waits_for_no_miss(database: Database, other: EntraRedisCache) -> None:
+    """Its other tasks go on, and have their hits."""
+    proxy = Proxy(database.address)
+    try:
+        cache = make_cache(
+            proxy.url(database.url), identity=None, client_side_cache=True
+        )
+        other.set("k", 1)
+
+        async def main() -> Any:
+            for _ in range(20):
+                await cache.aget("missing")
+            hits = info(cache).hits
+            while info(cache).hits == hits:
+                assert await cache.aget("k") == 1
+            proxy.arm(1, stall=True)
+            miss = asyncio.create_task(cache.aget("other"))
+            tracker = next(iter(local(cache)._trackers.values()))
+            while not (tracker.connection._under_way and proxy.replied):
+                await asyncio.sleep(0.001)
+            assert await cache.aget("k") == 1
+            assert not miss.done()
+            tracker.close()
+            return await miss
+
+        assert asyncio.run(main()) is None
+    finally:
+        registry.reset()
+        proxy.close()
+
+
 # -- rules 5 and 6: silence and loss
 
 
@@ -903,6 +934,33 @@ def test_caches_share_copies(database: Database, other: EntraRedisCache) -> None
     assert info(database.cache(client_side_cache=True)).entries == 1
     small = database.cache(client_side_cache={"max_bytes": 1000})
     assert info(small).entries == 0
+
+
+def test_each_user_has_copies_of_its_own(
+    database: Database, other: EntraRedisCache
+) -> None:
+    """Nobody is given a copy of what the server would refuse."""
+    other.set("k", 1)
+    made = [
+        make_cache(database.url_of(*user), identity=None, client_side_cache=True)
+        for user in (("first", "~* +@all"), ("second", "~other +@all"))
+    ]
+    copied(made[0], "k")
+    with pytest.raises(redis.ResponseError, match="permission"):
+        made[1].get("k")
+    assert [info(cache).entries for cache in made] == [1, 0]
+
+
+def test_copies_come_from_the_server_that_is_written_to(
+    database: Database, other: EntraRedisCache
+) -> None:
+    """The others may lag behind: here, another database has nothing at all."""
+    locations = [database.url, f"{database.url}/1"]
+    cache = make_cache(locations, identity=None, client_side_cache=True)
+    other.set("k", 1)
+    copied(cache, "k")
+    assert cache.get_many(["k"]) == {"k": 1}
+    assert asyncio.run(cache.aget("k")) == 1
 
 
 def test_threads_that_miss_at_once(

@@ -161,6 +161,8 @@ def test_a_stream_that_ends_or_makes_no_sense(server: Server, stream: bytes) -> 
     [
         (b"-WRONGTYPE Operation\r\n:-1\r\n", False),
         (b"-MOVED 1 127.0.0.1:1\r\n-MOVED 1 127.0.0.1:1\r\n", False),
+        (b"-ASK 1 127.0.0.1:1\r\n-ASK 1 127.0.0.1:1\r\n", False),
+        (b"-TRYAGAIN The slot is on its way\r\n:-1\r\n", False),
         (b"-CLUSTERDOWN The cluster is down\r\n:1\r\n", False),
         (b"-NOPERM no\r\n:-1\r\n", True),
         (b"-NOAUTH Authentication required.\r\n-NOAUTH x\r\n", True),
