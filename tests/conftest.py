@@ -21,8 +21,16 @@ from tests.support.clusters import mend
 from tests.support.machine import lacks
 
 with contextlib.suppress(ImportError):  # some environments of tox do without it
-    from hypothesis import settings
+    from hypothesis import HealthCheck, settings
 
+    # A busy machine makes any example slow, and fails none by that.
+    settings.register_profile(
+        "patient",
+        parent=settings(),
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
+    settings.load_profile("patient")
     settings.register_profile("few", parent=settings(), max_examples=25)
 os.environ["DJANGO_SETTINGS_MODULE"] = "tests.settings"
 django.setup()

@@ -196,7 +196,7 @@ class _ManagedIdentity(_MsalIdentity):
         answer: Answer = {}
         try:
             answer = self.client.acquire_token_for_client(resource=self.resource)
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, OverflowError, TypeError, ValueError):
             # msal expects certain fields of a token's answer.
             if not self._read(platform):
                 raise

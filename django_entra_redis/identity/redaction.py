@@ -49,8 +49,9 @@ def redact(text: str, secrets: Iterable[str | None] = ()) -> str:
     if known:
         cut = re.sub("|".join(map(_pattern, known)), "***", cut)
     cut = without_tokens(cut)
-    long = [secret for secret in known if len(secret) > _SHORT]
-    if long and any(secret in form for form in _forms(cut, 2) for secret in long):
+    long = [secret.casefold() for secret in known if len(secret) > _SHORT]
+    forms = (form.casefold() for form in _forms(cut, 2))
+    if long and any(secret in form for form in forms for secret in long):
         return _WITHHELD
     cut = _RUNS.sub(_without_random, cut)
     shown = "".join(one if one.isprintable() else " " for one in cut).strip()
@@ -58,12 +59,14 @@ def redact(text: str, secrets: Iterable[str | None] = ()) -> str:
 
 
 def _pattern(secret: str) -> str:
-    """Return the pattern of a secret in a text; of a short one, where it stands alone.
+    """Return the pattern of a secret in a text, in capitals, too; of a short one, as it
+    is and where it stands alone.
 
     Every "a" would become stars otherwise, where that is the secret.
     """
     pattern = re.escape(secret)
-    return pattern if len(secret) > _SHORT else rf"(?<!\w){pattern}(?!\w)"
+    short = len(secret) <= _SHORT
+    return rf"(?<!\w){pattern}(?!\w)" if short else f"(?i:{pattern})"
 
 
 def _without_random(run: re.Match[str]) -> str:

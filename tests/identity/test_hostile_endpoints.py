@@ -317,6 +317,8 @@ def base64_at(offset: int) -> Callable[[str], str]:
 
 FORMS: dict[str, Callable[[str], str]] = {
     "as it is": str,
+    "in capitals": str.upper,
+    "in capitals, quoted": lambda secret: quote(secret.upper(), safe=""),
     "quoted": quote,
     "quoted plus": quote_plus,
     "quoted twice": lambda secret: quote(quote(secret, safe=""), safe=""),

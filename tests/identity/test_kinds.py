@@ -1104,6 +1104,19 @@ def test_expiry_in_another_field_that_can_not_be_read(host: Host) -> None:
     assert "expires_in is 'soon'" in str(error)
 
 
+@pytest.mark.parametrize("platform", PLATFORMS)
+@pytest.mark.parametrize("stated", ["Infinity", "-Infinity", "1" + 400 * "0", "1e400"])
+def test_expiry_beyond_all_numbers(host: Host, platform: str, stated: str) -> None:
+    """msal trips over it with an error of its own."""
+    for field in ("expires_in", "expires_on"):
+        answer = f'{{"access_token": "opaque", "{field}": {stated}}}'
+        with serve(200, answer.encode()) as (url, _):
+            for name in PLATFORMS[platform]:
+                host.monkeypatch.setenv(name, url)
+            error = failure(host.fetch(KIND="managed_identity", USERNAME="me"))
+        assert error.code == "token_expiry_unreadable"
+
+
 @pytest.mark.parametrize("named", [{}, {"CLIENT_ID": "a"}])
 def test_token_of_azure_arc_without_a_stated_expiry(
     host: Host, arc: Arc, named: dict[str, str]
