@@ -53,12 +53,12 @@ class Budget:
 
 
 INSTRUCTIONS = (
-    Budget("small int", "get", 30_800),
-    Budget("1 KB dict", "get", 70_700),
-    Budget("1 KB dict", "set", 64_000),
-    Budget("small int", "incr", 32_300),
+    Budget("small int", "get", 22_000),
+    Budget("1 KB dict", "get", 62_000),
+    Budget("1 KB dict", "set", 54_500),
+    Budget("small int", "incr", 23_000),
     Budget("small int", "get_many(100)", 674_000),
-    Budget("small int", "set_many(100)", 1_131_000),
+    Budget("small int", "set_many(100)", 1_101_000),
     Budget("small int", "first get", 187_900),
     Budget("small int", "hot get", 11_600),
     Budget("small int", "missed get", 64_000),

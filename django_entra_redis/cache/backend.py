@@ -260,7 +260,7 @@ class EntraRedisCache(
             prefix, known, beginning = self._beginning
             if shown is not known or self.key_prefix is not prefix:
                 beginning = self._begin_key(shown)
-            made = f"{beginning}{key!s}"
+            made = beginning + (key if type(key) is str else str(key))
         # What these let pass, Django's generator and regular expression would too.
         if (
             len(made) > MEMCACHE_MAX_KEY_LENGTH
@@ -287,7 +287,7 @@ class EntraRedisCache(
     ) -> list[str]:
         """Do as :meth:`make_and_validate_key` does for many keys at once."""
         if self.key_func is not default_key_func or self._makes_keys:
-            return [self.make_and_validate_key(key, version=version) for key in keys]
+            return [self.make_and_validate_key(key, version) for key in keys]
         # Made of text, as the key function does it: an object's format may be another.
         shown = self.version if version is None else version
         prefix = default_key_func("", self.key_prefix, shown)
@@ -335,7 +335,7 @@ class EntraRedisCache(
         version: int | None = None,
     ) -> bool:
         """Set a key that does not exist; return whether it was set."""
-        made = self.make_and_validate_key(key, version=version)
+        made = self.make_and_validate_key(key, version)
         return self._single_key.add(made, value, self._seconds(timeout))
 
     def get(
@@ -347,7 +347,7 @@ class EntraRedisCache(
         client: Any = None,
     ) -> Any:
         """Return a key's value; ``client`` is redis-py's, to be asked for it."""
-        made = self.make_and_validate_key(key, version=version)
+        made = self.make_and_validate_key(key, version)
         if client is not None:
             data = client.get(made)
             return default if data is None else self._operations.loads(data)
@@ -366,7 +366,7 @@ class EntraRedisCache(
     ) -> bool | None:
         """Set a key: in any case, or only if it is not there (``nx``), or if it is
         (``xx``); with one of these, return whether it was set."""
-        made = self.make_and_validate_key(key, version=version)
+        made = self.make_and_validate_key(key, version)
         seconds = self._seconds(timeout)
         if nx or xx:
             _exclude(nx, xx)
@@ -379,7 +379,7 @@ class EntraRedisCache(
         self, key: str, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None
     ) -> bool:
         """Set a key's timeout; return whether it is there."""
-        made = self.make_and_validate_key(key, version=version)
+        made = self.make_and_validate_key(key, version)
         return self._single_key.touch(made, self._seconds(timeout))
 
     def delete(self, key: str, version: int | None = None) -> bool:
@@ -388,12 +388,12 @@ class EntraRedisCache(
         After a connection that broke before the answer came, it is what the repeat
         found: ``False`` also of a key that the first try may have deleted.
         """
-        made = self.make_and_validate_key(key, version=version)
+        made = self.make_and_validate_key(key, version)
         return self._single_key.delete(made)
 
     def has_key(self, key: str, version: int | None = None) -> bool:
         """Return whether a key is there."""
-        made = self.make_and_validate_key(key, version=version)
+        made = self.make_and_validate_key(key, version)
         return self._single_key.has_key(made)
 
     def incr(
@@ -406,7 +406,7 @@ class EntraRedisCache(
     ) -> int:
         """Add to a number; return the sum. A key that is not there is a ValueError, or
         counts as 0 (``ignore_key_check``)."""
-        made = self.make_and_validate_key(key, version=version)
+        made = self.make_and_validate_key(key, version)
         by = delta if type(delta) is int else whole(delta)
         if ignore_key_check:
             return self._cache.run(self._operations.count, made, by)
@@ -459,7 +459,7 @@ class EntraRedisCache(
         version: int | None = None,
     ) -> bool:
         """See :meth:`add`."""
-        made = self.make_and_validate_key(key, version=version)
+        made = self.make_and_validate_key(key, version)
         try:
             return await self._async_cache.run(
                 self._operations.add, made, value, self._seconds(timeout)
@@ -476,7 +476,7 @@ class EntraRedisCache(
         client: Any = None,
     ) -> Any:
         """See :meth:`get`; ``client`` is one of redis-py's for event loops."""
-        made = self.make_and_validate_key(key, version=version)
+        made = self.make_and_validate_key(key, version)
         if client is not None:
             data = await client.get(made)
             return default if data is None else self._operations.loads(data)
@@ -496,7 +496,7 @@ class EntraRedisCache(
         xx: bool = False,
     ) -> bool | None:
         """See :meth:`set`."""
-        made = self.make_and_validate_key(key, version=version)
+        made = self.make_and_validate_key(key, version)
         seconds = self._seconds(timeout)
         try:
             if nx or xx:
@@ -515,19 +515,19 @@ class EntraRedisCache(
         self, key: str, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None
     ) -> bool:
         """See :meth:`touch`."""
-        made = self.make_and_validate_key(key, version=version)
+        made = self.make_and_validate_key(key, version)
         return await self._async_cache.run(
             self._operations.touch, made, self._seconds(timeout)
         )
 
     async def adelete(self, key: str, version: int | None = None) -> bool:
         """See :meth:`delete`."""
-        made = self.make_and_validate_key(key, version=version)
+        made = self.make_and_validate_key(key, version)
         return await self._async_cache.run(self._operations.delete, made)
 
     async def ahas_key(self, key: str, version: int | None = None) -> bool:
         """See :meth:`has_key`."""
-        made = self.make_and_validate_key(key, version=version)
+        made = self.make_and_validate_key(key, version)
         return await self._async_cache.run(self._operations.has_key, made)
 
     async def aincr(
@@ -539,7 +539,7 @@ class EntraRedisCache(
         ignore_key_check: bool = False,
     ) -> int:
         """See :meth:`incr`."""
-        made = self.make_and_validate_key(key, version=version)
+        made = self.make_and_validate_key(key, version)
         operations = self._operations
         operation = operations.count if ignore_key_check else operations.incr
         return await self._async_cache.run(operation, made, whole(delta))

@@ -152,12 +152,12 @@ class KeyspaceMethods:
 
     def persist(self, key: str, version: int | None = None) -> bool:
         """Remove a key's timeout; return whether it exists and had one."""
-        made = self.make_and_validate_key(key, version=version)
+        made = self.make_and_validate_key(key, version)
         return self._single_key.change_expiry("PERSIST", made)
 
     async def apersist(self, key: str, version: int | None = None) -> bool:
         """See :meth:`persist`."""
-        made = self.make_and_validate_key(key, version=version)
+        made = self.make_and_validate_key(key, version)
         return await self._async_cache.run(
             self._operations.change_expiry, "PERSIST", made
         )
@@ -248,7 +248,7 @@ class KeyspaceMethods:
     ) -> tuple[Any, ...]:
         """Return the name of the operation that sets a key's timeout, and its
         arguments."""
-        made = self.make_and_validate_key(key, version=version)
+        made = self.make_and_validate_key(key, version)
         if timeout is DEFAULT_TIMEOUT:
             if self.default_timeout is None:
                 return "touch", made, None
@@ -261,7 +261,7 @@ class KeyspaceMethods:
     ) -> tuple[Any, ...]:
         """Return the name of the operation that sets when a key expires, and its
         arguments."""
-        made = self.make_and_validate_key(key, version=version)
+        made = self.make_and_validate_key(key, version)
         amount = moment(when, _PER_SECOND[command])
         return "change_expiry", command, made, amount
 
@@ -429,7 +429,7 @@ class KeyspaceMethods:
             thread_local: whether only the thread that acquired it may release it.
         """
         lock: Lock = self._cache.get_lock_client().lock(
-            self.make_and_validate_key(key, version=version),
+            self.make_and_validate_key(key, version),
             timeout=timeout,
             sleep=sleep,
             blocking=blocking,

@@ -19,12 +19,12 @@ from ..commands.packing import pack_all
 from ..commands.request import Request
 from ..connections.endpoint import Endpoint
 from ..connections.event_loops import LoopConnections, connections_of
+from ..connections.idle_exchange import FirstTry
 from ..connections.protocol import ConnectionLostError, ReplyTimeoutError
 from ..exceptions import InvalidReplyError
 from .attempts import Attempts
 from .observation import ASYNC_INSTRUMENTATION
 from .redirects import batch_error
-from .straight import FirstTry
 from .sync import CacheClient, Client, empty_answer, uncertain
 
 T = TypeVar("T")

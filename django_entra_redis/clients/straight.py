@@ -11,10 +11,8 @@ results and errors.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from .._errors import without_frames
 from ..commands.operations import (
     Operation,
     Operations,
@@ -33,6 +31,9 @@ from ..commands.packing import (
     pack_sets_in_one,
 )
 from ..commands.replies import (
+    INTEGER,
+    SUM,
+    VALUE,
     Parse,
     all_done,
     all_integers,
@@ -45,39 +46,14 @@ from ..commands.replies import (
 )
 from ..commands.request import Request
 from ..connections.endpoint import Endpoint
-from ..connections.pool import MISSED, RESULTS, ConnectionPool
+from ..connections.idle_exchange import MISSED, FirstTry, exchanges, make_exchange
 from .observation import INSTRUMENTATION
 from .redirects import batch_error
 
 T = TypeVar("T")
-Ask = Callable[..., Any]
 
-#: Bytes of commands at most: no server refuses values of that size.
-LONGEST = 512 * 1024
 #: Types of the result of a command that changes one key.
 _PLAIN = (bool, int)
-
-
-@dataclass(slots=True)
-class FirstTry:
-    """The first try of a request, after which the operation has to go on.
-
-    Parameters:
-        came: the error, or the replies, some of which are errors.
-        began: when it began, on the pool's clock.
-    """
-
-    came: Any
-    began: float
-
-    def take(self) -> Any:
-        """Return the error or the replies, and forget them.
-
-        When the error is raised, its frames hold this object. If this object also held
-        the error, they would keep each other alive.
-        """
-        came, self.came = self.came, None
-        return without_frames(came) if isinstance(came, Exception) else came
 
 
 class Driver(Protocol):
@@ -184,12 +160,13 @@ class StraightPath:
         self._client = client
         self._operations = operations = client.operations
         self._dumps, self._loads = operations.dumps, operations.loads
-        self._write = _make_ask(client.endpoints[0])
-        self._read = _make_ask(client.endpoints[-1])
+        writer, reader = client.endpoints[0], client.endpoints[-1]
+        self._write = make_exchange(writer, INSTRUMENTATION)
+        self._read = make_exchange(reader, INSTRUMENTATION)
 
     def get(self, key: str, default: Any) -> Any:
         """Return a key's value."""
-        result = self._read(pack_get(key), value_of)
+        result = self._read(pack_get(key), value_of, VALUE)
         if type(result) is bytes:
             return self._loads(result)
         if result is None:
@@ -208,7 +185,7 @@ class StraightPath:
         """Set a key that is not there; return whether it was set."""
         data = self._dumps(value)
         if timeout == 0:
-            result = self._write(pack_on_key("EXISTS", key), integer)
+            result = self._write(pack_on_key("EXISTS", key), integer, INTEGER)
             if type(result) is int:
                 return not result
         else:
@@ -220,7 +197,7 @@ class StraightPath:
     def replace(self, key: str, value: Any, timeout: int | None) -> bool:
         """Set a key only if it is there; return whether it was set."""
         if timeout == 0:
-            result = self._write(pack_delete(key), integer)
+            result = self._write(pack_delete(key), integer, INTEGER)
         else:
             packed = pack_set(key, self._dumps(value), timeout, "XX")
             result = self._write(packed, done)
@@ -232,21 +209,21 @@ class StraightPath:
         """Set a key's timeout; return whether it is there."""
         result = MISSED  # Without a timeout it takes two commands.
         if timeout is not None:
-            result = self._write(pack_on_key("EXPIRE", key, timeout), integer)
+            result = self._write(pack_on_key("EXPIRE", key, timeout), integer, INTEGER)
         if type(result) is int:
             return bool(result)
         return self._fall_back(result, self._operations.touch, key, timeout)
 
     def delete(self, key: str) -> bool:
         """Delete a key; return whether it was there."""
-        result = self._write(pack_delete(key), integer)
+        result = self._write(pack_delete(key), integer, INTEGER)
         if type(result) is int:
             return bool(result)
         return self._fall_back(result, self._operations.delete, key)
 
     def has_key(self, key: str) -> bool:
         """Return whether a key is there."""
-        result = self._read(pack_on_key("EXISTS", key), integer)
+        result = self._read(pack_on_key("EXISTS", key), integer, INTEGER)
         if type(result) is int:
             return bool(result)
         return self._fall_back(result, self._operations.has_key, key)
@@ -259,7 +236,7 @@ class StraightPath:
         """
         result = MISSED
         if self._operations.server.runs_scripts:
-            result = self._write(pack_incr(key, delta), sum_or_nothing)
+            result = self._write(pack_incr(key, delta), sum_or_nothing, SUM)
         if type(result) is int:
             return result
         if result is None:
@@ -283,7 +260,7 @@ class StraightPath:
             return []
         values = [*map(self._dumps, data.values())]
         packed = pack_sets_in_one(keys, values, timeout)
-        result = self._write(packed, _read_sets, len(keys))
+        result = self._write(packed, _read_sets, count=len(keys))
         if result is True:
             return []
         commands = pack_sets(keys, values, timeout)
@@ -294,20 +271,20 @@ class StraightPath:
         """Delete several keys."""
         if not keys:
             return
-        result = self._write(pack_deletes(keys), _read_deletions, len(keys))
+        result = self._write(pack_deletes(keys), _read_deletions, count=len(keys))
         if result is not True:
             self._fall_back(result, self._operations.delete_many, keys)
 
     def time_to_live(self, command: str, key: str) -> int | None:
         """Return the time until a key expires."""
-        result = self._read(pack_on_key(command, key), integer)
+        result = self._read(pack_on_key(command, key), integer, INTEGER)
         if type(result) is int:
             return time_left(result)
         return self._fall_back(result, self._operations.time_to_live, command, key)
 
     def change_expiry(self, command: str, key: str, *amount: int) -> bool:
         """Change when a key expires; return whether it is there."""
-        result = self._write(pack_on_key(command, key, *amount), integer)
+        result = self._write(pack_on_key(command, key, *amount), integer, INTEGER)
         if type(result) is int:
             return bool(result)
         change = self._operations.change_expiry
@@ -341,40 +318,6 @@ def _read_each(replies: list[Any], parse: Parse) -> Any:
     return batch_error(parsed) or parsed
 
 
-def _make_ask(endpoint: Endpoint) -> Ask:
-    """Return a function that exchanges commands for replies on an idle connection.
-
-    It returns what :meth:`ConnectionPool.exchange` returns; errors, and replies after
-    which the operation has to go on, in a :class:`FirstTry`.
-    """
-    exchange, clock = endpoint.pool.exchange, endpoint.pool.clock
-    instrumentation, outages = INSTRUMENTATION, endpoint.outages
-
-    def ask(packed: bytes, parse: Parse, count: int = 0) -> Any:
-        if (
-            # Tools observe redis-py, or it has not been found out yet whether they do.
-            instrumentation.client.execute_command is not instrumentation.own_command
-            or (
-                count
-                and instrumentation.pipeline.execute is not instrumentation.own_execute
-            )
-            # The server may be down: the general path decides who may ask it.
-            or outages.any
-            # The server may close the connection before it has read all of it, and
-            # reply with the reason before that.
-            or len(packed) > LONGEST
-        ):
-            return MISSED
-        began = clock()
-        result = exchange(packed, parse, began, count)
-        if type(result) in RESULTS and not (count and result is not True):
-            outages.answered_at = began
-            return result
-        return result if result is MISSED else FirstTry(result, began)
-
-    return ask
-
-
 SingleKey = GeneralPath | StraightPath
 
 
@@ -387,7 +330,7 @@ def single_key_path(client: ResumingDriver) -> SingleKey:
     if (
         client.ignored
         or len(pools) > 2  # The general path chooses a replica for each request.
-        or not all(type(pool) is ConnectionPool and pool.exchanges for pool in pools)
+        or not all(map(exchanges, pools))
     ):
         return GeneralPath(client)
     return StraightPath(client)

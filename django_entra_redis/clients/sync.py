@@ -30,6 +30,7 @@ from ..commands.request import Request
 from ..commands.resp import UNREADABLE
 from ..conf.options import CacheOptions
 from ..connections.endpoint import Endpoint, get_endpoint
+from ..connections.idle_exchange import FirstTry
 from ..connections.outage import OUTAGE_ERRORS
 from ..connections.pool import check_out
 from ..connections.refusals import refused_from
@@ -40,7 +41,7 @@ from .lending import LentRetry, PoolView, lending, own_provider
 from .observation import INSTRUMENTATION, Instrumentation
 from .redirects import batch_error, cluster_error, redirection
 from .retry import make_policy
-from .straight import FirstTry, GeneralPath, SingleKey, single_key_path
+from .straight import GeneralPath, SingleKey, single_key_path
 
 T = TypeVar("T")
 

@@ -14,6 +14,13 @@ from ..exceptions import InvalidReplyError
 #: A parser: returns the result in a reply, or raises an InvalidReplyError.
 Parse = Callable[[Any], Any]
 
+#: Types of replies that a parser returns as they are: it need not be called for one.
+Types = frozenset[type[Any]]
+NOTHING: Types = frozenset()
+INTEGER: Types = frozenset((int,))
+VALUE: Types = frozenset((bytes, type(None)))
+SUM: Types = frozenset((int, type(None)))
+
 _INTEGER = re.compile(rb"-?[0-9]{1,20}")
 
 
@@ -26,8 +33,9 @@ def integer(reply: Any) -> int:
 
 def value_of(reply: Any) -> bytes | None:
     """Return a value, or ``None`` where there is none."""
-    if reply is None or type(reply) is bytes:
-        return reply
+    if type(reply) in VALUE:
+        found: bytes | None = reply
+        return found
     raise _wrong(reply, "a value")
 
 
@@ -62,7 +70,7 @@ def all_done(replies: list[Any]) -> bool:
 
 def all_integers(replies: list[Any]) -> bool:
     """Return whether each reply is a number."""
-    return {int}.issuperset(map(type, replies))
+    return INTEGER.issuperset(map(type, replies))
 
 
 def values_of(count: int) -> Parse:
@@ -71,7 +79,7 @@ def values_of(count: int) -> Parse:
     def parse(reply: Any) -> list[bytes | None]:
         if type(reply) is not list or len(reply) != count:
             raise _wrong(reply, f"{count} values")
-        if not _VALUES.issuperset(map(type, reply)):
+        if not VALUE.issuperset(map(type, reply)):
             raise _wrong(reply, "values")
         return reply
 
@@ -91,9 +99,6 @@ def scanned(reply: Any) -> tuple[int, list[bytes]]:
         ):
             return int(cursor), keys
     raise _wrong(reply, "a cursor and keys")
-
-
-_VALUES = frozenset((bytes, type(None)))
 
 
 def _wrong(reply: Any, expected: str) -> InvalidReplyError:

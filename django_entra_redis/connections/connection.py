@@ -77,7 +77,9 @@ class PlainConnection(AbstractConnection):
         # Each operation reads these. Python finds what is an object's own in a quarter
         # of the time that it takes where the class has a default.
         self._connected = False
-        self._exchanger: Exchanger | None = None
+        #: The exchanger of commands on the socket. ``None``: :meth:`connect` has to be
+        #: called first, or the socket is not suitable.
+        self.exchanger: Exchanger | None = None
         # The retry policy while redis-py's own client has the connection, else None.
         self.lent: Any = None
         #: Since when the connection has been idle, by the pool's clock.
@@ -127,6 +129,7 @@ class PlainConnection(AbstractConnection):
             try:
                 # redis-py's frames have the password as a local variable.
                 hidden(lambda: self._with_retries(self._open))
+                self.exchanger = self._make_exchanger()
             except BaseException:
                 # A signal handler may have raised halfway: redis-py would take the
                 # connection for connected.
@@ -143,20 +146,9 @@ class PlainConnection(AbstractConnection):
         found: AbstractContextManager[None] = self._parser.expecting(replies)
         return found
 
-    @property
-    def exchanger(self) -> Exchanger | None:
-        """The exchanger of commands on the socket.
-
-        ``None``: :meth:`connect` has to be called first, or the socket is not suitable.
-        """
-        if not self._connected:
-            return None
-        return self._exchanger or self._make_exchanger()
-
     def _make_exchanger(self) -> Exchanger | None:
         # redis-py has no public attribute for the socket.
-        self._exchanger = made = make_exchanger(self._sock, self.socket_timeout)
-        return made
+        return make_exchanger(self._sock, self.socket_timeout)
 
     def disconnect(self, *args: Any, **kwargs: Any) -> None:
         """Disconnect from the server."""
@@ -166,7 +158,7 @@ class PlainConnection(AbstractConnection):
             self._sending = False
             self._closing_error = self._read_closing_error()
         self._connected = False
-        self._exchanger = None
+        self.exchanger = None
         super().disconnect(*args, **kwargs)
 
     def send_packed_command(self, *args: Any, **kwargs: Any) -> None:
@@ -265,6 +257,7 @@ class EntraConnection(PlainConnection):
         # The token that the connection last authenticated with; None: disconnected.
         self._held: Token | None = None
         self._subscribed = False
+        self._exchanger: Exchanger | None = None
         super().__init__(credential_provider=self._recorder, **kwargs)
 
     def connect(self) -> None:
@@ -304,7 +297,13 @@ class EntraConnection(PlainConnection):
         held = self._held
         if held is None or self._renewal.fresh() is not held:
             return None
-        return self._exchanger or self._make_exchanger()
+        made = self._exchanger = self._exchanger or self._make_exchanger()
+        return made
+
+    @exchanger.setter
+    def exchanger(self, made: Exchanger | None) -> None:
+        """Set what is given while the token is the current one."""
+        self._exchanger = made
 
     def connect_check_health(self, *args: Any, **kwargs: Any) -> None:
         """Connect: redis-py 6.2 and newer calls this method in some places directly."""

@@ -60,8 +60,9 @@ class Exchanger:
         poll = select.poll()
         poll.register(sock.fileno(), select.POLLIN)
         self._poll = poll.poll
-        self._reader = make_reader(read_error)
-        self._has_data = self._reader.has_data
+        reader = make_reader(read_error)
+        self._feed, self._gets = reader.feed, reader.gets
+        self._has_data = reader.has_data
         # Bytes that are there though the system knows of none.
         self._pending: Callable[[], int] | None = None
         self._write: Callable[[bytes], int]
@@ -104,9 +105,27 @@ class Exchanger:
             failure: Exception = _failed_writing(error)
         else:
             try:
+                # As _read() has it, without its call.
+                if not (
+                    (pending is not None and pending()) or self._poll(self._timeout)
+                ):
+                    raise builtins.TimeoutError
+                try:
+                    data = self._read_some()
+                except BlockingIOError:
+                    data = self._read(self._timeout)
                 if count:
-                    return self._receive_many(count)
-                reply = self._receive()
+                    return self._receive_many(count, data)
+                # All replies end so; a value that is not here as a whole rarely does.
+                if data.endswith(b"\r\n"):
+                    self._feed(data)
+                    reply = self._gets()
+                    if type(reply) in PLAIN:
+                        return reply
+                    if reply is INCOMPLETE:
+                        reply = self._receive_rest(len(data))
+                else:
+                    reply = self._receive(data)
                 if type(reply) not in PLAIN:
                     verify(reply)
                 return reply
@@ -127,14 +146,12 @@ class Exchanger:
         finally:
             del failure  # Otherwise this frame would keep it alive.
 
-    def _receive_many(self, count: int) -> list[Any]:
-        reader = self._reader
+    def _receive_many(self, count: int, data: bytes) -> list[Any]:
         replies: list[Any] = []
         patience: _Patience | None = None
-        data = self._read(self._timeout)
         while True:
-            reader.feed(data)
-            while (reply := reader.gets()) is not INCOMPLETE:
+            self._feed(_some(data))
+            while (reply := self._gets()) is not INCOMPLETE:
                 if type(reply) not in PLAIN:
                     verify(reply)
                 replies.append(reply)
@@ -146,20 +163,23 @@ class Exchanger:
                 received += count * REPLY
             data = self._read(patience.left(received))
 
-    def _receive(self) -> Any:
-        reader = self._reader
-        data = self._read(self._timeout)
-        # All replies end so; a value that is not here as a whole rarely does.
-        if not data.endswith(b"\r\n") and (value := self._read_value(data)) is not None:
+    def _receive(self, data: bytes) -> Any:
+        value = self._read_value(_some(data))
+        if value is not None:
             return value
-        patience: _Patience | None = None
+        self._feed(data)
+        reply = self._gets()
+        return self._receive_rest(len(data)) if reply is INCOMPLETE else reply
+
+    def _receive_rest(self, received: int) -> Any:
+        patience = _Patience(self._timeout)
         while True:
-            reader.feed(data)
-            reply = reader.gets()
+            data = self._read(patience.left(received))
+            self._feed(data)
+            reply = self._gets()
             if reply is not INCOMPLETE:
                 return reply
-            patience = patience or _Patience(self._timeout)
-            data = self._read(patience.left(len(data)))
+            received = len(data)
 
     def _read(self, timeout: float | None) -> bytes:
         """Return what has come, once something has within so many milliseconds."""
@@ -169,9 +189,7 @@ class Exchanger:
                 data: bytes = self._read_some()
             except BlockingIOError:
                 continue
-            if not data:
-                raise ConnectionError("Connection closed by server.")
-            return data
+            return _some(data)
         raise builtins.TimeoutError
 
     def _read_value(self, data: bytes) -> bytes | None:
@@ -215,9 +233,20 @@ class Exchanger:
             except BlockingIOError:
                 continue
             if not read:
-                raise ConnectionError("Connection closed by server.")
+                raise _closed()
             return read
         raise builtins.TimeoutError
+
+
+def _some(data: bytes) -> bytes:
+    """Return what has been read, unless that is the end of the connection."""
+    if not data:
+        raise _closed()
+    return data
+
+
+def _closed() -> ConnectionError:
+    return ConnectionError("Connection closed by server.")
 
 
 def _failed_writing(error: OSError) -> Exception:

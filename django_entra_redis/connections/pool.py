@@ -13,34 +13,18 @@ from typing import Any
 from weakref import WeakSet, finalize
 
 import redis
-from redis.connection import (
-    Connection,
-    SSLConnection,
-    UnixDomainSocketConnection,
-)
-from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 
 from .._errors import ConfigurationError, hidden
 from .._fork import ForkSafeLock, Order, register
-from ..commands.replies import Parse
 from ..conf.options import CacheOptions
 from ..credentials.provider import EntraCredentialProvider
 from ..exceptions import ConnectionPoolTimeout
 from .arguments import class_of, connection_kind, unknown_options
 from .connection import connection_class
-from .exchanger import UNSENT
 from .tls import SharedTls, SharedTlsConnection
 
 #: Connections that one pool opens at most, unless OPTIONS say otherwise.
 MAX_CONNECTIONS = 100
-#: What :meth:`ConnectionPool.exchange` returns where it has not sent anything.
-MISSED: Any = object()
-#: Types of the result of any command that has not failed.
-RESULTS = frozenset((bool, bytes, int, list, type(None)))
-#: redis-py's own connection classes: a user's class may treat its socket differently.
-_ORDINARY = (Connection, SSLConnection, UnixDomainSocketConnection)
-#: Options that only redis-py's own methods for sending and receiving support.
-_EXTRAS = ("health_check_interval", "parser_class", "redis_connect_func")
 
 
 class _Waiter:
@@ -110,21 +94,22 @@ class ConnectionPool(redis.ConnectionPool):
 
     def reset(self) -> None:
         """Forget all connections, as a child process must."""
-        # Guards ``_queue`` and ``_made``; reentrant, since a signal handler may use the
+        # Guards ``queue`` and ``_made``; reentrant, since a signal handler may use the
         # cache. The list needs no lock: its append and pop are atomic, with the GIL or
         # without it.
         self._gate = threading.RLock()
-        self._idle: list[Any] = []
-        # First come, first served: otherwise a busy thread, which checks out again
-        # right after a release, would keep all others waiting.
-        self._queue: deque[_Waiter] = deque()
+        #: Connections that nobody uses; the one that was used last is at the end.
+        self.idle: list[Any] = []
+        #: First come, first served: otherwise a busy thread, which checks out again
+        #: right after a release, would keep all others waiting.
+        self.queue: deque[_Waiter] = deque()
         # Weak references: a connection that its thread has lost, by an exception from a
         # signal handler, must not count towards the maximum for ever.
         self._made: WeakSet[Any] = WeakSet()
-        # Connections that are in use at a disconnect() are closed when they come back.
-        self._generation = 0
-        # When the first of the idle ones may have been idle for too long.
-        self._look_at = self.clock() + self.idle_timeout
+        #: Connections that are in use at a disconnect() are closed when they come back.
+        self.generation = 0
+        #: When the first of the idle ones may have been idle for too long.
+        self.look_at = self.clock() + self.idle_timeout
         self.pid = os.getpid()
 
     def after_fork_in_child(self) -> None:
@@ -144,10 +129,10 @@ class ConnectionPool(redis.ConnectionPool):
             TokenError, TokenRefusedError: the connection can't be authenticated.
         """
         now = self.clock()
-        if now >= self._look_at:
-            self._close_idle(now)
+        if now >= self.look_at:
+            self.close_idle(now)
         try:
-            connection = self._idle.pop()
+            connection = self.idle.pop()
         except IndexError:
             connection = None
         if connection is None:
@@ -168,87 +153,34 @@ class ConnectionPool(redis.ConnectionPool):
             raise
         return connection
 
-    @property
-    def exchanges(self) -> bool:
-        """Whether :meth:`exchange` supports the connections' class and options."""
-        kwargs = self.connection_kwargs
-        return (
-            getattr(self.connection_class, "kind", None) in _ORDINARY
-            and str(kwargs.get("protocol", 2)) == "2"
-            and not any(kwargs.get(option) for option in _EXTRAS)
-        )
-
-    def exchange(self, packed: bytes, parse: Parse, now: float, count: int = 0) -> Any:
-        """Send commands on an idle connection, if one needs no connect and no AUTH.
-
-        Parameters:
-            packed: the commands.
-            parse: parses the reply, or returns the error reply that speaks for all.
-            now: the time, by the pool's clock.
-            count: 0 for one command, else how many there are, whose replies are parsed
-                as a list.
-
-        Returns:
-            The parsed reply, of one of the types in :data:`RESULTS`; an error reply,
-            or the error of the connection, as an exception; :data:`MISSED` if there is
-            no such connection, in which case nothing has been sent.
-        """
-        if now >= self._look_at:
-            self._close_idle(now)
-        try:
-            connection = self._idle.pop()
-        except IndexError:
-            return MISSED
-        connection.pool_lent = True
-        clean = False
-        try:
-            exchanger = connection.exchanger
-            if exchanger is None:
-                clean = True
-                return MISSED
-            try:
-                reply = exchanger.exchange(packed, count)
-                if reply is UNSENT:
-                    return MISSED
-                if type(reply) in RESULTS or not isinstance(reply, Exception):
-                    reply = parse(reply)
-            except RedisError as error:
-                return error
-            # The reply has been read in full. The connection is closed all the same
-            # after READONLY, since DNS may name another server after a failover, and
-            # after errors like LOADING, which redis-py treats as disconnects.
-            clean = type(reply) in RESULTS or (
-                isinstance(reply, ResponseError)
-                and not isinstance(reply, ReadOnlyError)
-            )
-            return reply
-        finally:
-            if not clean:
-                connection.disconnect()
-            self._take_back(connection, now)
-
     def release(self, connection: Any) -> None:
         """Take back a connection; do nothing if it has come back already."""
-        self._take_back(connection, self.clock())
-
-    def _take_back(self, connection: Any, now: float) -> None:
         if not connection.pool_lent:
             return
         connection.pool_lent = False
         if connection.lent is not None:
             connection.lend(None)
+        self.take_back(connection, self.clock())
+
+    def take_back(self, connection: Any, now: float) -> None:
+        """Put a connection among the idle ones, or give it to a thread that waits.
+
+        Parameters:
+            connection: the connection, which is among them no more.
+            now: the time.
+        """
         if connection.pid != self.pid:
             connection.disconnect()
             return
-        if connection.pool_generation != self._generation:
-            connection.pool_generation = self._generation
+        if connection.pool_generation != self.generation:
+            connection.pool_generation = self.generation
             connection.disconnect()
         connection.idle_since = now
-        self._idle.append(connection)
-        if self._queue:
-            self._serve_queue()
+        self.idle.append(connection)
+        if self.queue:
+            self.serve_queue()
 
-    def _close_idle(self, now: float) -> None:
+    def close_idle(self, now: float) -> None:
         """Close the connections that have been idle for too long.
 
         The one that was used last is handed out first, so that those which a burst has
@@ -257,23 +189,22 @@ class ConnectionPool(redis.ConnectionPool):
         oldest = now - self.idle_timeout
         while True:
             try:
-                since = self._idle[0].idle_since
+                since = self.idle[0].idle_since
                 if since > oldest:
                     break
-                connection = self._idle.pop(0)
+                connection = self.idle.pop(0)
             except IndexError:
                 since = now
                 break
             # Another thread may have changed what is there in between.
             if connection.idle_since > oldest:
-                connection.pool_lent = True
-                self._take_back(connection, connection.idle_since)
+                self.take_back(connection, connection.idle_since)
                 continue
             connection.disconnect()
             with self._gate:
                 self._made.discard(connection)
-            _wake_all(self._queue)
-        self._look_at = since + self.idle_timeout
+            _wake_all(self.queue)
+        self.look_at = since + self.idle_timeout
 
     def disconnect(self, inuse_connections: bool = True) -> None:
         """Close idle connections now, and those in use when they come back."""
@@ -282,10 +213,10 @@ class ConnectionPool(redis.ConnectionPool):
     def close_connections(self, inuse_connections: bool = True) -> None:
         """Do as :meth:`disconnect` does, which a subclass may make a no-op."""
         if inuse_connections:
-            self._generation += 1
-        for _ in range(len(self._idle)):
+            self.generation += 1
+        for _ in range(len(self.idle)):
             try:
-                connection = self._idle.pop(0)
+                connection = self.idle.pop(0)
             except IndexError:
                 return
             connection.disconnect()
@@ -294,14 +225,14 @@ class ConnectionPool(redis.ConnectionPool):
 
     def counts(self) -> tuple[int, int]:
         """Return the numbers of idle connections and of those in use."""
-        idle = len(self._idle)
+        idle = len(self.idle)
         return idle, max(0, len(self._made) - idle)
 
     def set_retry(self, retry: Any) -> None:
         """Set the retry policy of connections from now on."""
         self.lend_with(retry)
         self.connection_kwargs["retry"] = retry
-        for connection in list(self._idle):
+        for connection in list(self.idle):
             connection.retry = retry
 
     def lend_with(self, retry: Any) -> None:
@@ -313,11 +244,11 @@ class ConnectionPool(redis.ConnectionPool):
 
     # redis-py 8 counts connections by these two methods, for its metrics.
     def _get_free_connections(self) -> list[Any]:
-        return list(self._idle)
+        return list(self.idle)
 
     def _get_in_use_connections(self) -> set[Any]:
         with self._gate:
-            return set(self._made).difference(self._idle)
+            return set(self._made).difference(self.idle)
 
     def _make_or_wait(self) -> Any:
         if self._provider is not None:
@@ -328,16 +259,16 @@ class ConnectionPool(redis.ConnectionPool):
         while True:
             with self._gate:
                 with contextlib.suppress(IndexError):
-                    return self._idle.pop()
+                    return self.idle.pop()
                 if len(self._made) < self.max_connections:
                     return self._make()
                 left = deadline - time.monotonic()
                 if left <= 0:
                     break
                 waiter = _Waiter()
-                self._queue.append(waiter)
+                self.queue.append(waiter)
             # A connection may have been released just before the waiter was queued.
-            self._serve_queue()
+            self.serve_queue()
             try:
                 waiter.wait(left)
             finally:
@@ -354,27 +285,28 @@ class ConnectionPool(redis.ConnectionPool):
         connection: Any = hidden(
             lambda: self.connection_class(**self.connection_kwargs)
         )
-        connection.pool_generation = self._generation
+        connection.pool_generation = self.generation
         # Registered before the set's own callback, and therefore called after it: the
         # threads that are woken find that the connection does not count any more.
-        finalize(connection, _wake_all, self._queue)
+        finalize(connection, _wake_all, self.queue)
         self._made.add(connection)
         return connection
 
-    def _serve_queue(self) -> None:
+    def serve_queue(self) -> None:
+        """Give idle connections to threads that wait, first come, first served."""
         with self._gate:
-            while self._queue:
+            while self.queue:
                 try:
-                    connection = self._idle.pop()
+                    connection = self.idle.pop()
                 except IndexError:
                     return
-                self._queue.popleft().give(connection)
+                self.queue.popleft().give(connection)
 
     def _leave_queue(self, waiter: _Waiter) -> Any:
         """Remove a waiter; return the connection that it was given, or None."""
         with self._gate:
-            if waiter in self._queue:
-                self._queue.remove(waiter)
+            if waiter in self.queue:
+                self.queue.remove(waiter)
             return waiter.connection
 
 

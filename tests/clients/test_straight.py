@@ -530,17 +530,59 @@ def test_an_interrupt_leaves_no_reply_behind(
     cache = database.cache()
     cache.set("a", "a")
     cache.set("b", "b")
-    receive = exchanger.Exchanger._receive
+    connection = cache.get_pool().idle[-1]
 
-    def interrupted(self: exchanger.Exchanger) -> Any:
+    def interrupted() -> bytes:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(exchanger.Exchanger, "_receive", interrupted)
+    monkeypatch.setattr(connection.exchanger, "_read_some", interrupted)
     with pytest.raises(KeyboardInterrupt):
         cache.get("a")
-    monkeypatch.setattr(exchanger.Exchanger, "_receive", receive)
+    assert connection.exchanger is None
     assert cache.get("b") == "b"
     assert cache.get("b") == "b"
+
+
+def test_a_connection_that_is_waited_for(database: Database) -> None:
+    """The thread that waits gets it, when the exchange has ended."""
+    cache = database.cache(max_connections=1)
+    cache.set("key", 1)
+    pool = cache.get_pool()
+    (connection,) = pool.idle
+    read, came = connection.exchanger._read_some, []
+    thread = threading.Thread(target=lambda: came.append(pool.check_out()))
+
+    def while_a_thread_waits() -> bytes:
+        thread.start()
+        wait_until(lambda: pool.queue)
+        data: bytes = read()
+        return data
+
+    connection.exchanger._read_some = while_a_thread_waits
+    assert cache.get("key") == 1
+    thread.join()
+    assert came == [connection]
+    pool.release(connection)
+
+
+def test_connections_that_are_closed_meanwhile(database: Database) -> None:
+    """The one that is in use is closed when its exchange has ended."""
+    cache = database.cache()
+    cache.set("key", 1)
+    pool = cache.get_pool()
+    (connection,) = pool.idle
+    read = connection.exchanger._read_some
+
+    def while_all_are_closed() -> bytes:
+        pool.disconnect()
+        data: bytes = read()
+        return data
+
+    connection.exchanger._read_some = while_all_are_closed
+    assert cache.get("key") == 1
+    assert connection.exchanger is None
+    assert pool.idle == [connection]
+    assert cache.get("key") == 1
 
 
 def test_scripts_are_refused(database: Database) -> None:
@@ -690,7 +732,7 @@ def test_a_poll_that_errs() -> None:
         assert len(times) == 3
 
 
-def test_a_socket_that_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_socket_that_is_closed() -> None:
     """Whichever call meets it."""
     one, other = socket.socketpair()
     with one, other:
@@ -714,10 +756,10 @@ def test_a_socket_that_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(redis.ConnectionError, match="closed by server"):
             tried.exchange(b"x")
 
-        def reset(self: exchanger.Exchanger, timeout: Any) -> bytes:
+        def reset() -> bytes:
             raise ConnectionResetError(104, "Connection reset by peer")
 
-        monkeypatch.setattr(exchanger.Exchanger, "_read", reset)
+        tried._read_some = reset
         with pytest.raises(redis.ConnectionError, match="reading"):
             tried.exchange(b"x")
 

@@ -159,11 +159,11 @@ def test_idle_connections_that_others_take(make_pool: Callable[..., Any]) -> Non
             return super().pop(index)
 
     clock.now += 10
-    pool._idle[:] = [first, second]
-    pool._idle = Idle(pool._idle)
+    pool.idle[:] = [first, second]
+    pool.idle = Idle(pool.idle)
     second.idle_since = clock.now - 1
-    pool._close_idle(clock.now)
-    assert list(pool._idle) == [second]
+    pool.close_idle(clock.now)
+    assert list(pool.idle) == [second]
     assert second.idle_since == clock.now - 1
 
     class Gone(list[Any]):
@@ -173,10 +173,10 @@ def test_idle_connections_that_others_take(make_pool: Callable[..., Any]) -> Non
             self.clear()
             return super().pop(index)
 
-    pool._idle = Gone([second])
+    pool.idle = Gone([second])
     clock.now += 10
-    pool._close_idle(clock.now)
-    assert pool._look_at == clock.now + 10
+    pool.close_idle(clock.now)
+    assert pool.look_at == clock.now + 10
 
 
 def test_counts_for_metrics(make_pool: Callable[..., Any]) -> None:
@@ -276,13 +276,13 @@ def test_lost_connection_wakes_those_who_wait(make_pool: Callable[..., Any]) -> 
     lost = pool.get_connection()
     with ThreadPoolExecutor(1) as executor:
         waiting = executor.submit(pool.get_connection)
-        wait_until(lambda: pool._queue)
-        (place,) = pool._queue
+        wait_until(lambda: pool.queue)
+        (place,) = pool.queue
         with pool._gate:
             del lost
             gc.collect()
             quicker = pool.get_connection()
-        wait_until(lambda: pool._queue and place not in pool._queue)
+        wait_until(lambda: pool.queue and place not in pool.queue)
         assert pool.counts() == (0, 1)
         del quicker
         gc.collect()

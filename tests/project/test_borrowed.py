@@ -475,8 +475,9 @@ KNOWN = {
     ("connection.pool_lent", "connections.pool"),
     ("connection.pool_generation", "connections.pool"),
     ("connection.idle_since", "connections.pool"),
+    ("connection.idle_since", "connections.idle_exchange"),
     # The one attribute of an outage's record that callers in a hurry set.
-    ("outages.answered_at", "clients.straight"),
+    ("outages.answered_at", "connections.idle_exchange"),
     ("endpoint.outages.answered_at", "clients.asynchronous"),
     # As long as it is instrumented.
     ("ConnectionPool.check_out", "opentelemetry"),
