@@ -65,9 +65,11 @@ def read_certificate(content: bytes, password: str | None) -> ClientCertificate:
         ValueError: the file can't be used; the text has the reason.
     """
     key, certificates = _load(content, password.encode() if password else None)
-    certificate = next((c for c in certificates if _is_of(c, key)), None)
-    if certificate is None:
+    own = [certificate for certificate in certificates if _is_of(certificate, key)]
+    if not own:
         raise ValueError("none of its certificates is the private key's")
+    # Several, if it was renewed with the same key.
+    certificate = max(own, key=lambda one: one.not_valid_after_utc)
     return ClientCertificate(key, certificate, tuple(_chain(certificate, certificates)))
 
 

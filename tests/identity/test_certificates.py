@@ -34,8 +34,10 @@ def rsa_key(name: str) -> rsa.RSAPrivateKey:
     return rsa.generate_private_key(65537, 2048)
 
 
-def certify(subject: str, key: Any, issuer: str, issuer_key: Any) -> x509.Certificate:
-    """Return a certificate."""
+def certify(
+    subject: str, key: Any, issuer: str, issuer_key: Any, days: float = 1
+) -> x509.Certificate:
+    """Return a certificate that is valid for so many days."""
     now = datetime.now(UTC)
     names = [
         x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
@@ -48,8 +50,8 @@ def certify(subject: str, key: Any, issuer: str, issuer_key: Any) -> x509.Certif
         .issuer_name(names[1])
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
+        .not_valid_before(now - timedelta(days=100))
+        .not_valid_after(now + timedelta(days=days))
         .sign(issuer_key, None if elliptic else hashes.SHA256())
     )
 
@@ -107,6 +109,22 @@ def test_pem_in_any_order(order: list[int], form: Any, encrypted: bool) -> None:
     assert key.private_numbers() == rsa_key("leaf").private_numbers()
     read = read_certificate(content, password).for_msal(send_chain=False)
     assert read["public_certificate"] is None
+
+
+@pytest.mark.parametrize("newest", [0, 1, 2])
+def test_certificate_that_was_renewed_with_the_same_key(newest: int) -> None:
+    """The one that is valid for longest counts, wherever it stands."""
+    days = [-10.0, -5.0, -1.0]
+    days[newest] = 10.0
+    key, issuer = rsa_key("leaf"), rsa_key("middle")
+    renewed = [certify("leaf", key, "middle", issuer, left) for left in days]
+    content = pem(
+        chain()[1], *renewed, key, encryption=NoEncryption(), form=PrivateFormat.PKCS8
+    )
+    read = read_certificate(content, None)
+    assert read.certificate == renewed[newest]
+    assert not read.has_expired()
+    assert list(read.chain) == [renewed[newest], chain()[1]]
 
 
 @pytest.mark.parametrize("encryption", [NoEncryption(), ENCRYPTED])
