@@ -29,6 +29,7 @@ from ..commands.slots import NO_HOST, Address, SlotRange, read_slots
 from ..conf.options import CacheOptions
 from ..connections.endpoint import Endpoint
 from ..connections.outage import Outages
+from ..connections.refusals import is_about_the_server
 from ..connections.registry import get_or_make
 from ..exceptions import ClusterUnavailableError, EntraRedisError, WrongBackendError
 from .lending import own_provider, through_expiries
@@ -446,8 +447,7 @@ def slots_error(error: Exception) -> Exception:
             f"{error}. The access policy should allow +cluster|slots, the command that "
             "returns which node has which keys."
         )
-    # BUSY: a script is running, and the node refuses every command for that time.
-    if isinstance(error, ResponseError) and not str(error).startswith("BUSY "):
+    if isinstance(error, ResponseError) and not is_about_the_server(error):
         return WrongBackendError(
             f"The server is not a node of a Redis Cluster ({error}): BACKEND should be "
             "'django_entra_redis.cache.EntraRedisCache' (Enterprise cluster policy, or "

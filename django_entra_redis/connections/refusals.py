@@ -185,6 +185,12 @@ def refused_from(replies: Sequence[Any], count: int) -> list[Any] | None:
     return [*replies, *[replies[-1]] * (count - len(replies))]
 
 
+def is_about_the_server(error: ResponseError) -> bool:
+    """Whether an error reply tells the state of the server or its cluster, and not what
+    is wrong with the command."""
+    return type(error) is not ResponseError or str(error).partition(" ")[0] in _OTHER
+
+
 def is_refusal(error: Exception | None) -> bool:
     """Whether an error is Redis' refusal of a token, and not yet translated.
 
@@ -212,7 +218,7 @@ def selection_error(error: ResponseError, database: object) -> Exception:
         error: the reply, as redis-py has parsed it.
         database: the number in the SELECT command.
     """
-    if type(error) is not ResponseError or str(error).partition(" ")[0] in _OTHER:
+    if is_about_the_server(error):
         return error
     return WrongDatabaseError(
         f"The server refuses database {database} ({str(error).rstrip('.')}). Azure "

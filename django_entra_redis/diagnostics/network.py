@@ -157,7 +157,8 @@ class ProbedServer:
         with self._open() as sock:
             sock.settimeout(self._patience())
             try:
-                sock.sendall(b"PING\r\n")
+                # As an array: not all that speak RESP know "inline commands".
+                sock.sendall(b"*1\r\n$4\r\nPING\r\n")
                 first = sock.recv(64)[:1]
             except TimeoutError:
                 raise StepError("port_silent", f"{self.name} says nothing.") from None

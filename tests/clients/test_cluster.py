@@ -1236,6 +1236,39 @@ def test_single_node_is_no_cluster(redis_server: str) -> None:
     assert isinstance(cache, EntraRedisCache)
 
 
+@pytest.mark.parametrize("refused", [b"AUTH", b"CLUSTER"])
+@pytest.mark.parametrize(
+    "reply",
+    [
+        b"DENIED Redis is running in protected mode",
+        b"READONLY You can't write against a read only replica.",
+        b"CLUSTERDOWN The cluster is down",
+        b"TRYAGAIN Multiple keys request during rehashing of slot",
+        b"MISCONF Errors writing to the AOF file",
+    ],
+)
+def test_a_server_that_can_not_answer_now(refused: bytes, reply: bytes) -> None:
+    """What it says of itself is no sign that it is the other kind of server."""
+
+    def answer(peer: Peer, command: list[bytes]) -> bytes:
+        return b"-" + reply + b"\r\n" if command[0] == refused else b"+OK\r\n"
+
+    host = PeerHost(answer)
+
+    async def main() -> None:
+        async with host:
+            location = f"redis://:password@127.0.0.1:{host.port}"
+            cache = EntraRedisClusterCache(location, {"OPTIONS": {"identity": None}})
+            for call in (lambda: cache.get("key"), cache.get_client):
+                with pytest.raises(redis.RedisError) as caught:
+                    await asyncio.to_thread(call)
+                assert not isinstance(caught.value, WrongBackendError)
+                assert "BACKEND" not in str(caught.value)
+
+    asyncio.run(main())
+    registry.reset()
+
+
 @pytest.mark.parametrize("way", ["set_many", "aset_many"])
 def test_a_value_over_a_nodes_limit(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
     """The node refuses it and the rest of what it was sent, which is sent once."""

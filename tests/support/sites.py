@@ -184,12 +184,10 @@ class _Conversation(socketserver.StreamRequestHandler):
         server = cast(ScriptedServer, self.server)
         server.connections += 1
         while line := self.rfile.readline():
-            words = [line.decode().strip()]
-            if line.startswith(b"*"):
-                words = []
-                for _ in range(int(line[1:])):
-                    length = int(self.rfile.readline()[1:])
-                    words.append(self.rfile.read(length + 2)[:-2].decode())
+            words = []
+            for _ in range(int(line.removeprefix(b"*"))):
+                length = int(self.rfile.readline()[1:])
+                words.append(self.rfile.read(length + 2)[:-2].decode())
             self.wfile.write(self._answer(words, server))
 
     def _answer(self, words: list[str], server: ScriptedServer) -> bytes:
