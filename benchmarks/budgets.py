@@ -60,8 +60,8 @@ INSTRUCTIONS = (
     Budget("small int", "get_many(100)", 674_000),
     Budget("small int", "set_many(100)", 1_101_000),
     Budget("small int", "first get", 187_900),
-    Budget("small int", "hot get", 11_600),
-    Budget("small int", "missed get", 64_000),
+    Budget("small int", "hot get", 12_500),
+    Budget("small int", "missed get", 63_000),
 )
 SYSTEM_CALLS = (
     Budget("small int", "get", 4),

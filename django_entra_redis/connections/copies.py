@@ -49,8 +49,6 @@ class Fill:
         owner: the connection on which it is fetched.
     """
 
-    __slots__ = ("key", "owner", "tainted")
-
     def __init__(self, key: str, owner: Hashable) -> None:
         self.key = key
         self.owner = owner

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from django_entra_redis.commands.packing import pack_all
 from django_entra_redis.connections import tracked_calls, tracked_connection
 from django_entra_redis.connections.copies import Copies
 from django_entra_redis.connections.tracked_connection import TrackedConnection
@@ -84,6 +85,13 @@ def system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.delattr(select, "epoll", raising=False)
     if request.param == "select":
         monkeypatch.delattr(select, "poll", raising=False)
+
+
+@pytest.mark.parametrize("key", ["a", "naïve", "x" * 300])
+def test_the_bytes_of_a_fetch(key: str) -> None:
+    """Are those of its two commands."""
+    packed = pack_all([("GET", key), ("PTTL", key)])
+    assert tracked_calls.pack_fetch(key) == packed
 
 
 @pytest.mark.usefixtures("system")
