@@ -12,7 +12,7 @@ import random
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import django
@@ -53,6 +53,18 @@ class History:
 
         self._flushes.append(flush)
         return note
+
+    def wrote(self, keys: Sequence[str], version: int, refused: Sequence[str]) -> None:
+        """Take note of what ``set_many()`` has written, and of what it says it has not.
+
+        Parameters:
+            keys, version: what it was to write.
+            refused: what it returned.
+        """
+        ended = time.monotonic()
+        self.writes += [(key, version, ended) for key in keys if key not in refused]
+        if refused:
+            self.errors.append(f"aset_many: {len(refused)} keys refused")
 
     def told(self) -> dict[str, Any]:
         """Return it as JSON has it."""
@@ -121,7 +133,7 @@ class Load:
                 version = cache.get(key)
             except Exception as error:
                 self.history.errors.append(f"get: {error!r}")
-                continue
+                version = None
             if version is not None:
                 note(key, version, started)
             time.sleep(random.expovariate(1 / READ_EVERY))
@@ -141,7 +153,7 @@ class Load:
                 found = cache.get(key)
             except Exception as error:
                 self.history.errors.append(f"set: {error!r}")
-                continue
+                found = None
             if found is not None:
                 note(key, found, started)
             info: Any = cache
@@ -164,7 +176,7 @@ class Load:
                 version = await cache.aget(key)
             except Exception as error:
                 self.history.errors.append(f"aget: {error!r}")
-                continue
+                version = None
             if version is not None:
                 note(key, version, started)
             await asyncio.sleep(random.expovariate(1 / READ_EVERY / TASKS * READERS))
@@ -178,14 +190,13 @@ class Load:
             version += 1
             keys = self._own("task")
             try:
-                await cache.aset_many(dict.fromkeys(keys, version), 100)
-                ended = time.monotonic()
-                self.history.writes += [(key, version, ended) for key in keys]
+                values = dict.fromkeys(keys, version)
+                self.history.wrote(keys, version, await cache.aset_many(values, 100))
                 started = time.monotonic()
                 found = await cache.aget_many(keys)
             except Exception as error:
                 self.history.errors.append(f"aset_many: {error!r}")
-                continue
+                found = {}
             for key, read in found.items():
                 note(key, read, started)
             await asyncio.sleep(random.expovariate(1 / WRITE_EVERY))

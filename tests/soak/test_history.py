@@ -9,6 +9,7 @@ import pytest
 from emulator import Emulator
 from soak.copies import MAX_BYTES, Found, running, settings_of
 from soak.history import Read, Write, find_violations
+from soak.readers import History
 
 PROCESSES = 2
 
@@ -54,6 +55,16 @@ def test_a_late_answer() -> None:
     writes = [Write(1, "k", 2, 50.0), Write(1, "k", 3, 20.0)]
     found = list(find_violations(writes, [Read(2, "k", 1, 26.0)], 5.0))
     assert [(each.newer, each.age) for each in found] == [(2, 6.0)]
+
+
+def test_what_is_refused_is_not_written() -> None:
+    """A cluster that is down refuses keys of ``set_many()``, which returns them."""
+    history = History(1)
+    history.wrote(["a", "b"], 5, ["b"])
+    history.wrote(["a", "b"], 6, [])
+    written = [(key, version) for key, version, _ in history.writes]
+    assert written == [("a", 5), ("a", 6), ("b", 6)]
+    assert len(history.errors) == 1
 
 
 # -- a cache
