@@ -206,6 +206,49 @@ def test_an_identity_that_can_not_be() -> None:
     assert "settings_invalid" in section(text, "check-default")
 
 
+#: A name that would be a script if the page did not escape it.
+NAME = "<script>alert('x')</script>"
+#: No cache of this can answer, nor be asked for anything.
+DOWN = {
+    "BACKEND": BACKEND,
+    "LOCATION": "redis://user:the-password@127.0.0.1:1",
+    "OPTIONS": {"identity": None},
+}
+PRINCIPAL = {
+    "KIND": "service_principal",
+    "TENANT_ID": "11111111-1111-1111-1111-111111111111",
+    "CLIENT_ID": "11111111-1111-1111-1111-111111111111",
+    "CLIENT_SECRET": "the-password",
+    "AUTHORITY_HOST": "https://127.0.0.1:1",
+}
+
+
+@pytest.mark.parametrize(
+    ("cache", "identity"),
+    [
+        (DOWN, {}),
+        ({**DOWN, "OPTIONS": {"identity": NAME}}, {"KIND": NAME}),
+        ({**DOWN, "OPTIONS": {"identity": NAME}}, {**PRINCIPAL, "USERNAME": NAME}),
+        ({**DOWN, "OPTIONS": {"identity": None, NAME: "the-password"}}, {}),
+        ({**DOWN, "LOCATION": f"redis://:the-password@{NAME}:1"}, {}),
+        ({**DOWN, "LOCATION": None}, {}),
+        ({**DOWN, "BACKEND": f"{BACKEND[:-5]}ClusterCache"}, {}),
+    ],
+)
+def test_names_are_escaped_and_no_failure_fails_the_page(
+    cache: dict[str, Any], identity: dict[str, Any]
+) -> None:
+    """Whatever is wrong is told on it, without a password and without a script."""
+    with override_settings(
+        CACHES={"default": DOWN, NAME: cache}, ENTRA_REDIS={NAME: identity}
+    ):
+        text = rendered(**content(check=True))
+    assert "fails" in section(text, "cache-default")
+    assert "failed" in section(text, f"check-{html.escape(NAME)}")
+    assert "<script" not in text
+    assert "the-password" not in text
+
+
 def test_no_cache_to_check() -> None:
     """Where no cache is one of this package's, the page says so."""
     text = rendered(**content(check=True))

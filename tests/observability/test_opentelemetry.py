@@ -25,6 +25,7 @@ from django_entra_redis.connections.pool import ConnectionPool
 from django_entra_redis.credentials import get_credential_provider
 from django_entra_redis.exceptions import ConnectionPoolTimeout, TokenError
 from django_entra_redis.opentelemetry import EntraRedisInstrumentor
+from django_entra_redis.sessions import SessionStore
 from emulator import Emulator
 from tests.support.caches import Database, let_in, make_cache, wait_until
 from tests.support.failing_clients import TOKEN, traces_in
@@ -233,6 +234,70 @@ def test_no_second_span(database: Database, telemetry: Telemetry) -> None:
         "django_entra_redis.opentelemetry"
     }
     assert other.instrumentation_scope.name == "opentelemetry.instrumentation.redis"
+
+
+def test_sessions(database: Database, telemetry: Telemetry) -> None:
+    """What a session does is a request, and so a span: sync and async."""
+    options = {"identity": None}
+    settings = {"BACKEND": BACKEND, "LOCATION": database.url, "OPTIONS": options}
+    with override_settings(CACHES={"default": settings}):
+        made = SessionStore()
+        made.create()
+        made["a"] = 1
+        made.save()
+        assert SessionStore(made.session_key)["a"] == 1
+        made.delete()
+        names = [span.name for span in telemetry.spans()]
+        assert names == ["SET", "SET", "GET", "DEL"]
+
+        async def main() -> None:
+            made = SessionStore()
+            await made.acreate()
+            await made.aset("a", 1)
+            await made.asave()
+            assert await SessionStore(made.session_key).aget("a") == 1
+            await made.adelete()
+
+        asyncio.run(main())
+    assert [span.name for span in telemetry.spans()] == names
+
+
+@pytest.mark.parametrize("clustered", [False, True])
+def test_locks(
+    cluster: Emulator,
+    database: Database,
+    monkeypatch: pytest.MonkeyPatch,
+    telemetry: Telemetry,
+    *,
+    clustered: bool,
+) -> None:
+    """They are redis-py's: the instrumentation of redis-py records their commands."""
+    cache = database.cache()
+    if clustered:
+        options = {"ssl_ca_certs": str(cluster.ca_file)}
+        cache = EntraRedisClusterCache(cluster.redis_url, {"OPTIONS": options})
+
+    async def main() -> None:
+        async with cache.alock("the-lock", timeout=60):
+            pass
+
+    def hold() -> None:
+        with cache.lock("the-lock", timeout=60):
+            pass
+        asyncio.run(main())
+
+    with let_in(cluster, monkeypatch):
+        hold()
+        # The first of a cluster finds out its nodes.
+        assert {span.name for span in telemetry.spans()} <= {
+            "entra_redis.token_request"
+        }
+        theirs = RedisInstrumentor()
+        theirs.instrument(tracer_provider=telemetry.tracer_provider)
+        hold()
+        theirs.uninstrument()
+        spans = [span.name for span in telemetry.spans()]
+    assert spans == ["SET", "EVALSHA"] * 2
 
 
 def test_token_requests(telemetry: Telemetry) -> None:

@@ -14,6 +14,7 @@ TOOLS = [
     "ddtrace",
     "elastic",
     "native",
+    "new_relic",
     "opentelemetry",
     "sentry",
     "toolbar",

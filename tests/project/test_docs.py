@@ -75,6 +75,8 @@ OTHERS = (
     "azure.monitor.opentelemetry",
     "django_entra_redis.opentelemetry",
     "fakeredis",
+    "newrelic",
+    "newrelic.agent",
     "opentelemetry",
     "opentelemetry.metrics",
     "prometheus_client",
