@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 import redis
@@ -595,12 +594,10 @@ def test_command(tmp_path: Path, cluster_server: str, number: signal.Signals) ->
             assert "export REDIS_CLUSTER=1\n" in lines
             description = control.description()
             assert [Node(**one) for one in description["nodes"]] == control.nodes()
-            port = urlsplit(description["backend_url"]).port or 0
             assert len(servers(tmp_path)) == 2
             process.send_signal(number)
             process.wait()
         finally:
             process.kill()
+    # Their ports may be those of other processes of the machine by now.
     wait_until(lambda: not servers(tmp_path))
-    with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(("127.0.0.1", port))
