@@ -188,7 +188,7 @@ class AsyncCacheClient:
         """Do as :meth:`Client.give_up` does, without blocking the event loop."""
         if (endpoint := attempts.gave_up(error)) is None:
             return False
-        well = await _answers(connections, endpoint, attempts.patience)
+        well = await _answers(connections, endpoint, attempts.second_opinion_timeout)
         attempts.second_opinion(well)
         return not well
 
@@ -278,17 +278,17 @@ def _meaning(request: Request, error: Exception) -> Exception:
 
 
 async def _answers(
-    connections: LoopConnections, endpoint: Endpoint, patience: float
+    connections: LoopConnections, endpoint: Endpoint, timeout: float
 ) -> bool:
     """Return whether a server answers on a new connection of the loop.
 
     Parameters:
         connections: the loop's connections, of which the last one has been closed.
         endpoint: the server.
-        patience: seconds to wait for the answer.
+        timeout: seconds to wait for the answer.
     """
     try:
-        async with asyncio.timeout(patience):
+        async with asyncio.timeout(timeout):
             await connections.to(endpoint).call(pack_all([("PING",)]))
     except ResponseError:
         return True  # PING may be forbidden to this user, but the server answers.

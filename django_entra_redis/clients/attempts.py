@@ -78,7 +78,7 @@ class Attempts:
         return self.endpoint if doubtful else None
 
     @property
-    def patience(self) -> float:
+    def second_opinion_timeout(self) -> float:
         """Seconds to wait for the server's answer on a new connection."""
         assert self.endpoint is not None
         least, most = SECOND_OPINION

@@ -159,7 +159,7 @@ class Client(ABC):
         """
         if (endpoint := attempts.gave_up(error)) is None:
             return False
-        well = endpoint.answers(attempts.patience)
+        well = endpoint.answers(attempts.second_opinion_timeout)
         attempts.second_opinion(well)
         return not well
 

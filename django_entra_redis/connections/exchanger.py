@@ -148,7 +148,7 @@ class Exchanger:
 
     def _receive_many(self, count: int, data: bytes) -> list[Any]:
         replies: list[Any] = []
-        patience: _Patience | None = None
+        deadline: _ReplyDeadline | None = None
         while True:
             self._feed(_some(data))
             while (reply := self._gets()) is not INCOMPLETE:
@@ -158,10 +158,10 @@ class Exchanger:
                 if len(replies) == count:
                     return replies
             received = len(data)
-            if patience is None:
-                patience = _Patience(self._timeout)
+            if deadline is None:
+                deadline = _ReplyDeadline(self._timeout)
                 received += count * REPLY
-            data = self._read(patience.left(received))
+            data = self._read(deadline.left(received))
 
     def _receive(self, data: bytes) -> Any:
         value = self._read_value(_some(data))
@@ -172,9 +172,9 @@ class Exchanger:
         return self._receive_rest(len(data)) if reply is INCOMPLETE else reply
 
     def _receive_rest(self, received: int) -> Any:
-        patience = _Patience(self._timeout)
+        deadline = _ReplyDeadline(self._timeout)
         while True:
-            data = self._read(patience.left(received))
+            data = self._read(deadline.left(received))
             self._feed(data)
             reply = self._gets()
             if reply is not INCOMPLETE:
@@ -204,13 +204,13 @@ class Exchanger:
         read = len(data) - end - 2
         if not LARGE <= size <= LARGEST or read > size + 1:
             return None
-        patience = _Patience(self._timeout)
+        deadline = _ReplyDeadline(self._timeout)
         buffer = io.BytesIO(bytes(size + 2))
         with buffer.getbuffer() as view:
             view[:read] = data[end + 2 :]
             at = read
             while at < size + 2:
-                read = self._read_into(view[at:], patience.left(read))
+                read = self._read_into(view[at:], deadline.left(read))
                 at += read
             whole = view[size:].tobytes() == b"\r\n"
         if not whole:
@@ -257,8 +257,8 @@ def _failed_writing(error: OSError) -> Exception:
     return ConnectionError(f"Error {number} while writing to socket. {text}.")
 
 
-class _Patience:
-    """How long to wait for the rest of a reply.
+class _ReplyDeadline:
+    """The deadline of a reply, of which a part may have come.
 
     Parameters:
         timeout: milliseconds; ``None`` for no bound.

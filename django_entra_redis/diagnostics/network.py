@@ -143,7 +143,7 @@ class ProbedServer:
                 return socket.create_connection((found, port), seconds / 2)
         return socket.create_connection((hosts[-1], port), seconds)
 
-    def _patience(self) -> float:
+    def _timeout_left(self) -> float:
         # Half of what is left, since a silent server is asked twice.
         limit = self.pool.connection_kwargs.get("socket_timeout") or 60
         return float(min(self.left() / 2, limit))
@@ -155,7 +155,7 @@ class ProbedServer:
         connection.
         """
         with self._open() as sock:
-            sock.settimeout(self._patience())
+            sock.settimeout(self._timeout_left())
             try:
                 # As an array: not all that speak RESP know "inline commands".
                 sock.sendall(b"*1\r\n$4\r\nPING\r\n")
@@ -173,7 +173,7 @@ class ProbedServer:
         # By redis-py's own method, with the ssl_ entries in OPTIONS.
         connection = self.connection()
         with self._open() as sock:
-            sock.settimeout(self._patience())
+            sock.settimeout(self._timeout_left())
             try:
                 with connection._wrap_socket_with_ssl(sock) as wrapped:
                     return _describe(wrapped)
