@@ -237,14 +237,12 @@ class Operations:
         value = None
         if self.server.runs_scripts:
             try:
-                # EVAL if the server does not know the script yet, or has restarted.
-                for how, script in (("EVALSHA", INCR_SHA), ("EVAL", INCR_SCRIPT)):
-                    counting = (how, script, 1, key, delta)
-                    with suppress(NoScriptError):
-                        value = yield Request(
-                            counting, key=key, once=True, parse=sum_or_nothing
-                        )
-                        break
+                known = False
+                with suppress(NoScriptError):
+                    value = yield _counting("EVALSHA", INCR_SHA, key, delta)
+                    known = True
+                if not known:  # yet, or any more: the server has restarted
+                    value = yield _counting("EVAL", INCR_SCRIPT, key, delta)
             except ResponseError as error:
                 if not refuses_scripts(error):
                     raise
@@ -277,8 +275,6 @@ class Operations:
         Returns:
             The names of the keys that Redis refused to set.
         """
-        if not keys:
-            return []
         commands = pack_sets(keys, map(self.dumps, data.values()), timeout)
         return (yield from self.set_many_packed(commands, keys, data))
 
@@ -427,6 +423,11 @@ class Operations:
         """Delete the keys that match a pattern."""
         yield from self.delete_matching(pattern.glob, regex=pattern.regex)
         return True
+
+
+def _counting(how: str, script: str, key: str, delta: int) -> Request:
+    command = (how, script, 1, key, delta)
+    return Request(command, key=key, once=True, parse=sum_or_nothing)
 
 
 def checked(replies: Sequence[Any]) -> Sequence[Any]:

@@ -118,11 +118,6 @@ class Batch(Request):
         super().__init__(b"", len(commands), keys=keys, write=write, parse=parse)
         self.commands = commands
 
-    @property
-    def verb(self) -> str:
-        """The name of the first command."""
-        return self.single(0).verb
-
     def part(self, positions: Sequence[int]) -> Request:
         """Return the request for the commands at some positions."""
         commands = [self.commands[position] for position in positions]

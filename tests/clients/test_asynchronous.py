@@ -24,6 +24,7 @@ from django.test import override_settings
 from django.utils.asyncio import async_unsafe
 from redis.backoff import NoBackoff
 from redis.credentials import UsernamePasswordCredentialProvider
+from redis.exceptions import NoScriptError
 from redis.retry import Retry
 
 from django_entra_redis.cache import EntraRedisCache
@@ -941,6 +942,21 @@ def test_both_ways_of_a_first_attempt(
                 continue
             found = [await outcome(replies, direct) for direct in (True, False)]
             assert found[0] == found[1]
+
+    run(main())
+
+
+@pytest.mark.parametrize("name", ["incr", "aincr"])
+def test_script_that_a_server_never_knows(name: str) -> None:
+    """That is told as it is, and not as if the key did not exist."""
+
+    async def main() -> None:
+        host, _ = answering(*[b"-NOSCRIPT none\r\n"] * 9)
+        async with host:
+            cache = make_cache(f"redis://127.0.0.1:{host.port}", identity=None)
+            incr = cache.aincr if name == "aincr" else sync_to_async(cache.incr)
+            with pytest.raises(NoScriptError):
+                await incr("key")
 
     run(main())
 
