@@ -209,6 +209,23 @@ def test_an_import_does_not_wait_for_ever(tmp_path: Path) -> None:
     assert output == "True\n"
 
 
+def test_the_end_does_not_wait_for_ever(tmp_path: Path) -> None:
+    """A process ends, though what it imports never does."""
+    output = run(
+        tmp_path,
+        """
+        import events
+        forks.IMPORT_TIMEOUT = 0.01
+        import_in_thread("slow")
+        events.begun.wait()
+        print("over")
+        """,
+        events="import threading; begun, go_on = threading.Event(), threading.Event()",
+        slow="import events; events.begun.set(); events.go_on.wait()",
+    )
+    assert output == "over\n"
+
+
 EVENTS = "import threading; begun, go_on, inside = [threading.Event() for _ in '123']"
 
 

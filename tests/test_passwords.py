@@ -13,6 +13,7 @@ import redis
 from asgiref.sync import sync_to_async
 from django.core.cache import caches
 from django.test import override_settings
+from redis._parsers import _RESP2Parser
 
 from django_entra_redis.connections import event_loops
 from tests.support.caches import Database, make_cache
@@ -156,7 +157,7 @@ class FailingConnection(redis.Connection):
         raise LookupError("no connection today")
 
 
-class FailingParser:
+class FailingParser(_RESP2Parser):
     """A parser that can't be made."""
 
     def __init__(self, **kwargs: Any) -> None:

@@ -647,9 +647,7 @@ class Shouting(enum.StrEnum):
 
     YES = "yes"
 
-    def __str__(self) -> str:
-        """Return what it is not."""
-        return "no"
+    __str__ = enum.Enum.__str__
 
 
 class Point(NamedTuple):

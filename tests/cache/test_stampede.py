@@ -213,6 +213,26 @@ def test_an_iterator_that_has_ended(database: Database) -> None:
     assert computing.calls == 1
 
 
+def test_an_iterator_that_has_ended_in_a_thread(database: Database) -> None:
+    """A task that waits for the thread is told what Python makes of it in a task."""
+    cache, computing = database.cache(), Computing(StopIteration("over"))
+
+    async def join() -> None:
+        joining = asyncio.create_task(cache.aget_or_set("k", computing, 60))
+        while not waiting("k"):
+            await asyncio.sleep(0.005)
+        computing.go_on.set()
+        with pytest.raises(RuntimeError, match="StopIteration"):
+            await joining
+
+    with ThreadPoolExecutor(1) as pool:
+        leading = pool.submit(cache.get_or_set, "k", computing, 60)
+        assert computing.begun.wait(30)
+        asyncio.run(join())
+        assert isinstance(leading.exception(), StopIteration)
+    assert computing.calls == 1
+
+
 @pytest.mark.parametrize("options", [{}, {"stampede": ALWAYS}])
 def test_a_task_that_its_loop_drops(
     database: Database, options: dict[str, Any]

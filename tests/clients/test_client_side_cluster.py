@@ -105,6 +105,16 @@ def test_reads_and_writes(both: Any, native: bool) -> None:
     assert cache.get_many(NAMES) == {}
 
 
+@pytest.mark.parametrize("native", [False, True])
+def test_the_first_read_of_a_process(both: Any, native: bool) -> None:
+    """It has nodes looked for, before any of them can be asked for copies."""
+    cache, _ = both
+    assert not cache.get_topology().known
+    found = asyncio.run(cache.aget_many(NAMES)) if native else cache.get_many(NAMES)
+    assert found == {}
+    assert cache.get_topology().known
+
+
 def test_one_connection_for_each_primary(cluster: Emulator, both: Any) -> None:
     """And none to a replica."""
     cache, other = both

@@ -927,6 +927,116 @@ def test_slot_that_nobody_serves() -> None:
     asyncio.run(script.use(work))
 
 
+def test_full_coverage_is_asked_for() -> None:
+    """Then a cluster of which a part is down counts as down."""
+    script = Script()
+    script.last = 100
+
+    def work(cache: Any) -> None:
+        with pytest.raises(ClusterUnavailableError, match="require_full_coverage"):
+            cache.get("key")
+
+    asyncio.run(script.use(work, require_full_coverage=True))
+    assert b"GET" not in script.seen
+
+
+def test_nodes_that_contradict_each_other() -> None:
+    """The first one's answer counts; the others' only for the slots that it lacks."""
+
+    async def main() -> None:
+        location, node = Script(), Script()
+        location.last = node.last = 100
+
+        def work(cache: EntraRedisClusterCache) -> None:
+            topology = cache.get_topology()
+            topology.ensure()
+            assert b"CLUSTER" not in node.seen
+            topology.discover()
+            assert b"CLUSTER" in node.seen
+            assert [*topology.primaries] == [f"127.0.0.1:{host.port}"]
+
+        async with PeerHost(node) as host:
+            location.node_port = host.port
+            node.port = 1
+            await location.use(work)
+
+    asyncio.run(main())
+
+
+def test_silence_while_nodes_are_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits is told in time, in a thread and in a loop."""
+    monkeypatch.setattr(topologies, "LONGEST", 0.05)
+    script = Script()
+
+    def hold(peer: Peer, command: list[bytes]) -> bytes | None:
+        return None if command[0] == b"CLUSTER" else script(peer, command)
+
+    async def main() -> None:
+        async with PeerHost(hold) as host:
+            cache = EntraRedisClusterCache(
+                f"redis://127.0.0.1:{host.port}",
+                {"OPTIONS": {"identity": None, "socket_timeout": None}},
+            )
+            topology = cache.get_topology()
+            with pytest.raises(ClusterUnavailableError, match=r"within 0\.05 s"):
+                await asyncio.to_thread(topology.discover)
+            with pytest.raises(ClusterUnavailableError, match=r"within 0\.05 s"):
+                await topology.adiscover()
+
+    asyncio.run(main())
+
+
+def test_slow_nodes_that_are_not_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What they have not answered in time, all at once, is asked for one by one."""
+    waits: list[int] = []
+
+    def read(connection: Any, request: Request) -> list[Any]:
+        waits.append(request.count)
+        return read_many(connection, request)
+
+    monkeypatch.setattr(clusters, "read_many", read)
+    ordered = sorted(NAMES, key=lambda name: key_slot(f":1:{name}".encode()))
+    ends = [ordered[0], ordered[-1]]
+    script = Script()
+    held: set[bytes] = set()
+
+    def hold(peer: Peer, command: list[bytes]) -> bytes | None:
+        if command[0] == b"GET" and command[1] not in held:
+            held.add(command[1])
+            return None
+        return script(peer, command)
+
+    async def main() -> None:
+        async with PeerHost(hold) as first, PeerHost(hold) as second:
+            slots = b"*3\r\n:%d\r\n:%d\r\n*3\r\n$9\r\n127.0.0.1\r\n:%d\r\n$2\r\n%b\r\n"
+            script.answers["CLUSTER"] = [
+                b"*2\r\n"
+                + slots % (0, 8191, first.port, b"id")
+                + slots % (8192, 16383, second.port, b"no")
+            ] * 9
+            cache = EntraRedisClusterCache(
+                f"redis://127.0.0.1:{first.port}",
+                {"OPTIONS": {"identity": None, "socket_timeout": 1.0}},
+            )
+            found = await asyncio.to_thread(cache.get_many, ends)
+            assert found == dict.fromkeys(ends, 5)
+            registry.reset()
+
+    asyncio.run(main())
+    assert len(held) == 2
+    assert len(waits) == 1
+
+
+def test_replies_without_a_bound() -> None:
+    """Those to many commands are waited for, where there is no timeout."""
+    script = Script()
+
+    def work(cache: EntraRedisClusterCache) -> list[str]:
+        return cache.set_many({"a": 1, "b": 2})
+
+    assert asyncio.run(script.use(work, socket_timeout=None)) == []
+
+
 def test_a_fault_of_our_own(cache: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is no error of Redis' is not taken for one."""
 
@@ -1014,6 +1124,29 @@ def test_whom_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     asyncio.run(main())
 
 
+def test_only_the_servers_in_location() -> None:
+    """They alone are asked where the setting says so, also while they fail."""
+
+    async def main() -> None:
+        location, node = Script(), Script()
+
+        def work(cache: EntraRedisClusterCache) -> None:
+            topology = cache.get_topology()
+            topology.ensure()
+            assert cache.get("key") == 5
+            location.answers["CLUSTER"] = [b"-ERR gone\r\n"]
+            with pytest.raises(ResponseError, match="gone"):
+                topology.discover()
+
+        async with PeerHost(node) as host:
+            location.node_port = node.port = host.port
+            await location.use(work, dynamic_startup_nodes=False)
+        assert b"GET" in node.seen
+        assert b"CLUSTER" not in node.seen
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize(
     ("answer", "error"),
     [
@@ -1086,6 +1219,28 @@ def test_node_that_leaves(end: str) -> None:
             await asyncio.wait_for(leave(cache), 30)
 
     asyncio.run(main())
+
+
+def test_node_that_leaves_a_pool_of_redis_pys() -> None:
+    """Its idle connections are closed, too."""
+    script, other = Script(), Script()
+
+    async def main() -> None:
+        async with PeerHost(other) as host:
+            other.port = script.node_port = host.port
+
+            def work(cache: EntraRedisClusterCache) -> None:
+                assert cache.get("key") == 5
+                (peer,) = host.peers
+                assert not peer.transport.is_closing()
+                script.node_port = 0
+                cache.get_topology().discover()
+                wait_until(peer.transport.is_closing)
+
+            await script.use(work, pool_class=redis.ConnectionPool)
+
+    asyncio.run(main())
+    assert b"GET" in other.seen
 
 
 def test_errors_of_the_client() -> None:

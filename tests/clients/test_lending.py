@@ -294,6 +294,47 @@ def test_foreign_pool(database: Database) -> None:
     cache.get_pool().disconnect()
 
 
+@pytest.mark.parametrize("native", [False, True])
+def test_what_no_expiry_has_cut(native: bool) -> None:
+    """It is sent again only while there is another token than when it began."""
+    sent = []
+
+    def send() -> None:
+        sent.append(1)
+        raise RedisConnectionError("cut")
+
+    async def asend() -> None:
+        send()
+
+    tokens = iter(["first", "second", "second", "second"])
+    renewal = SimpleNamespace(fresh=lambda: next(tokens))
+    provider: Any = SimpleNamespace(renewal=renewal)
+    call: Callable[[], Any] = (
+        (lambda: asyncio.run(lending.athrough_expiries(provider, asend)))
+        if native
+        else (lambda: lending.through_expiries(provider, send))
+    )
+    with pytest.raises(RedisConnectionError, match="cut"):
+        call()
+    assert len(sent) == 2
+
+
+def test_given_back_to_the_pool_itself(database: Database) -> None:
+    """The cache's policy is not forgotten over that, nor taken for the client's."""
+    cache = database.cache(pool_class=redis.ConnectionPool)
+    view: Any = cache.get_client().connection_pool
+    pool: Any = cache.get_pool()
+    connection = pool.get_connection()
+    own = connection.retry
+    pool.release(connection)
+    for giving_back in (pool, view):
+        assert view.get_connection() is connection
+        assert connection.retry is not own
+        giving_back.release(connection)
+    assert connection.retry is own
+    pool.disconnect()
+
+
 def test_not_retryable() -> None:
     """Who hands a call over may have a say in what is repeated."""
     policy = RetryPolicy((RedisConnectionError,), 3, NoBackoff())

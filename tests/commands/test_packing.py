@@ -12,6 +12,7 @@ from django_entra_redis.commands.packing import (
     pack_delete,
     pack_deletes,
     pack_get,
+    pack_get_many,
     pack_on_key,
     pack_set,
     pack_sets,
@@ -53,6 +54,7 @@ def test_single_keys(key: str) -> None:
     """The commands of one key, and SET under a condition."""
     assert pack_delete(key) == packed("DEL", key)
     assert pack_get(key) == packed("GET", key)
+    assert pack_get_many(["other", key]) == packed("MGET", "other", key)
     assert pack_on_key("EXISTS", key) == packed("EXISTS", key)
     assert pack_on_key("EXPIRE", key, 300) == packed("EXPIRE", key, 300)
     assert pack_set(key, b"x", 0, "NX") == packed("SET", key, "x", "NX", "EX", 0)

@@ -132,6 +132,24 @@ def test_what_the_server_says_of_a_large_value() -> None:
     on_wire(test)
 
 
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_server_that_refuses_the_rest(waits: bool) -> None:
+    """What it says stands for all commands, if there is still somebody to be told."""
+
+    async def test(wire: Wire) -> None:
+        future = wire.protocol.submit(b"two", 2)
+        await turns()
+        wire.protocol.data_received(b"-ERR too large\r\n")
+        if not waits:
+            future.cancel()
+        assert not wire.protocol.eof_received()
+        if waits:
+            assert [*map(str, await future)] == ["too large"] * 2
+        assert wire.protocol.closed
+
+    on_wire(test)
+
+
 @pytest.mark.parametrize("extra", [{"sslcontext": True}, {}])
 def test_what_can_not_be_read_any_more(extra: dict[str, Any]) -> None:
     """Behind TLS, or of a socket that is reset, nothing is: the connection is lost."""

@@ -17,6 +17,7 @@ import pytest
 from django_entra_redis.commands.packing import pack_all
 from django_entra_redis.connections import tracked_calls, tracked_connection
 from django_entra_redis.connections.copies import Copies
+from django_entra_redis.connections.tracked_calls import Call, Fetch
 from django_entra_redis.connections.tracked_connection import TrackedConnection
 from emulator.certificates import CertificateAuthority
 from tests.support.caches import wait_until
@@ -336,6 +337,37 @@ def test_threads_hand_over(server: Server) -> None:
             server.send(b"$1\r\n%c\r\n:-1\r\n" % number)
         assert [future.result() for future in found] == [[b"1"], [b"2"], [b"3"]]
     assert server.connection._poller is None
+
+
+def test_one_lock_for_all_turns() -> None:
+    """Whoever waits on it would not be woken by another one; nor once it is done."""
+    call = Call(1, 0)
+    call.want_turn()
+    lock = call.turn
+    assert lock is not None
+    call.want_turn()
+    assert call.turn is lock
+    call.renounce_turn()
+    call.done = True
+    call.want_turn()
+    assert call.turn is None
+
+
+def test_done_just_before_it_waits_for_its_turn(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who finds that another thread has finished its call waits for no turn."""
+    call = server.connection.fetch(["a"])
+    assert call is not None
+
+    def finish(call: Fetch) -> None:
+        call.done = True
+
+    with monkeypatch.context() as patch:
+        patch.setattr(server.connection, "_poller", -1)
+        patch.setattr(Fetch, "want_turn", finish)
+        server.connection.wait(call)
+    assert call.turn is None
 
 
 class Interrupted:

@@ -190,6 +190,23 @@ def test_fork() -> None:
     loop.close()
 
 
+def test_a_command_that_can_not_be_sent() -> None:
+    """Only errors of AUTH lose their frames; the user's own come as they are."""
+
+    async def main() -> None:
+        client = redis.asyncio.Redis(
+            port=port, protocol=2, credential_provider=get_credential_provider()
+        )
+        unfit: Any = object()
+        with pytest.raises(redis.DataError) as caught:
+            await client.set("key", unfit)
+        await client.aclose()
+        assert "send_command" in [frame.name for frame in caught.traceback[-3:]]
+
+    with identity(), answering(b"+OK\r\n") as port:
+        asyncio.run(main())
+
+
 def test_a_client_that_is_collected_while_its_pool_authenticates() -> None:
     """It closes its pool then, in the middle of what holds the pool's lock."""
     renewed, _ = provider._get_subscriptions("default")

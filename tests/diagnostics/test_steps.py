@@ -14,6 +14,7 @@ from typing import Any
 
 import jwt
 import pytest
+import redis
 
 from django_entra_redis.diagnostics import network as endpoints
 from django_entra_redis.diagnostics import steps
@@ -117,6 +118,18 @@ def option_that_redis_py_does_not_know(site: Site) -> None:
 @fault("settings_invalid", "settings", says="No module named 'nowhere'")
 def dotted_path_that_leads_nowhere(site: Site) -> None:
     site.options["serializer"] = "nowhere.Serializer"
+
+
+class Unmade(redis.Connection):
+    """A connection that can't be made."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        raise LookupError("no connection today")
+
+
+@fault("settings_invalid", "settings", says="['OPTIONS']: no connection today.")
+def class_of_ones_own_that_fails(site: Site) -> None:
+    site.options["connection_class"] = Unmade
 
 
 @fault("settings_invalid", "settings", says="LOCATION")

@@ -289,11 +289,18 @@ def _raised_locals(path: Path) -> Iterator[str]:
                 deleted |= {ast.unparse(target) for target in targets}
             case ast.Raise(exc=ast.Name(id=name)):
                 if name.islower() and name not in deleted:
-                    yield f"{path.relative_to(ROOT)}:{node.lineno}"
+                    yield f"{path}:{node.lineno}"
         for child in ast.iter_child_nodes(node):
             yield from visit(child, deleted)
 
     yield from visit(ast.parse(path.read_text(encoding="utf-8")), frozenset())
+
+
+def test_frames_that_keep_their_error_alive_are_found(tmp_path: Path) -> None:
+    """One that raises a local variable does, unless it deletes it."""
+    path = tmp_path / "module.py"
+    path.write_text("try:\n    raise kept\nfinally:\n    del other\nraise Error\n")
+    assert [*_raised_locals(path)] == [f"{path}:2"]
 
 
 @pytest.mark.parametrize("room", sorted({*ROOMS, "."} - {"clients", "commands"}))
