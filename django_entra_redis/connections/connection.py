@@ -300,8 +300,11 @@ class EntraConnection(PlainConnection):
         made = self._exchanger = self._exchanger or self._make_exchanger()
         return made
 
+    # An attribute of the parent class: it is read faster than a property.
     @exchanger.setter
-    def exchanger(self, made: Exchanger | None) -> None:
+    def exchanger(  # pyright: ignore[reportIncompatibleVariableOverride]
+        self, made: Exchanger | None
+    ) -> None:
         """Set what is given while the token is the current one."""
         self._exchanger = made
 
