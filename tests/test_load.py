@@ -71,5 +71,7 @@ def test_load(short_lived: Emulator, pool_class: str | None) -> None:
     assert stats.closed_by_expiry_in_use == 0
     assert stats.token_failures == 0
     assert stats.auths_refused == 0
-    assert stats.connections_opened <= THREADS
-    assert stats.auths >= stats.connections_opened * RENEWALS
+    # One that has been idle through an expiry is opened anew when it is needed again.
+    lasting = stats.connections_opened - stats.closed_by_expiry
+    assert lasting <= THREADS
+    assert stats.auths >= lasting * RENEWALS
