@@ -122,7 +122,8 @@ def pack_sets(
 ) -> list[bytes]:
     """Return SET of each key; see :func:`pack_set`."""
     if timeout == 0:
-        return [pack_delete(key) for key in keys]
+        # The values are serialized as they are taken, and one may be none that can be.
+        return [pack_delete(key) for key, _ in zip(keys, values, strict=True)]
     return [*map(b"".join, _parts_of_sets(keys, values, timeout))]
 
 

@@ -1,5 +1,7 @@
 """Commands as bytes: the same that redis-py makes of them."""
 
+import pickle
+import threading
 from typing import Any
 
 import pytest
@@ -80,6 +82,12 @@ def test_several_keys(keys: list[str]) -> None:
         assert pack_sets_in_one(keys, values, timeout) == b"".join(each)
     assert pack_sets(keys, values, 0) == [packed("DEL", key) for key in keys]
     assert pack_sets_in_one(keys, values, 0) == pack_deletes(keys)
+
+
+def test_values_of_keys_that_are_deleted() -> None:
+    """They are serialized all the same, so that one which can't be is an error."""
+    with pytest.raises(TypeError, match="pickle"):
+        pack_sets(["key"], map(pickle.dumps, [threading.Lock()]), 0)
 
 
 def test_timeouts_are_not_kept_for_ever() -> None:

@@ -24,7 +24,7 @@ from django.core.cache.backends.base import DEFAULT_TIMEOUT
 from django.core.cache.backends.redis import RedisCache, RedisSerializer
 from django.utils.safestring import SafeString
 from django.utils.text import format_lazy
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from redis.backoff import NoBackoff
 
@@ -408,6 +408,12 @@ patient = settings(
     shared=common,
     own=harmless,
     sequence=st.lists(calls, min_size=1, max_size=8),
+)
+@example(
+    made={},
+    shared={},
+    own={},
+    sequence=[Call("set_many", ({"a": Unpicklable()}, 0), None)],
 )
 def test_one_server(
     database: Database,
