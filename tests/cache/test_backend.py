@@ -634,6 +634,7 @@ class Prefix:
 
 def test_clear_by_scan_of_a_prefix_that_is_no_text(database: Database) -> None:
     """It finds the keys by the text that they are made of."""
+    assert f"{Prefix()}" == "formatted"
     cache = database.cache(clear_by_scan=True, params={"KEY_PREFIX": Prefix()})
     cache.set_many({"a": 1, "b": 2})
     database.admin.set("formatted:1:a", 1)

@@ -690,6 +690,27 @@ def test_several_replies_in_pieces() -> None:
 # -- the socket
 
 
+def test_a_reply_that_is_not_there_after_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux may tell of bytes that it then drops (select(2), "BUGS")."""
+    one, other = socket.socketpair()
+    with one, other:
+        one.settimeout(5)
+        tried = exchanger.make_exchanger(one, 5.0)
+        assert tried is not None
+        poll = tried._poll
+        # Nothing before the command is sent; then what is not there.
+        told = [[], [(one.fileno(), select.POLLIN)]]
+
+        def tell(timeout: float | None) -> Any:
+            if told:
+                return told.pop(0)
+            other.sendall(OK)
+            return poll(timeout)
+
+        monkeypatch.setattr(tried, "_poll", tell)
+        assert tried.exchange(b"x") == b"OK"
+
+
 def test_sockets_of_greenlets(monkeypatch: pytest.MonkeyPatch) -> None:
     """The system's calls would have all greenlets wait; nor does each system poll."""
     one, other = socket.socketpair()

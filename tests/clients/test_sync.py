@@ -473,16 +473,15 @@ def test_a_batch_with_a_value_over_the_servers_limit(
     refused = getattr(cache, way)(data)
     refused = asyncio.run(refused) if way == "aset_many" else refused
     # Behind TLS a loop's transport may have read nothing of the server's words.
-    if refused != ["large", "after"]:
-        assert (transport, way) == ("TLS", "aset_many")
-        return
-    assert cache.get_many(list(data)) == small
+    lost = refused != ["large", "after"]
+    may_be_lost = (transport, way) == ("TLS", "aset_many")
+    assert may_be_lost or not lost
+    assert lost or cache.get_many(list(data)) == small
     attempts, rest = divmod(server.calls("set") - calls, before)
-    assert rest == 0
-    several = before > 1 or (transport, way) == ("TLS", "aset_many")
-    assert attempts <= (4 if several else 1)
-    assert "invalid bulk length" in caplog.text
-    assert "can't be used" not in caplog.text
+    assert lost or rest == 0
+    assert attempts <= (4 if may_be_lost or before > 1 else 1)
+    assert lost or "invalid bulk length" in caplog.text
+    assert lost or "can't be used" not in caplog.text
 
 
 # -- a replica in place of the primary
