@@ -4,10 +4,12 @@ Prints a line of JSON: what the processes say of themselves.
 """
 
 import faulthandler
+import functools
 import json
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -89,6 +91,11 @@ def fork_often(number: int) -> Any:
 
     from django_entra_redis.credentials import get_credential_provider
 
+    # A child that is forked in the midst of a lookup may wait for ever in its own, for
+    # one of the C library's locks. So all addresses are known before.
+    vars(socket)["getaddrinfo"] = functools.cache(socket.getaddrinfo)
+    get_credential_provider().get_credentials()
+    cache.get("key")
     over = threading.Event()
 
     def use() -> None:
