@@ -917,6 +917,8 @@ def test_both_ways_of_a_first_attempt(
     monkeypatch.setattr(retry, "BACKOFF", NoBackoff())
 
     async def outcome(replies: list[bytes | None], direct: bool) -> Any:
+        # The port may be that of an earlier one, which refused scripts.
+        registry.reset()
         host, _ = answering(OK, *replies, *[OK] * 8)
         async with host:
             url = f"redis://127.0.0.1:{host.port}"
