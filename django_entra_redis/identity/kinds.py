@@ -8,6 +8,7 @@ import codecs
 import inspect
 import os
 import re
+import stat
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -24,7 +25,7 @@ from . import service_fabric
 from .answers import read_token
 from .certificates import read_certificate
 from .errors import RequestInfo, token_error
-from .http import BoundedSession
+from .http import MAX_BYTES, BoundedSession
 from .platforms import AZURE_ARC, SERVICE_FABRIC, Platform, find_platform
 from .redaction import redact
 from .token import SYSTEM_CLOCK, Clock, Fetch, Token, receive_token
@@ -232,6 +233,8 @@ class _Application(_MsalIdentity):
         if self._client is None:
             self._client = self._build(self._certificate)
         answer: Answer = self._client.acquire_token_for_client([self.identity.scope])
+        if not _fits_header(answer):
+            self._client = None
         return answer
 
     def specific_code(self, code: str) -> str:
@@ -321,6 +324,15 @@ _KINDS: Mapping[str, Callable[[Identity], Callable[[], Answer]]] = {
 }
 
 
+def _fits_header(answer: Any) -> bool:
+    """Whether the word for an error in an answer can stand in a header, if there is one.
+
+    msal sends it with each later request, and trips over what is no such word.
+    """
+    error = answer.get("error", "") if isinstance(answer, Mapping) else ""
+    return isinstance(error, str) and error.isascii() and error.isprintable()
+
+
 def _ask(credential: Any, scope: str) -> Any:
     """Return a credential's token.
 
@@ -376,9 +388,24 @@ def _certificate_credential(identity: Identity, content: bytes) -> dict[str, Any
 
 
 def _read(path: Path, key: str) -> bytes:
+    """Return the content of a file that a setting names.
+
+    Raises:
+        TokenRequestError: it can't be read. A pipe is not even opened, which would
+            wait for a writer; nor is a device read, which may have no end.
+    """
     try:
-        return path.read_bytes()
-    except OSError as error:
-        failure = f"{key} '{path}' can't be read: {error.strerror}."
+        if stat.S_ISREG(path.stat().st_mode) or path.is_dir():
+            with path.open("rb") as file:
+                content = file.read(MAX_BYTES + 1)
+            if len(content) <= MAX_BYTES:
+                return content
+            why = f"it has more than {MAX_BYTES} bytes"
+        else:
+            why = "it is not a regular file"
+    except (OSError, ValueError) as error:
+        # A path with a null byte is a ValueError.
+        why = getattr(error, "strerror", None) or str(error)
+    failure = f"{key} '{path}' can't be read: {why}."
     code = "token_file_unreadable" if key == "TOKEN_FILE" else "certificate_unreadable"
     raise TokenRequestError(failure, code=code)

@@ -5,6 +5,7 @@ import gc
 import io
 import json
 import logging
+import os
 import socket
 import sys
 import threading
@@ -598,6 +599,22 @@ def replace_answers(host: Host, content: Callable[[Any], Any]) -> None:
         return answer
 
     host.monkeypatch.setattr(requests.Session, "request", request)
+
+
+@pytest.mark.parametrize(
+    "word", [{"code": "ServiceUnavailable"}, None, 5, ["a"], "a\r\nb", "\u2603", "\ud800"]
+)
+def test_word_that_no_header_can_hold(host: Host, word: Any) -> None:
+    """msal sends it with later requests, none of which would be made any more."""
+    value = host.emulator.issue_token()
+    answers = [
+        {"error": word, "error_description": "AADSTS90033: A transient error."},
+        {"access_token": value, "expires_in": 60},
+    ]
+    replace_answers(host, lambda _: answers.pop(0))
+    fetch = host.secret()
+    assert failure(fetch).code == "token_endpoint_failing"
+    assert fetch().value == value
 
 
 def test_proof_that_the_endpoint_quotes(host: Host) -> None:
@@ -1294,6 +1311,29 @@ def test_token_file_that_holds_no_token(
     assert str(error).startswith(f"TOKEN_FILE '{path}' ")
     assert str(error).isprintable()
     assert len(host.emulator.requests) == before
+
+
+@pytest.mark.parametrize("key", ["TOKEN_FILE", "CLIENT_CERTIFICATE"])
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("pipe", "it is not a regular file"),
+        ("/dev/zero", "it is not a regular file"),
+        ("large", "it has more than 1048576 bytes"),
+        ("a\0b", "embedded null"),
+    ],
+)
+def test_file_that_can_not_be_read_whole(
+    host: Host, tmp_path: Path, key: str, name: str, why: str
+) -> None:
+    """Nobody waits for a writer of a pipe, nor reads what has no end."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "large").write_bytes(b"A" * (2**20 + 1))
+    kind = "workload_identity" if key == "TOKEN_FILE" else "service_principal"
+    error = failure(host.application(KIND=kind, **{key: tmp_path / name}))
+    assert error.code in ("token_file_unreadable", "certificate_unreadable")
+    assert f"{key} '" in str(error)
+    assert why in str(error)
 
 
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
