@@ -158,9 +158,9 @@ ADVICE: Mapping[str, Advice] = {
         "Put it right, or unset the variable: then certifi's certificates count.",
     ),
     "token_expiry_unreadable": Advice(
-        "What answered states no expiry of its token, nor does the token, or its "
-        "expiry is in a form that msal does not read, as that of App Service's API of "
-        "2017 is ($MSI_ENDPOINT).",
+        "What answered states no expiry of its token, nor does the token, or what it "
+        "states is no number of seconds, or no date of these years; App Service's API "
+        "of 2017 ($MSI_ENDPOINT) states it in a form that can't be read.",
         "Set $IDENTITY_ENDPOINT and $IDENTITY_HEADER, as App Service does itself, and "
         "unset $MSI_ENDPOINT and $MSI_SECRET.",
     ),
@@ -229,7 +229,8 @@ ADVICE: Mapping[str, Advice] = {
         "read again.",
     ),
     "certificate_unreadable": Advice(
-        "The file is not there, or this process may not read it.",
+        "The file is not there, or this process may not read it, or it is a pipe, a "
+        "device, or larger than a megabyte.",
         "Look at CLIENT_CERTIFICATE, and at the file's owner and mode.",
     ),
     "certificate_unusable": Advice(
@@ -240,7 +241,8 @@ ADVICE: Mapping[str, Advice] = {
     ),
     "token_file_unreadable": Advice(
         "The federated token's file is not there: the pod lacks the label "
-        "azure.workload.identity/use, or its service account the annotation.",
+        "azure.workload.identity/use, or its service account the annotation. Or it is "
+        "no regular file, or larger than a megabyte.",
         "Look at TOKEN_FILE or $AZURE_FEDERATED_TOKEN_FILE, and at the pod's labels.",
     ),
     "token_file_unusable": Advice(
@@ -371,8 +373,8 @@ ADVICE: Mapping[str, Advice] = {
     ),
     "token_expired_already": Advice(
         "The token has expired, and this machine's clock is not to blame: the identity "
-        "endpoint's own says so, too (its Date header), or CREDENTIAL hands out an old "
-        "token.",
+        "endpoint's own says so, too (its Date header), or it states a life of no "
+        "seconds, or CREDENTIAL hands out an old token.",
         "A newer one is asked for until there is one. If that takes minutes, restart "
         "the app or the machine, whose agent keeps tokens.",
     ),

@@ -106,13 +106,14 @@ def read_token(response: requests.Response | None) -> Mapping[str, Any]:
     if answer.status >= 300 or answer.token is None:
         return {}
     stated = {name: answer.fields.get(name) for name in _EXPIRIES}
-    for name, value in stated.items():
-        if value is not None and read_time(value) is None:
-            raise TokenRequestError(
-                "the token's expiry can't be read in the identity endpoint's answer: "
-                f"{name} is '{value}'.",
-                code="token_expiry_unreadable",
-            )
+    given = [(name, value) for name, value in stated.items() if value is not None]
+    if given and all(read_time(value) is None for _, value in given):
+        name, value = given[0]
+        raise TokenRequestError(
+            "the token's expiry can't be read in the identity endpoint's answer: "
+            f"{name} is '{value}'.",
+            code="token_expiry_unreadable",
+        )
     return {"access_token": answer.token, **stated}
 
 

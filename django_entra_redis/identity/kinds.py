@@ -201,10 +201,13 @@ class _ManagedIdentity(_MsalIdentity):
             # msal expects certain fields of a token's answer.
             if not self._read(platform):
                 raise
-        return answer if answer.get("access_token") else self._read(platform) or answer
+        return self._read(platform) or answer
 
     def _read(self, platform: Platform) -> Answer:
-        """Return the token in an answer that msal did not take; empty if there is none.
+        """Return the token in an answer, as it stands there; empty if there is none.
+
+        msal leaves out an expiry, computes another one by this machine's clock, or
+        takes ``true`` for a second.
 
         Raises:
             TokenRequestError: its expiry can't be read.
@@ -325,7 +328,7 @@ _KINDS: Mapping[str, Callable[[Identity], Callable[[], Answer]]] = {
 
 
 def _fits_header(answer: Any) -> bool:
-    """Whether the word for an error in an answer can stand in a header, if there is one.
+    """Whether an answer's word for an error, if it has one, can stand in a header.
 
     msal sends it with each later request, and trips over what is no such word.
     """

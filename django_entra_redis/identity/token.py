@@ -37,6 +37,9 @@ SHORTEST = 0.5
 #: is a valid datetime.
 LONGEST = 10 * 366 * 86400.0
 
+#: The year 2020, in seconds since the epoch: Redis has taken Entra's tokens since 2023,
+#: so that an earlier expiry is no date. Whoever states it is at fault, and no clock.
+_EARLIEST = 1_577_836_800
 _YEAR_9999 = 253_370_764_800
 
 #: A JSON Web Token (RFC 7519): "eyJ" is the base64 of '{"'.
@@ -143,10 +146,16 @@ def receive_token(
                 code="token_without_oid",
             )
     told = map(read_time, (expires_on, claims.get("exp")))
-    ends = [end for end in told if end is not None]
+    ends = [end for end in told if end is not None and end >= _EARLIEST]
     until = min(ends, default=None)
     now, today = clock.monotonic(), clock.wall()
     stated = read_time(expires_in)
+    if stated is not None and stated <= 0:
+        raise TokenRequestError(
+            f"The identity endpoint states a life of {stated:.0f} s of the token that "
+            "it hands out (expires_in).",
+            code="token_expired_already",
+        )
     lives = [] if stated is None else [stated]
     # An endpoint that states a life does not hand out an expired token. If the token
     # seems to have expired, this machine's wall clock is wrong, and the stated life
@@ -155,8 +164,8 @@ def receive_token(
         lives.append(until - today)
     if not lives:
         raise TokenRequestError(
-            "The identity endpoint stated no expiry with its token, and the token has "
-            "no 'exp' claim.",
+            "The identity endpoint stated no expiry with its token, or none that can "
+            "be one, and the token has no such 'exp' claim.",
             code="token_expiry_unreadable",
         )
     life = min(*lives, LONGEST)
@@ -166,8 +175,8 @@ def receive_token(
             code="token_expired_already",
         )
     if life <= 0:
-        there = read_time(answered_at)
-        raise _expired(today + life if until is None else until, today, there, ends)
+        assert until is not None  # A stated life is longer.
+        raise _expired(until, today, read_time(answered_at), ends)
     return Token(
         value=MaskedStr(value),
         username=username,

@@ -53,3 +53,14 @@ def test_what_is_stated_with_a_token() -> None:
     content = {"access_token": "sesame", "expires_in": "60", "resource": "x"}
     read = {"access_token": "sesame", "expires_in": "60", "expires_on": None}
     assert read_token(response(content)) == read
+
+
+@pytest.mark.parametrize("other", ["09/14/2017 00:00:00 PM +00:00", True, ""])
+def test_one_field_of_two_that_can_be_read(other: object) -> None:
+    """One is enough."""
+    for fields in (
+        {"expires_in": "60", "expires_on": other},
+        {"expires_in": other, "expires_on": "1800000000"},
+    ):
+        content = {"access_token": "sesame", **fields}
+        assert read_token(response(content)) == content

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from email.message import Message
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -32,6 +33,7 @@ from django_entra_redis.identity.kinds import make_fetch
 from django_entra_redis.identity.token import Fetch, Token
 from emulator import Emulator, TokenRequest
 from emulator.certificates import CertificateAuthority
+from tests.support.hostile import answer, raw_server, says
 from tests.support.http import serve, serve_with
 
 PATIENCE = 30.0
@@ -602,7 +604,8 @@ def replace_answers(host: Host, content: Callable[[Any], Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "word", [{"code": "ServiceUnavailable"}, None, 5, ["a"], "a\r\nb", "\u2603", "\ud800"]
+    "word",
+    [{"code": "ServiceUnavailable"}, None, 5, ["a"], "a\r\nb", "\u2603", "\ud800"],
 )
 def test_word_that_no_header_can_hold(host: Host, word: Any) -> None:
     """msal sends it with later requests, none of which would be made any more."""
@@ -1119,6 +1122,32 @@ def test_expiry_in_another_field_that_can_not_be_read(host: Host) -> None:
         error = failure(host.fetch(KIND="managed_identity"))
     assert error.code == "token_expiry_unreadable"
     assert "expires_in is 'soon'" in str(error)
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+@pytest.mark.parametrize("date", [None, 0.0, 3600.0])
+@pytest.mark.parametrize(
+    ("stated", "code"),
+    [
+        ({"expires_in": -1}, "token_expired_already"),
+        ({"expires_in": "0"}, "token_expired_already"),
+        ({"expires_on": -1}, "token_expiry_unreadable"),
+        ({"expires_on": "3600"}, "token_expiry_unreadable"),
+        ({"expires_in": True}, "token_expiry_unreadable"),
+        ({"expires_on": True}, "token_expiry_unreadable"),
+    ],
+)
+def test_expiry_that_is_none(
+    host: Host, platform: str, date: float | None, stated: dict[str, Any], code: str
+) -> None:
+    """It is the endpoint's fault, whatever its clock shows; msal takes true for 1."""
+    sent = {} if date is None else {"Date": formatdate(time.time() - date)}
+    content = json.dumps({"access_token": "opaque", **stated}).encode()
+    with raw_server(says(answer(200, content, **sent))) as server:
+        for name in PLATFORMS[platform]:
+            host.monkeypatch.setenv(name, server.url)
+        error = failure(host.fetch(KIND="managed_identity", USERNAME="me"))
+    assert error.code == code
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)

@@ -179,20 +179,45 @@ def test_no_expiry(hands: Hands) -> None:
         receive_token(make_jwt({"oid": OID, "exp": "soon"}), clock=hands.clock)
 
 
-@pytest.mark.parametrize(
-    ("expires_in", "expires_on", "ago"), [(None, TODAY - 7, "7"), (0, None, "0")]
-)
-def test_expired_on_arrival(
-    hands: Hands, expires_in: object, expires_on: object, ago: str
-) -> None:
+def test_expired_on_arrival(hands: Hands) -> None:
     """A token that has run out already tells of the clock."""
-    with pytest.raises(TokenRequestError, match=f"expired {ago} s ago.*clock right"):
+    with pytest.raises(TokenRequestError, match=r"expired 7 s ago.*clock right"):
+        receive_token(make_jwt({"oid": OID}), clock=hands.clock, expires_on=TODAY - 7)
+
+
+@pytest.mark.parametrize("expires_in", [0, -1, "-1", -3600, -0.5])
+@pytest.mark.parametrize("expires_on", [None, -1, TODAY - 7, TODAY + 3600])
+@pytest.mark.parametrize("there", [None, TODAY, TODAY - 600, TODAY + 600])
+def test_life_that_is_none(
+    hands: Hands, expires_in: Any, expires_on: Any, there: Any
+) -> None:
+    """No clock makes a stated life negative: that is the endpoint's doing."""
+    with pytest.raises(TokenRequestError, match=r"states a life of -?\d+ s") as caught:
         receive_token(
             make_jwt({"oid": OID}),
             clock=hands.clock,
             expires_in=expires_in,
             expires_on=expires_on,
+            answered_at=there,
         )
+    assert caught.value.code == "token_expired_already"
+
+
+@pytest.mark.parametrize("date", [-1, "-1", 0, 1.5, "3600", -3600, 86400, 10**9])
+@pytest.mark.parametrize("there", [None, TODAY, TODAY - 600])
+def test_date_that_is_none(hands: Hands, date: Any, there: Any) -> None:
+    """What is no date of an expiry is not told as a clock's fault; the next counts."""
+    for stated, exp in ((date, None), (None, date), (date, date)):
+        with pytest.raises(TokenRequestError, match="none that can be one") as caught:
+            receive_token(
+                make_jwt({"oid": OID, "exp": exp}),
+                clock=hands.clock,
+                expires_on=stated,
+                answered_at=there,
+            )
+        assert caught.value.code == "token_expiry_unreadable"
+    told = make_jwt({"oid": OID, "exp": TODAY + 40})
+    assert receive_token(told, clock=hands.clock, expires_on=date).life == 40
 
 
 @pytest.mark.parametrize(
