@@ -107,7 +107,9 @@ class MsgPackSerializer:
     ``msgpack``)."""
 
     def __init__(self) -> None:
-        self._pack = _msgpack().packb
+        msgpack = _msgpack()
+        self._pack = msgpack.packb
+        self._unpack: Unpack = partial(msgpack.unpackb, strict_map_key=False)
 
     def dumps(self, obj: Any) -> Any:
         """Return MessagePack, or a number that Redis can count with.
@@ -126,7 +128,7 @@ class MsgPackSerializer:
         Raises:
             UnreadableValueError: it is neither.
         """
-        return _read(data, _unpickle_plain)
+        return _read(data, _unpickle_plain, self._unpack)
 
 
 class OrMsgPackSerializer(MsgPackSerializer):
@@ -148,10 +150,6 @@ class OrMsgPackSerializer(MsgPackSerializer):
         )
         self._pack = partial(ormsgpack.packb, default=_as_plain, option=options)
         self._unpack = partial(_unpack_by_ormsgpack, ormsgpack)
-
-    def loads(self, data: bytes) -> Any:
-        """Return the value of some bytes; see :meth:`MsgPackSerializer.loads`."""
-        return _read(data, _unpickle_plain, self._unpack)
 
 
 class CompressingSerializer:
@@ -367,17 +365,31 @@ def _read(data: bytes, unpickle: Unpickle, unpack: Unpack | None = None) -> Any:
 
 
 def _unpack() -> Unpack:
-    """Return a reader of MessagePack.
+    """Return a reader of MessagePack for the other serializers: of plain data alone.
 
     Raises:
         MissingExtraError: there is none.
     """
     try:
-        return partial(_msgpack().unpackb, strict_map_key=False)
+        # As ormsgpack does it, no extension types: they would be objects of msgpack's.
+        return partial(
+            _msgpack().unpackb,
+            strict_map_key=False,
+            ext_hook=_refuse_extension,
+            timestamp=_AS_DATETIME,
+        )
     except MissingExtraError:
         with suppress(MissingExtraError):
             return partial(_unpack_by_ormsgpack, _ormsgpack())
         raise
+
+
+#: What msgpack makes of a timestamp, by its own numbers.
+_AS_DATETIME = 3
+
+
+def _refuse_extension(code: int, data: bytes) -> Any:
+    raise ValueError(f"extension type {code}")
 
 
 #: Put behind the value that is read: ormsgpack ignores what follows a value. Nobody can

@@ -760,6 +760,28 @@ def test_what_is_not_one_value_of_messagepack(name: str, data: bytes) -> None:
         make(name, "none").loads(data)
 
 
+@pytest.mark.parametrize("name", ["pickle", "json"])
+@pytest.mark.parametrize(
+    "data", [b"\xd4\x04x", b"\xc7\x03\x04abc", b"\x91\xd8\x04" + b"x" * 16]
+)
+def test_other_serializers_read_no_extension_types(name: str, data: bytes) -> None:
+    """They would be objects of msgpack's; one changed byte makes one of a pickle."""
+    if not installed("msgpack"):
+        pytest.skip("msgpack is not installed")  # pragma: no cover
+    with pytest.raises(UnreadableValueError):
+        make(name, "none").loads(data)
+
+
+def test_extension_types_of_ones_own() -> None:
+    """msgpack knows them, and timestamps; of these, another serializer has dates."""
+    msgpack = pytest.importorskip("msgpack")
+    serializer = make("msgpack", "none")
+    for value in (msgpack.ExtType(4, b"x"), msgpack.Timestamp(5, 6000)):
+        assert serializer.loads(serializer.dumps(value)) == value
+    found = make("json", "none").loads(serializer.dumps(msgpack.Timestamp(5, 6000)))
+    assert found == datetime.datetime.fromtimestamp(5.000006, datetime.UTC)
+
+
 def test_messagepack_is_read_with_what_there_is(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
