@@ -223,13 +223,15 @@ class CompressingSerializer:
     def _decompress(self, compressor: Compressor, data: bytes) -> bytes:
         """Return what a compressor makes of the bytes, or just them."""
         try:
-            return read_bounded(compressor, data, self.max_value_bytes)
+            read = read_bounded(compressor, data, self.max_value_bytes)
+            found: bytes = _as_sent(read)
         except UnreadableValueError:
             raise
         except Exception:
             # Written before there was this compressor: no common error tells that of
             # all compressors, so the serializer has the last word.
             return data
+        return found
 
 
 def make_serializer(

@@ -152,7 +152,8 @@ class OwnOptions(TypedDict, total=False):
     (extra ``lz4``)."""
     compressor_fallbacks: Sequence[Any]
     """Compressors that values may have been written with before. They are used to
-    read, never to write."""
+    read, never to write. Those of your own have to raise an error for bytes that are
+    not theirs, such as those of a value that is too short to be compressed."""
     max_value_bytes: int
     """Bytes that a value may have before it is compressed. A compressed value that
     becomes larger is an ``UnreadableValueError``. The default is as much as Redis

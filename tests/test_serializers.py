@@ -237,6 +237,22 @@ def test_other_kinds_of_bytes(kind: Any) -> None:
     assert made.loads(made.dumps({"a": 1})) == {"a": 1}
 
 
+@pytest.mark.parametrize("kind", [bytearray, memoryview])
+def test_other_kinds_of_bytes_from_a_compressor(kind: Any) -> None:
+    """What it gives, packed or unpacked, is taken as bytes, too."""
+
+    class Giving(ReversingCompressor):
+        def compress(self, data: bytes) -> Any:
+            return kind(super().compress(data))
+
+        def decompress(self, data: bytes) -> Any:
+            return kind(super().decompress(data))
+
+    for serializer in (None, JSONSerializer):
+        made = make_serializer(serializer, Giving)
+        assert made.loads(made.dumps({"a": 1})) == {"a": 1}
+
+
 def test_what_a_compressor_makes_a_number_of() -> None:
     """It is refused when it is written: read back it would be another value."""
 

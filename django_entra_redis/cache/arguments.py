@@ -23,6 +23,24 @@ def whole(delta: Any) -> int:
     raise kind(f"delta should be an integer, not {delta!r}.")
 
 
+def plain_text(key: Any) -> str:
+    """Return a key that a KEY_FUNCTION has made as a plain string.
+
+    Commands are put together as text: a subclass of ``str``, such as an enumeration's
+    member, may be formatted as another text than the one whose length is sent with it.
+
+    Raises:
+        TypeError: it is not text.
+    """
+    if type(key) is str:
+        return key
+    try:
+        return str.__str__(key)
+    except TypeError:
+        pass
+    raise TypeError(f"KEY_FUNCTION should return a str, not {type(key).__name__}.")
+
+
 def duration(timeout: Any, per_second: int) -> int:
     """Return a duration as a number.
 
@@ -34,7 +52,8 @@ def duration(timeout: Any, per_second: int) -> int:
         TypeError, ValueError: it is not a duration.
     """
     if isinstance(timeout, timedelta):
-        return timeout * per_second // _SECOND
+        # Not multiplied: the longest ones would overflow.
+        return timeout // (_SECOND / per_second)
     hint = "; persist() removes a key's timeout" if timeout is None else ""
     unit = "seconds" if per_second == 1 else "milliseconds"
     return _number(timeout, f"timeout should be {unit} or a timedelta", hint)

@@ -24,7 +24,7 @@ from ..conf import app_installed as app_installed
 from ..conf.location import redacted_urls, split_location
 from ..conf.options import CacheOptions, in_lower_case, parse_options
 from ..connections.registry import PlainKey, in_common, plain_key
-from .arguments import whole
+from .arguments import plain_text, whole
 from .copied_keys import CopyingMethods
 from .django_redis import KeyspaceMethods
 from .get_or_set import ComputingMethods
@@ -253,7 +253,7 @@ class EntraRedisCache(
         """Return the key in Redis; warn of one that memcached would not take."""
         made: str
         if self._makes_keys or self.key_func is not default_key_func:
-            made = self.make_key(key, version=version)
+            made = plain_text(self.make_key(key, version=version))
         else:
             # As Django's own functions do it, without two calls.
             shown = self.version if version is None else version
@@ -277,7 +277,7 @@ class EntraRedisCache(
         It is noted where it can't change without one of the two objects' being another.
         """
         prefix = self.key_prefix
-        beginning = f"{prefix!s}:{version!s}:"
+        beginning = default_key_func("", prefix, version)
         if type(prefix) is str and type(version) is int:
             self._beginning = prefix, version, beginning
         return beginning
@@ -291,7 +291,13 @@ class EntraRedisCache(
         # Made of text, as the key function does it: an object's format may be another.
         shown = self.version if version is None else version
         prefix = default_key_func("", self.key_prefix, shown)
-        made = [prefix + (key if type(key) is str else str(key)) for key in keys]
+        if type(keys) is not list:
+            keys = list(keys)
+        try:
+            made = [prefix + (key if type(key) is str else str(key)) for key in keys]
+        except Exception:
+            # As Django, warn of those before the one that has no text.
+            return [self.make_and_validate_key(key, version) for key in keys]
         text = "".join(made)
         if (
             " " in text

@@ -6,7 +6,7 @@ Names and semantics are django-redis'. Modules for locks are imported at first u
 import copy
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from django.core.cache.backends.base import DEFAULT_TIMEOUT
@@ -252,8 +252,9 @@ class KeyspaceMethods:
         if timeout is DEFAULT_TIMEOUT:
             if self.default_timeout is None:
                 return "touch", made, None
-            timeout = timedelta(seconds=self.default_timeout)
-        amount = duration(timeout, _PER_SECOND[command])
+            amount = self.default_timeout * _PER_SECOND[command]
+        else:
+            amount = duration(timeout, _PER_SECOND[command])
         return "change_expiry", command, made, amount
 
     def _expire_at_call(

@@ -123,7 +123,9 @@ def pack_sets(
     """Return SET of each key; see :func:`pack_set`."""
     if timeout == 0:
         # The values are serialized as they are taken, and one may be none that can be.
-        return [pack_delete(key) for key, _ in zip(keys, values, strict=True)]
+        for _ in values:
+            pass
+        return [*map(pack_delete, keys)]
     return [*map(b"".join, _parts_of_sets(keys, values, timeout))]
 
 
@@ -140,8 +142,10 @@ def _parts_of_sets(
     keys: Iterable[str], values: Iterable[Any], timeout: int | None
 ) -> Iterable[tuple[bytes, ...]]:
     begin, end = _SETS.get((timeout, None)) or _make_set(timeout, None)
-    names = [*map(str.encode, keys)]
+    # The values first, which are serialized as they are taken: of two errors, theirs is
+    # the one that Django raises.
     data = [value if type(value) is bytes else encode(value) for value in values]
+    names = [*map(str.encode, keys)]
     before_names, before_data = _before(names), _before(data)
     return zip(repeat(begin), before_names, names, before_data, data, repeat(end))
 

@@ -181,6 +181,37 @@ def test_one_way_to_make_keys(
             assert database.admin.dbsize() == 0
 
 
+def test_a_key_function_that_returns_the_key(
+    database: Database, builtin: RedisCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A subclass of ``str`` is sent as what it holds, not as it is formatted."""
+    monkeypatch.setattr(event_loops, "FIRST_OPERATIONS", 0)
+    params = {"KEY_FUNCTION": lambda key, prefix, version: key}
+    cache = database.cache(params=params)
+    key: Any = Release.NEXT
+    cache.set_many({key: 1})
+    assert database.admin.keys("*") == [b"next"]
+    assert cache.incr(key) == 2
+    assert cache.touch(key) is True
+    assert cache.get_many([key]) == {key: 2}
+    assert asyncio.run(cache.aget_many([key])) == {key: 2}
+    assert asyncio.run(cache.aget(key)) == cache.get(key) == 2
+    cache.delete_many([key])
+    assert database.admin.dbsize() == 0
+
+
+@pytest.mark.parametrize("key", [("a",), b"a", 5, None, gettext_lazy("a")])
+def test_a_key_function_that_returns_no_text(database: Database, key: Any) -> None:
+    """That is an error, as with Django's, whichever way the key is to go."""
+    params: dict[str, Any] = {"KEY_FUNCTION": lambda key, prefix, version: key}
+    cache = database.cache(params=params)
+    for get in (cache.get, RedisCache(database.url, params).get):
+        with pytest.raises(TypeError):
+            get(key)
+    with pytest.raises(TypeError, match="KEY_FUNCTION"):
+        asyncio.run(cache.aget_many([key]))
+
+
 def test_names_of_one_key(
     cache: EntraRedisCache, builtin: RedisCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:

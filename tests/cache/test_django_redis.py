@@ -116,6 +116,19 @@ def test_the_default_life(
     assert call.expire("key", DEFAULT_TIMEOUT) is True
 
 
+def test_the_longest_lives(database: Database, call: Caller) -> None:
+    """Whatever Redis can count: Python's timedelta ends sooner where multiplied."""
+    call.set("key", "value", None)
+    for method in ("expire", "pexpire"):
+        assert getattr(call, method)("key", timedelta.max) is True
+        assert call.ttl("key") > timedelta.max.total_seconds() - 1000
+        assert call.persist("key") is True
+    cache = database.cache(params={"TIMEOUT": 10**14})
+    call = Caller(cache, native=call._native)
+    assert call.pexpire("key", DEFAULT_TIMEOUT) is True
+    assert call.ttl("key") > 10**14 - 1000
+
+
 @pytest.mark.parametrize(
     ("methods", "argument", "says"),
     [

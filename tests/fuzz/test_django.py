@@ -415,6 +415,18 @@ patient = settings(
     own={},
     sequence=[Call("set_many", ({"a": Unpicklable()}, 0), None)],
 )
+# Of two errors, the first is the same; and so is a warning before one.
+@example(
+    made={},
+    shared={},
+    own={},
+    sequence=[
+        Call("set_many", ({"\ud800": 1, "a": Unpicklable()}, 1000), None),
+        Call("set_many", ({"\ud800": 1, "a": Unpicklable()}, 0), None),
+        Call("get_many", ([" ", Mute()],), None),
+        Call("delete_many", ((" ", Mute()),), None),
+    ],
+)
 def test_one_server(
     database: Database,
     admins: list[Any],
