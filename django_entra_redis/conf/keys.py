@@ -1,5 +1,6 @@
 """Keys of an identity: how a key is declared, and the parsers of values."""
 
+import ipaddress
 import os
 import re
 import unicodedata
@@ -11,6 +12,8 @@ from typing import Any
 
 PUBLIC_CLOUD = "login.microsoftonline.com"
 REDIS_SCOPE = "https://redis.azure.com/.default"
+
+_LAST_PORT = 65535
 
 Parse = Callable[[Any], Any]
 
@@ -103,16 +106,37 @@ def parse_tenant(value: Any) -> str:
     return str(value)
 
 
+#: A host with an optional port, as in a URL: a name or an IPv4 address, of labels as in
+#: RFC 1123, 2.1, or an IPv6 address in brackets.
+_LABEL = "[A-Za-z0-9-]{1,63}"
+_HOST = re.compile(
+    rf"(?:https://)?((?:{_LABEL}(?:\.{_LABEL})*\.?|\[([0-9A-Fa-f:.]+)\])"
+    r"(?::([0-9]{1,5}))?)/?"
+)
+
+
 def parse_host(value: Any) -> str:
     """Return a host, without the scheme and the trailing slash.
 
     Raises:
         InvalidValueError: it is not a host.
     """
-    match = re.fullmatch(r"(?:https://)?([A-Za-z0-9.:\[\]-]+)/?", parse_text(value))
-    if match is None:
+    match = _HOST.fullmatch(parse_text(value))
+    if (
+        match is None
+        or int(match[3] or 0) > _LAST_PORT
+        or not (match[2] is None or _is_ipv6(match[2]))
+    ):
         raise InvalidValueError(f"It should be a host such as '{PUBLIC_CLOUD}'.")
     return match[1]
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        ipaddress.IPv6Address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def parse_scope(value: Any) -> str:

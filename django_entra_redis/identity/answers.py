@@ -14,6 +14,11 @@ from .token import read_time
 
 #: The content of an answer that is not JSON.
 _NOT_JSON: Any = object()
+#: The beginning of a page of HTML or XML, whatever its declared type is: frameworks
+#: declare plain text to be HTML, or JSON.
+_PAGE = re.compile(r"[\s\ufeff]*<")
+#: Characters of no text.
+_BINARY = re.compile(r"[\x00-\x08\x0e-\x1f]")
 #: The names of the fields with a token's expiry.
 _EXPIRIES = ("expires_on", "expires_in")
 
@@ -27,7 +32,9 @@ class Answer:
         status: the HTTP status, also if it stands in the JSON alone.
         words: the error's text, on one line.
         error: OAuth's word for the error, or what stands in its place.
-        numbers: the numbers of Entra's errors that the JSON lists.
+        numbers: the numbers of Entra's errors, which the JSON lists or which stand
+            anywhere in the answer.
+        is_page: whether the content is neither JSON nor text.
     """
 
     content: Any
@@ -35,6 +42,7 @@ class Answer:
     words: str
     error: str
     numbers: tuple[int, ...]
+    is_page: bool = False
 
     @property
     def is_json(self) -> bool:
@@ -76,19 +84,22 @@ def read_answer(response: requests.Response) -> Answer:
         error, message = inside.get("code"), inside.get("message")
     message = fields.get("error_description") or message
     said = ": ".join(str(part).strip() for part in (error, message) if part)
-    if content is _NOT_JSON:
-        kind = response.headers.get("Content-Type", "").lower()
-        said = response.text if not kind or kind.startswith("text/plain") else ""
-    elif isinstance(content, str):
+    text = response.text
+    is_page = content is _NOT_JSON and bool(_PAGE.match(text) or _BINARY.search(text))
+    if isinstance(content, str):
         said = content
+    elif content is _NOT_JSON and not is_page:
+        said = text
     # After the first line, Entra has trace and correlation IDs.
-    lines = said.strip().splitlines()
+    lines = said.strip("\ufeff").strip().splitlines()
+    found = map(int, re.findall(r"AADSTS([0-9]{1,9})", text))
     return Answer(
         content=content,
         status=status,
         words=lines[0].strip().rstrip(": ") if lines else "",
         error=str(error),
-        numbers=_numbers(fields.get("error_codes")),
+        numbers=tuple(dict.fromkeys([*_numbers(fields.get("error_codes")), *found])),
+        is_page=is_page,
     )
 
 

@@ -3,6 +3,7 @@
 :mod:`~..diagnostics.advice` has the cause and the cure for each code.
 """
 
+import errno
 import os
 import re
 import ssl
@@ -13,8 +14,10 @@ from typing import Any
 
 import msal
 
-# requests is a dependency of msal, which makes its HTTP requests with it.
+# requests is a dependency of msal, which makes its HTTP requests with it; urllib3 is a
+# dependency of requests.
 import requests
+import urllib3
 
 from ..exceptions import TokenRequestError
 from .answers import Answer, read_answer
@@ -44,6 +47,8 @@ _PROXY_LOGIN = 407
 _TEMPORARY_ERRORS = ("temporarily_unavailable", "server_error")
 #: The variables for a file of trusted certificates, of which requests uses the first.
 _BUNDLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+#: The name of a certificate's file in a directory of certificates.
+_HASHED = re.compile(r"[0-9a-f]{8}\.[0-9]+")
 _REFUSED = "managed_identity_refused"
 #: Characters of an answer's text that an error quotes at most, and numbers of errors.
 _MAX_SHOWN = 200
@@ -133,6 +138,8 @@ _UNSENDABLE_URL = (
     requests.exceptions.InvalidSchema,
     requests.exceptions.InvalidURL,
     requests.exceptions.MissingSchema,
+    # Raised for a host with a label that is empty or too long.
+    urllib3.exceptions.LocationParseError,
 )
 _UNSENDABLE_HEADER = (requests.exceptions.InvalidHeader, UnicodeEncodeError)
 
@@ -166,7 +173,7 @@ def _explain_unsendable(
         value = os.environ.get(variable or "", "")
         what = (
             f"is '{value}', which is not a URL: it should begin with 'http://' or "
-            "'https://', and name a host"
+            "'https://', and name a host, with a port up to 65535 if any"
         )
     if variable is None:
         return None
@@ -189,7 +196,13 @@ def _unusable_bundle() -> TokenRequestError | None:
     path = Path(os.environ[variable])
     try:
         if path.is_dir():
-            next(path.iterdir(), None)
+            # OpenSSL finds a certificate by the hash of its subject.
+            if not any(_HASHED.fullmatch(file.name) for file in path.iterdir()):
+                raise OSError(
+                    errno.ENOENT,
+                    "it is a directory without certificates that are named by their "
+                    "hashes (openssl rehash)",
+                )
         else:
             ssl.create_default_context(cafile=path)
     except OSError as error:
@@ -276,10 +289,13 @@ def _explain_response(
         if request.managed and status == 403 and not announced:
             # Docker Desktop's proxy answers 403 for addresses that it can't reach
             # (Azure/azure-sdk-for-python#31759).
+            incomplete = find_incomplete()
+            if incomplete is not None:
+                text = f"{incomplete}, and {text}"
+                return TokenRequestError(text, code="managed_identity_variables")
             return TokenRequestError(text, code="managed_identity_unavailable")
         # Nothing, or text, is no page of a proxy's.
-        plain = said or not response.content
-        if not (request.managed and status >= 400 and plain):
+        if not (request.managed and status >= 400 and not answer.is_page):
             text = f"{answered} with something that is not JSON ({kind})."
             code = "token_not_json"
         return TokenRequestError(text, code=code)

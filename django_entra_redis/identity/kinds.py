@@ -242,12 +242,25 @@ class _Application(_MsalIdentity):
 
     def specific_code(self, code: str) -> str:
         if code == "token_certificate_not_registered":
-            password = self.identity.client_certificate_password
-            if read_certificate(self._certificate, password).has_expired():
-                return "token_certificate_expired"
+            code = self._unregistered()
         if code in _REJECTED and is_identity_binding(self.identity, os.environ):
             return "token_identity_binding"
         return super().specific_code(code)
+
+    def _unregistered(self) -> str:
+        """Return the code for a proof that is not one of the application's.
+
+        Entra has one number for all proofs, and tells them apart by its words alone.
+        """
+        identity = self.identity
+        if identity.token_file is not None:
+            return "token_assertion_rejected"
+        if identity.client_certificate is None:
+            return "token_wrong_secret"
+        password = identity.client_certificate_password
+        if read_certificate(self._certificate, password).has_expired():
+            return "token_certificate_expired"
+        return "token_certificate_not_registered"
 
     def _build(self, certificate: bytes) -> Any:
         identity = self.identity

@@ -474,6 +474,23 @@ def test_variable_with_a_line_break(name: str) -> None:
         ("AUTHORITY_HOST", "http://login.example", "login.microsoftonline.com"),
         ("AUTHORITY_HOST", "https://login.example/tenant", "host such as"),
         ("AUTHORITY_HOST", 5, "a string"),
+        *(
+            ("AUTHORITY_HOST", host, "host such as")
+            for host in (
+                "login.example:port",
+                "login.example:65536",
+                "login.example:443:1",
+                "login..example",
+                ".example",
+                "a" * 64,
+                ":443",
+                "::1",
+                "[::1",
+                "[::g]",
+                "[1::2::3]",
+                "[::1]x",
+            )
+        ),
         ("SCOPE", "https://redis.azure.com", "end in '/.default'"),
         ("CREDENTIAL", 5, "get_token"),
         ("REFRESH_RATIO", 0, "above 0 and up to 0.99"),

@@ -1,9 +1,11 @@
 """What a failed token request is taken for: by Entra's codes, and by the transport."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import msal
 import pytest
@@ -94,6 +96,26 @@ def test_number_beside_the_text(listed: Any, platform: Platform | None) -> None:
     assert str(failure).count("7000215") == 1
 
 
+@pytest.mark.parametrize("platform", [None, VIRTUAL_MACHINE, APP_SERVICE])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-8-sig"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"error": "x", "error_description": "Sorry.\r\nAADSTS7000215"},
+        {"error": {"code": "x", "innererror": {"message": "AADSTS7000215: é"}}},
+        {"odata.error": {"code": "x", "message": {"value": "AADSTS7000215: é"}}},
+        {"errors": [{"message": "AADSTS7000215"}]},
+        [{"error_description": "AADSTS7000215"}],
+    ],
+)
+def test_number_anywhere(form: Any, encoding: str, platform: Platform | None) -> None:
+    """The number is Entra's own, wherever whoever passes it on has put it."""
+    answer = response(400, form, encoding=encoding)
+    failure = explained(ValueError(), answer, platform)
+    assert failure.code == "token_wrong_secret"
+    assert "AADSTS7000215" in str(failure)
+
+
 @pytest.mark.parametrize("listed", [[], [None], {}, [[]], [True], ["9" * 5000], -1])
 def test_numbers_that_are_none(listed: Any) -> None:
     """Whatever stands there, the rest counts."""
@@ -124,6 +146,8 @@ def test_login_of_a_proxy(body: Any) -> None:
 UNKNOWN = "managed_identity_unknown"
 NOT_UP = "managed_identity_not_up"
 VARIABLES = "managed_identity_variables"
+#: Types that a text may be declared to have.
+DECLARED = ("text/html; charset=utf-8", "application/json", "application/problem+json")
 #: How endpoints put their words into JSON: a virtual machine's, App Service's,
 #: Service Fabric's.
 FORMS: dict[str, Callable[[int, str], Any]] = {
@@ -175,13 +199,17 @@ FORMS: dict[str, Callable[[int, str], Any]] = {
 def test_words_of_managed_identities(form: str, words: str, code: str) -> None:
     """Where the status leaves it open, their words decide, in whatever form."""
     content: Any = words if form == "text" else FORMS[form](400, words)
-    answer = response(400, content)
+    answers = [response(400, content)]
     if form == "string":
-        answer = response(400, json.dumps(words), "application/json")
-    failure = explained(ValueError(), answer, VIRTUAL_MACHINE, named=True)
-    assert failure.code == code
-    assert "HTTP 400" in str(failure)
-    assert words.rstrip(".") in str(failure)
+        answers = [response(400, json.dumps(words), "application/json")]
+    if form == "text":
+        # Frameworks declare another type than that of what they are given.
+        answers += [response(400, content, kind) for kind in DECLARED]
+    for answer in answers:
+        failure = explained(ValueError(), answer, VIRTUAL_MACHINE, named=True)
+        assert failure.code == code
+        assert "HTTP 400" in str(failure)
+        assert words.rstrip(".") in str(failure)
 
 
 @pytest.mark.parametrize(
@@ -200,12 +228,15 @@ def test_identity_that_is_not_named(platform: Platform, named: bool, code: str) 
 
 
 @pytest.mark.parametrize("status", [401, 403, 405, 409, 451])
-@pytest.mark.parametrize("body", ["", "no"])
+@pytest.mark.parametrize("body", ["", "no", " \r\n", "\ufeff"])
 def test_nothing_is_no_page(status: int, body: str) -> None:
     """A managed identity's endpoint may leave it at the status: that is no page."""
-    failure = explained(ValueError("no JSON"), response(status, body), APP_SERVICE)
-    assert failure.code == "managed_identity_refused"
-    assert f"HTTP {status}" in str(failure)
+    for kind in ("", *DECLARED):
+        answer = response(status, body, kind)
+        failure = explained(ValueError("no JSON"), answer, APP_SERVICE)
+        assert failure.code == "managed_identity_refused"
+        assert str(failure).startswith(f"the identity endpoint answered HTTP {status}")
+        assert "not JSON" not in str(failure)
 
 
 @pytest.mark.parametrize("content", [None, [], "x", 5, {}, {"access_token": 5}])
@@ -224,12 +255,14 @@ def test_other_words_of_managed_identities() -> None:
     failure = explained(content, response(400, content), VIRTUAL_MACHINE)
     assert failure.code == "managed_identity_refused"
     assert str(failure).endswith("HTTP 400: invalid_request: something else")
-    page = response(400, "<html>no managed identity", "text/html")
-    failure = explained(ValueError(), page, VIRTUAL_MACHINE)
-    assert failure.code == "token_not_json"
-    assert str(failure).endswith(
-        "HTTP 400 with something that is not JSON (text/html)."
-    )
+    for text in ("<html>no managed identity", "\ufeff\n <!DOCTYPE html>", "\x1f\x8b"):
+        for kind in (*DECLARED, "text/plain"):
+            page = response(400, text, kind)
+            failure = explained(ValueError(), page, VIRTUAL_MACHINE)
+            assert failure.code == "token_not_json"
+            assert str(failure).endswith(
+                f"HTTP 400 with something that is not JSON ({kind})."
+            )
 
 
 #: Statuses by which HTTP has a client ask again, besides the 5xx.
@@ -301,6 +334,11 @@ def test_docker_desktop(body: str) -> None:
     """Its proxy answers for a virtual machine's endpoint that is not there."""
     failure = explained(ValueError("no JSON"), response(403, body), VIRTUAL_MACHINE)
     assert failure.code == "managed_identity_unavailable"
+    # It does not, if variables for another endpoint are there in part.
+    with mock.patch.dict(os.environ, {"IDENTITY_ENDPOINT": "http://localhost:4141"}):
+        failure = explained(ValueError("no JSON"), response(403, body), VIRTUAL_MACHINE)
+    assert failure.code == VARIABLES
+    assert "without $IDENTITY_HEADER" in str(failure)
     # A platform that tells of its endpoint is no such thing.
     failure = explained(ValueError("no JSON"), response(403, body), APP_SERVICE)
     assert failure.code in ("managed_identity_refused", "token_not_json")
@@ -428,8 +466,14 @@ def test_bundle(
 def test_bundle_that_is_a_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A folder is as good as a file."""
+    """A folder is as good as a file, if its files are named as OpenSSL wants."""
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path))
+    (tmp_path / "root.pem").write_text("")
+    failure = explained(requests.exceptions.SSLError("x"))
+    assert failure.code == "token_ca_bundle"
+    assert f"names '{tmp_path}'" in str(failure)
+    assert "openssl rehash" in str(failure)
+    (tmp_path / "3513523f.0").write_text("")
     failure = explained(requests.exceptions.SSLError("x"))
     assert failure.code == "token_endpoint_untrusted"
 

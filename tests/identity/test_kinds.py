@@ -620,6 +620,30 @@ def test_word_that_no_header_can_hold(host: Host, word: Any) -> None:
     assert fetch().value == value
 
 
+@pytest.mark.parametrize("number", [700027, 50012])
+@pytest.mark.parametrize("words", ["Refused.", "La preuve est refusée."])
+def test_number_of_all_proofs(
+    host: Host, tmp_path: Path, number: int, words: str
+) -> None:
+    """Which one it was is known here, in whatever language Entra speaks."""
+    description = f"AADSTS{number}: {words}"
+    refused = {"error": "invalid_client", "error_description": description}
+    replace_answers(host, lambda _: refused)
+    (tmp_path / "token").write_text("sesame")
+    certificate = host.emulator.application.certificate_pem
+    for fetch, code in (
+        (host.secret(), "token_wrong_secret"),
+        (workload(host, tmp_path / "token"), "token_assertion_rejected"),
+        (
+            host.application(CLIENT_CERTIFICATE=certificate),
+            "token_certificate_not_registered",
+        ),
+    ):
+        error = failure(fetch)
+        assert error.code == code
+        assert words in str(error)
+
+
 def test_proof_that_the_endpoint_quotes(host: Host) -> None:
     """No assertion is told of, whoever signed it, nor a secret."""
     sent = []
@@ -1217,6 +1241,8 @@ MALFORMED = [
     "ftp://localhost/",
     "unix:///run/identity.sock",
     "http://.localhost/",
+    "http://local..host/",
+    f"http://{'a' * 64}.example/",
 ]
 
 
