@@ -117,9 +117,9 @@ ADVICE: Mapping[str, Advice] = {
         "are CBC's alone, which some configurations switch off; TLS 1.3 needs none.",
     ),
     "tls_file_unreadable": Advice(
-        "A file that the ssl_ entries in OPTIONS name is not there, or this process "
-        "may not read it.",
-        "Look at OPTIONS['ssl_ca_certs'], ['ssl_certfile'] and ['ssl_keyfile'].",
+        "A file that an ssl_ entry in OPTIONS, or $SSL_CERT_FILE, names is not there, "
+        "may not be read, or holds no certificate in PEM form.",
+        "Put right the file that the message names, or remove the entry.",
     ),
     "tls_failed": Advice(
         "The TLS handshake failed.", "Look at the ssl_ entries in OPTIONS."
@@ -154,7 +154,7 @@ ADVICE: Mapping[str, Advice] = {
     ),
     "token_ca_bundle": Advice(
         "$REQUESTS_CA_BUNDLE, or $CURL_CA_BUNDLE, names a file of certificates that is "
-        "not there, may not be read, or holds none.",
+        "not there, may not be read, or holds none, or a directory of none.",
         "Put it right, or unset the variable: then certifi's certificates count.",
     ),
     "token_expiry_unreadable": Advice(

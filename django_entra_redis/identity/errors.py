@@ -3,13 +3,10 @@
 :mod:`~..diagnostics.advice` has the cause and the cure for each code.
 """
 
-import errno
 import os
 import re
-import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import msal
@@ -23,6 +20,7 @@ from ..exceptions import TokenRequestError
 from .answers import Answer, read_answer
 from .entra_codes import code_of
 from .platforms import Platform, find_incomplete
+from .trust import unusable_directory, unusable_file
 
 #: All three match where an endpoint says that this machine has no such managed
 #: identity: "no", "identity", "found". IMDS, App Service (Azure/azure-cli#20196),
@@ -47,8 +45,6 @@ _PROXY_LOGIN = 407
 _TEMPORARY_ERRORS = ("temporarily_unavailable", "server_error")
 #: The variables for a file of trusted certificates, of which requests uses the first.
 _BUNDLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
-#: The name of a certificate's file in a directory of certificates.
-_HASHED = re.compile(r"[0-9a-f]{8}\.[0-9]+")
 _REFUSED = "managed_identity_refused"
 #: Characters of an answer's text that an error quotes at most, and numbers of errors.
 _MAX_SHOWN = 200
@@ -193,27 +189,14 @@ def _unusable_bundle() -> TokenRequestError | None:
     variable = next((name for name in _BUNDLES if os.environ.get(name)), None)
     if variable is None:
         return None
-    path = Path(os.environ[variable])
-    try:
-        if path.is_dir():
-            # OpenSSL finds a certificate by the hash of its subject.
-            if not any(_HASHED.fullmatch(file.name) for file in path.iterdir()):
-                raise OSError(
-                    errno.ENOENT,
-                    "it is a directory without certificates that are named by their "
-                    "hashes (openssl rehash)",
-                )
-        else:
-            ssl.create_default_context(cafile=path)
-    except OSError as error:
-        why = error.strerror or "it holds no certificate in PEM form"
-        if isinstance(error, ssl.SSLError):
-            why = "it holds no certificate in PEM form"
-        return TokenRequestError(
-            f"${variable} names '{path}', which can't be used: {why}.",
-            code="token_ca_bundle",
-        )
-    return None
+    path = os.environ[variable]
+    why = unusable_directory(path) if os.path.isdir(path) else unusable_file(path)
+    if why is None:
+        return None
+    return TokenRequestError(
+        f"${variable} names '{path}', which can't be used: {why}.",
+        code="token_ca_bundle",
+    )
 
 
 def _explain_transport(

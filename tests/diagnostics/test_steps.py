@@ -304,9 +304,64 @@ def tls_that_is_too_old(site: Site) -> None:
     site.emulator.break_tls("too_old")
 
 
-@fault("tls_file_unreadable", "tls")
+@fault(
+    "tls_file_unreadable",
+    "tls",
+    says="OPTIONS['ssl_ca_certs'] names '/nowhere/ca.pem', which can't be used: No",
+)
 def authority_file_that_is_not_there(site: Site) -> None:
     site.options["ssl_ca_certs"] = "/nowhere/ca.pem"
+
+
+@fault("tls_file_unreadable", "tls", says="no certificate in PEM form")
+def authority_file_without_certificates(site: Site) -> None:
+    path = site.emulator.directory / "no.pem"
+    path.write_bytes(b"\x30\x82\x03")
+    site.options["ssl_ca_certs"] = str(path)
+
+
+@fault("tls_file_unreadable", "tls", says="['ssl_ca_certs'] names '/', which can't be")
+def authority_file_that_is_a_directory(site: Site) -> None:
+    site.options["ssl_ca_certs"] = "/"
+
+
+@fault("tls_file_unreadable", "tls", says="OPTIONS['ssl_ca_path'] names '/nowhere'")
+def authority_directory_that_is_not_there(site: Site) -> None:
+    del site.options["ssl_ca_certs"]
+    site.options["ssl_ca_path"] = "/nowhere"
+
+
+@fault("tls_file_unreadable", "tls", says="named by its hash")
+def authority_directory_without_hashes(site: Site) -> None:
+    del site.options["ssl_ca_certs"]
+    site.options["ssl_ca_path"] = str(site.emulator.directory)
+
+
+@fault("tls_file_unreadable", "tls", says="OPTIONS['ssl_keyfile'] names '/nowhere'")
+def key_file_that_is_not_there(site: Site) -> None:
+    certificate = site.emulator.application.certificate_pem
+    site.options |= {"ssl_certfile": str(certificate), "ssl_keyfile": "/nowhere"}
+
+
+@fault("tls_file_unreadable", "tls", says="$SSL_CERT_FILE names '/nowhere'")
+def variable_for_a_file_that_is_not_there(site: Site) -> None:
+    del site.options["ssl_ca_certs"]
+    site.patch.setenv("SSL_CERT_FILE", "/nowhere")
+
+
+@fault("tls_file_unreadable", "tls", says="$SSL_CERT_DIR names '/nowhere'")
+def variable_for_a_directory_that_is_not_there(site: Site) -> None:
+    del site.options["ssl_ca_certs"]
+    site.patch.delenv("SSL_CERT_FILE", raising=False)
+    site.patch.setenv("SSL_CERT_DIR", "/nowhere")
+
+
+@fault("tls_untrusted", "tls")
+def variable_for_a_file_of_another_authority(site: Site) -> None:
+    path = site.emulator.directory / "other.pem"
+    path.write_bytes(CertificateAuthority().pem)
+    del site.options["ssl_ca_certs"]
+    site.patch.setenv("SSL_CERT_FILE", str(path))
 
 
 @fault("tls_failed", "tls")
