@@ -66,7 +66,6 @@ INSTALLED_APPS = [
 
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
-    "testproject.middleware.CacheOutageMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
@@ -137,7 +136,8 @@ if not os.environ.get("REDIS_URL"):
 elif os.environ.get("ENTRA_REDIS_EMULATOR") == "1":
     ENTRA_REDIS = {"default": {"INSTANCE_DISCOVERY": False}}
 
-SESSION_ENGINE = "django.contrib.sessions.backends.cache"
+# In an outage it raises an error; Django's own would log everybody out.
+SESSION_ENGINE = "django_entra_redis.sessions"
 LOGIN_URL = "login"
 LOGIN_REDIRECT_URL = "home"
 LOGOUT_REDIRECT_URL = "login"

@@ -11,7 +11,6 @@ from django.views.decorators.cache import cache_page, never_cache
 from django.views.defaults import server_error as default_server_error
 from redis.exceptions import RedisError
 
-from testproject.middleware import unavailable
 from testproject.snapshot import status_snapshot
 from testproject.visits import count_visit
 
@@ -55,7 +54,8 @@ def server_error(request: HttpRequest) -> HttpResponse:
     """Say 503 when it is the cache that failed: sessions live there."""
     # Django calls this from within its except block, without the exception.
     if isinstance(sys.exception(), RedisError):
-        return unavailable()
+        # Nothing on this page needs a session.
+        return render(None, "testproject/unavailable.html", status=503)
     return default_server_error(request)
 
 

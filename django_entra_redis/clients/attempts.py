@@ -5,6 +5,7 @@ from typing import Any
 
 from redis.exceptions import OutOfMemoryError, ReadOnlyError, ResponseError
 
+from ..commands.replies import has_error
 from ..commands.request import Request
 from ..connections.endpoint import Endpoint
 from ..connections.outage import OUTAGE_ERRORS, SECOND_OPINION, Outages
@@ -53,7 +54,7 @@ class Attempts:
         """Note the reply of the last attempt."""
         assert self.endpoint is not None
         outages, request = self.endpoint.outages, self.request
-        if request.count:
+        if request.count and has_error(reply):
             for one in reply:
                 if isinstance(one, OutOfMemoryError):
                     self._failed(outages, one, covered=True)

@@ -78,7 +78,7 @@ class CopyingClient(Client):
     def execute_at(self, endpoint: Endpoint, request: Request) -> Any:
         """Carry out a request; drop the copies of keys that it may have changed."""
         try:
-            return super().execute_at(endpoint, request)  # type: ignore[safe-super]  # a mixin
+            return super().execute_at(endpoint, request)
         finally:
             self.local.forget(request.changes)
 

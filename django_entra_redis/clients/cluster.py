@@ -8,9 +8,9 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
+from django.utils.functional import cached_property
 from redis.exceptions import (
     AskError,
     AuthenticationError,
@@ -29,12 +29,13 @@ from ..commands.cluster import ClusterOperations
 from ..commands.drivers import adrive, drive
 from ..commands.operations import Operation
 from ..commands.packing import pack_all
+from ..commands.replies import has_error
 from ..commands.request import Batch, Broadcast, Request, Visit
 from ..conf.options import CacheOptions
 from ..connections.endpoint import Endpoint
 from ..connections.event_loops import LoopConnections
+from ..connections.idle_exchange import FirstTry
 from ..connections.outage import OUTAGE_ERRORS
-from ..connections.pool import check_out
 from ..exceptions import (
     ClusterUnavailableError,
     ConnectionPoolTimeout,
@@ -43,9 +44,12 @@ from ..exceptions import (
 from .asynchronous import AsyncCacheClient
 from .attempts import Attempts
 from .cluster_observation import ASYNC_CLUSTER_INSTRUMENTATION, CLUSTER_INSTRUMENTATION
+from .node_batch import NodeBatch
 from .redirects import cluster_error
 from .retry import is_final
-from .sync import Client, carry_out, read_many, send_packed
+from .straight import GeneralPath, SingleKey
+from .straight_cluster import ClusterPath
+from .sync import Client
 from .topology import get_topology
 
 T = TypeVar("T")
@@ -116,8 +120,20 @@ class ClusterClient(Client):
             return ClusterUnavailableError(f"The cluster is changing: {error}")
         return error
 
-    def execute_at(self, endpoint: Endpoint, request: Request) -> Any:
-        """Carry out a request on the nodes that have its keys; ignore the endpoint."""
+    @cached_property
+    def single_key(self) -> SingleKey:
+        """The path that operations on a single key take."""
+        # A subclass may override `run()`, which the straight path does not call.
+        ordinary = type(self) is ClusterClient and not self.ignored
+        return ClusterPath(self, self.topology) if ordinary else GeneralPath(self)
+
+    def carry_on(
+        self, endpoint: Endpoint, request: Request, made: list[FirstTry]
+    ) -> Any:
+        """Carry out a request on the nodes that have its keys; ignore the endpoint.
+
+        See :meth:`Client.carry_on`.
+        """
         if not self.topology.known:
             with self.first_discovery():
                 self.with_retries(self.topology.ensure, self.topology.catch_up)
@@ -129,9 +145,7 @@ class ClusterClient(Client):
         attempts = self.attempts(request)
 
         def hop(hop: Hop) -> Any:
-            endpoint, request = hop
-            attempts.begin(endpoint)
-            return carry_out(endpoint.pool, request)
+            return self.attempt(attempts, *hop, made)
 
         try:
             reply = self.with_retries(
@@ -238,6 +252,8 @@ class ClusterClient(Client):
 
         Only errors of a changing cluster, and broken connections, are retried.
         """
+        if not has_error(replies):
+            return replies
         hopeless = False
         for position, reply in enumerate(replies):
             if not _is_unsettled(reply):
@@ -267,7 +283,7 @@ class ClusterClient(Client):
             parts = [
                 (
                     self.attempts_of_part(batch, endpoint, indexes),
-                    _NodeBatch(endpoint.pool),
+                    NodeBatch(endpoint),
                     indexes,
                 )
                 for endpoint, indexes in self.topology.parts(batch.keys).items()
@@ -413,63 +429,6 @@ class AsyncClusterClient(AsyncCacheClient):
                 raise answer
             self.cluster.put_replies(replies, indexes, answer)
         return replies
-
-
-class _NodeBatch:
-    """The part of a batch that goes to one node.
-
-    To send its commands and to read its replies are two steps, so that all nodes work
-    at the same time.
-    """
-
-    def __init__(self, pool: Any) -> None:
-        self._pool = pool
-        self._connection: Any = None
-        # The replies, or the error for all of them, once one of the two is known.
-        self._outcome: list[Any] | Exception | None = None
-        self._clean = False
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._connection is not None:
-            # A reply may still arrive, which the next command would take for its own.
-            if not self._clean:
-                self._connection.disconnect()
-            self._pool.release(self._connection)
-
-    def send(self, request: Request) -> None:
-        """Check out a connection and send the commands on it."""
-        self._request = request
-        try:
-            self._connection = check_out(self._pool)
-            self._outcome = send_packed(self._connection, request.packed, request)
-        except (ConnectionError, TimeoutError) as error:
-            self._outcome = without_frames(error)
-
-    def receive(self, *, wait: bool = True) -> list[Any] | Exception:
-        """Return the replies, or the error that stands for all of them.
-
-        Parameters:
-            wait: whether to wait for the first reply, if it has not arrived yet.
-        """
-        if self._outcome is None:
-            try:
-                if not (wait or self._connection.can_read(timeout=0)):
-                    raise TimeoutError("Timeout reading from socket")
-                replies = read_many(self._connection, self._request)
-            except (ConnectionError, TimeoutError) as error:
-                self._outcome = without_frames(error)
-            else:
-                self._clean = True
-                return replies
-        return self._outcome
 
 
 def suggests_topology_change(error: Exception) -> bool:

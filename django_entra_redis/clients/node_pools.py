@@ -19,8 +19,10 @@ from ..conf.options import CacheOptions
 from ..connections.arguments import CLUSTER_OPTIONS
 from ..connections.defaults import with_defaults
 from ..connections.endpoint import Endpoint
+from ..connections.idle_exchange import exchanges, make_exchange
 from ..connections.pool import ConnectionPool, pool_settings
 from ..connections.tls import SharedTls
+from .cluster_observation import CLUSTER_INSTRUMENTATION
 from .lending import LentRetry, lending
 from .retry import make_policy
 
@@ -53,6 +55,19 @@ class NodePool(ConnectionPool):
         self, *args: Any, **kwargs: Any
     ) -> None:
         """Do nothing."""
+
+
+class Node(Endpoint):
+    """A node of a cluster.
+
+    Parameters:
+        pool: the pool of connections to it.
+    """
+
+    def __init__(self, pool: Any) -> None:
+        super().__init__(pool)
+        if exchanges(pool, NodePool, _parser):
+            self.exchange = make_exchange(self, CLUSTER_INSTRUMENTATION)
 
 
 class NodePools:
@@ -108,7 +123,7 @@ class NodePools:
         with self._lock.current:
             endpoint = self._endpoints.get((host, port))
             if endpoint is None:
-                endpoint = Endpoint(hidden(lambda: self._make_pool(host, port)))
+                endpoint = Node(hidden(lambda: self._make_pool(host, port)))
                 self._endpoints[host, port] = endpoint
             return endpoint
 

@@ -22,7 +22,7 @@ from ..commands.operations import (
 )
 from ..commands.packing import (
     pack_delete,
-    pack_deletes,
+    pack_deletes_in_one,
     pack_get,
     pack_get_many,
     pack_on_key,
@@ -46,7 +46,13 @@ from ..commands.replies import (
 )
 from ..commands.request import Request
 from ..connections.endpoint import Endpoint
-from ..connections.idle_exchange import MISSED, FirstTry, exchanges, make_exchange
+from ..connections.idle_exchange import (
+    MISSED,
+    Exchange,
+    FirstTry,
+    exchanges,
+    make_exchange,
+)
 from .observation import INSTRUMENTATION
 from .redirects import batch_error
 
@@ -69,7 +75,7 @@ class Driver(Protocol):
 
 
 class ResumingDriver(Driver, Protocol):
-    """A client of one server, which can also continue after a first try."""
+    """A client that can also continue after a first try."""
 
     def resume(
         self, first: FirstTry, operation: Callable[..., Operation[T]], *args: Any
@@ -154,19 +160,18 @@ class StraightPath:
 
     Parameters:
         client: the client that carries out the operations which fall back.
+        read, write: exchange commands that read, and that write, for replies.
     """
 
-    def __init__(self, client: ResumingDriver) -> None:
+    def __init__(self, client: ResumingDriver, read: Exchange, write: Exchange) -> None:
         self._client = client
         self._operations = operations = client.operations
         self._dumps, self._loads = operations.dumps, operations.loads
-        writer, reader = client.endpoints[0], client.endpoints[-1]
-        self._write = make_exchange(writer, INSTRUMENTATION)
-        self._read = make_exchange(reader, INSTRUMENTATION)
+        self._read, self._write = read, write
 
     def get(self, key: str, default: Any) -> Any:
         """Return a key's value."""
-        result = self._read(pack_get(key), value_of, VALUE)
+        result = self._read(key, pack_get(key), value_of, VALUE)
         if type(result) is bytes:
             return self._loads(result)
         if result is None:
@@ -176,7 +181,7 @@ class StraightPath:
     def set(self, key: str, value: Any, timeout: int | None) -> None:
         """Set a key."""
         packed = pack_set(key, self._dumps(value), timeout)
-        result = self._write(packed, done_or_integer)
+        result = self._write(key, packed, done_or_integer)
         # With a timeout of 0 it is a DEL, whose reply is a number.
         if type(result) not in _PLAIN:
             self._fall_back(result, self._operations.set_packed, key, packed)
@@ -185,11 +190,11 @@ class StraightPath:
         """Set a key that is not there; return whether it was set."""
         data = self._dumps(value)
         if timeout == 0:
-            result = self._write(pack_on_key("EXISTS", key), integer, INTEGER)
+            result = self._write(key, pack_on_key("EXISTS", key), integer, INTEGER)
             if type(result) is int:
                 return not result
         else:
-            result = self._write(pack_set(key, data, timeout, "NX"), done)
+            result = self._write(key, pack_set(key, data, timeout, "NX"), done)
             if type(result) is bool:
                 return result
         return self._fall_back(result, self._operations.add, key, value, timeout)
@@ -197,10 +202,10 @@ class StraightPath:
     def replace(self, key: str, value: Any, timeout: int | None) -> bool:
         """Set a key only if it is there; return whether it was set."""
         if timeout == 0:
-            result = self._write(pack_delete(key), integer, INTEGER)
+            result = self._write(key, pack_delete(key), integer, INTEGER)
         else:
             packed = pack_set(key, self._dumps(value), timeout, "XX")
-            result = self._write(packed, done)
+            result = self._write(key, packed, done)
         if type(result) in _PLAIN:
             return bool(result)
         return self._fall_back(result, self._operations.replace, key, value, timeout)
@@ -209,21 +214,23 @@ class StraightPath:
         """Set a key's timeout; return whether it is there."""
         result = MISSED  # Without a timeout it takes two commands.
         if timeout is not None:
-            result = self._write(pack_on_key("EXPIRE", key, timeout), integer, INTEGER)
+            result = self._write(
+                key, pack_on_key("EXPIRE", key, timeout), integer, INTEGER
+            )
         if type(result) is int:
             return bool(result)
         return self._fall_back(result, self._operations.touch, key, timeout)
 
     def delete(self, key: str) -> bool:
         """Delete a key; return whether it was there."""
-        result = self._write(pack_delete(key), integer, INTEGER)
+        result = self._write(key, pack_delete(key), integer, INTEGER)
         if type(result) is int:
             return bool(result)
         return self._fall_back(result, self._operations.delete, key)
 
     def has_key(self, key: str) -> bool:
         """Return whether a key is there."""
-        result = self._read(pack_on_key("EXISTS", key), integer, INTEGER)
+        result = self._read(key, pack_on_key("EXISTS", key), integer, INTEGER)
         if type(result) is int:
             return bool(result)
         return self._fall_back(result, self._operations.has_key, key)
@@ -236,7 +243,7 @@ class StraightPath:
         """
         result = MISSED
         if self._operations.server.runs_scripts:
-            result = self._write(pack_incr(key, delta), sum_or_nothing, SUM)
+            result = self._write(key, pack_incr(key, delta), sum_or_nothing, SUM)
         if type(result) is int:
             return result
         if result is None:
@@ -247,7 +254,7 @@ class StraightPath:
         """Return the values of the keys that are there, by the keys' names."""
         if not keys:
             return {}
-        result = self._read(pack_get_many(keys), values_of(len(keys)))
+        result = self._read(keys[0], pack_get_many(keys), values_of(len(keys)))
         if type(result) is list:
             return self._operations.by_name(names, result)
         return self._fall_back(result, self._operations.get_many, keys, names)
@@ -260,7 +267,7 @@ class StraightPath:
             return []
         values = [*map(self._dumps, data.values())]
         packed = pack_sets_in_one(keys, values, timeout)
-        result = self._write(packed, _read_sets, count=len(keys))
+        result = self._write(keys[0], packed, _read_sets, count=len(keys))
         if result is True:
             return []
         commands = pack_sets(keys, values, timeout)
@@ -271,20 +278,22 @@ class StraightPath:
         """Delete several keys."""
         if not keys:
             return
-        result = self._write(pack_deletes(keys), _read_deletions, count=len(keys))
+        result = self._write(
+            keys[0], pack_deletes_in_one(keys), _read_deletions, count=len(keys)
+        )
         if result is not True:
             self._fall_back(result, self._operations.delete_many, keys)
 
     def time_to_live(self, command: str, key: str) -> int | None:
         """Return the time until a key expires."""
-        result = self._read(pack_on_key(command, key), integer, INTEGER)
+        result = self._read(key, pack_on_key(command, key), integer, INTEGER)
         if type(result) is int:
             return time_left(result)
         return self._fall_back(result, self._operations.time_to_live, command, key)
 
     def change_expiry(self, command: str, key: str, *amount: int) -> bool:
         """Change when a key expires; return whether it is there."""
-        result = self._write(pack_on_key(command, key, *amount), integer, INTEGER)
+        result = self._write(key, pack_on_key(command, key, *amount), integer, INTEGER)
         if type(result) is int:
             return bool(result)
         change = self._operations.change_expiry
@@ -333,4 +342,9 @@ def single_key_path(client: ResumingDriver) -> SingleKey:
         or not all(map(exchanges, pools))
     ):
         return GeneralPath(client)
-    return StraightPath(client)
+    writer, reader = client.endpoints[0], client.endpoints[-1]
+    return StraightPath(
+        client,
+        make_exchange(reader, INSTRUMENTATION),
+        make_exchange(writer, INSTRUMENTATION),
+    )

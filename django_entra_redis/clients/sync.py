@@ -138,6 +138,71 @@ class Client(ABC):
         """Carry out a request; retry it where the retry policy allows that."""
         return self.execute_at(self.reported_endpoint(request), request)
 
+    def execute_at(self, endpoint: Endpoint, request: Request) -> Any:
+        """Carry out a request as :meth:`execute` does.
+
+        Parameters:
+            endpoint: what :meth:`reported_endpoint` returned for the request.
+            request: the request.
+        """
+        return self.carry_on(endpoint, request, [])
+
+    @abstractmethod
+    def carry_on(
+        self, endpoint: Endpoint, request: Request, made: list[FirstTry]
+    ) -> Any:
+        """Carry out a request of which an attempt may have been made already.
+
+        Parameters:
+            endpoint: what :meth:`reported_endpoint` returned for the request.
+            request: the request.
+            made: the attempt, or nothing. It is removed, so that the operation's next
+                request begins without it.
+        """
+
+    def attempt(
+        self,
+        attempts: Attempts,
+        endpoint: Endpoint,
+        request: Request,
+        made: list[FirstTry],
+    ) -> Any:
+        """Carry out a request once; return its reply, or that of the attempt made."""
+        if made:
+            first = made.pop()
+            attempts.begun(endpoint, first.began)
+            came = first.take()
+            if isinstance(came, Exception):
+                raise error_to_raise(request, came)
+            return came
+        attempts.begin(endpoint)
+        return carry_out(endpoint.pool, request)
+
+    def resume(
+        self, first: FirstTry, operation: Callable[..., Operation[T]], *args: Any
+    ) -> T:
+        """Carry out an operation whose first request has been attempted once already.
+
+        That attempt counts for the retry policy.
+
+        Parameters:
+            first: the attempt.
+            operation, args: see :meth:`run`.
+
+        Raises:
+            What :meth:`run` raises.
+        """
+        made = [first]
+
+        def execute(request: Request) -> Any:
+            return self.carry_on(self.reported_endpoint(request), request, made)
+
+        try:
+            return drive(operation(*args), execute, self.translate)
+        except BaseException as error:
+            clear_frames(error)
+            raise
+
     # The outages of one server are noted by `Attempts`. These two are for outages of a
     # cluster as a whole.
     @abstractmethod
@@ -162,15 +227,6 @@ class Client(ABC):
         well = endpoint.answers(attempts.second_opinion_timeout)
         attempts.second_opinion(well)
         return not well
-
-    @abstractmethod
-    def execute_at(self, endpoint: Endpoint, request: Request) -> Any:
-        """Carry out a request as :meth:`execute` does.
-
-        Parameters:
-            endpoint: what :meth:`reported_endpoint` returned for the request.
-            request: the request.
-        """
 
     @abstractmethod
     def reported_endpoint(self, request: Request) -> Endpoint:
@@ -232,31 +288,6 @@ class CacheClient(Client):
         ordinary = type(self) is CacheClient
         return single_key_path(self) if ordinary else GeneralPath(self)
 
-    def resume(
-        self, first: FirstTry, operation: Callable[..., Operation[T]], *args: Any
-    ) -> T:
-        """Carry out an operation whose first request has been attempted once already.
-
-        That attempt counts for the retry policy.
-
-        Parameters:
-            first: the attempt.
-            operation, args: see :meth:`run`.
-
-        Raises:
-            What :meth:`run` raises.
-        """
-        made = [first]
-
-        def execute(request: Request) -> Any:
-            return self._execute(self.endpoint_for(request), request, made)
-
-        try:
-            return drive(operation(*args), execute, self.translate)
-        except BaseException as error:
-            clear_frames(error)
-            raise
-
     def __init__(self, options: CacheOptions) -> None:
         endpoints = [get_endpoint(server, options) for server in options.servers]
         super().__init__(options, endpoints, Operations, ReadOnlyError)
@@ -297,36 +328,15 @@ class CacheClient(Client):
             return self._writer if request.write else self._readers[0]
         return random.choice(self._readers)
 
-    def execute_at(self, endpoint: Endpoint, request: Request) -> Any:
-        """Carry out a request as :meth:`execute` does, on a given server."""
-        return self._execute(endpoint, request, [])
-
-    def _execute(
+    def carry_on(
         self, endpoint: Endpoint, request: Request, made: list[FirstTry]
     ) -> Any:
-        """Carry out a request.
-
-        Parameters:
-            endpoint: the server.
-            request: the request.
-            made: an attempt that was made already, or nothing. It is removed, so
-                that the operation's next request begins without it.
-        """
+        """See :meth:`Client.carry_on`."""
         attempts = self.attempts(request)
-
-        def attempt() -> Any:
-            if made:
-                first = made.pop()
-                attempts.begun(endpoint, first.began)
-                came = first.take()
-                if isinstance(came, Exception):
-                    raise error_to_raise(request, came)
-                return came
-            attempts.begin(endpoint)
-            return carry_out(endpoint.pool, request)
-
         try:
-            reply = self.with_retries(attempt)
+            reply = self.with_retries(
+                lambda: self.attempt(attempts, endpoint, request, made)
+            )
         except RedisError as error:
             self.give_up(attempts, error)
             raise

@@ -6,6 +6,7 @@ not moved go on meanwhile.
 """
 
 import random
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from time import monotonic
@@ -25,7 +26,7 @@ from .._errors import without_frames
 from .._fork import Order, register
 from ..commands.request import Request
 from ..commands.resp import SLOTS
-from ..commands.slots import NO_HOST, Address, SlotRange, read_slots
+from ..commands.slots import NO_HOST, Address, SlotRange, read_slots, slots_of
 from ..conf.options import CacheOptions
 from ..connections.endpoint import Endpoint
 from ..connections.outage import Outages
@@ -63,9 +64,9 @@ class Topology:
         self._client: Any = None
         # Nodes that did not answer, and until when the others are asked first.
         self._avoided: dict[Endpoint, float] = {}
-        # The primary of each slot; None before the first discovery. Readers need no
-        # lock: a discovery replaces the list, and a redirection one item of it.
-        self._slots: list[Endpoint | None] | None = None
+        #: The primary of each slot; None before the first discovery. Readers need no
+        #: lock: a discovery replaces the list, and a redirection one item of it.
+        self.slots: list[Endpoint | None] | None = None
         #: Outages of the cluster as a whole: no node answers, or a slot has no node.
         self.outages = Outages(f"the cluster of {self.nodes.first.name}")
         # Discoveries that have succeeded.
@@ -87,7 +88,7 @@ class Topology:
     @property
     def known(self) -> bool:
         """Whether a discovery has succeeded."""
-        return self._slots is not None
+        return self.slots is not None
 
     def endpoint_of(self, key: str | bytes) -> Endpoint:
         """Return the endpoint of the primary that has a key.
@@ -97,7 +98,7 @@ class Topology:
                 succeeded yet.
         """
         slot = key_slot(key.encode() if isinstance(key, str) else key)
-        endpoint = self._slots[slot] if self._slots is not None else None
+        endpoint = self.slots[slot] if self.slots is not None else None
         if endpoint is None:
             self.refresh()
             raise ClusterUnavailableError(f"No node of the cluster serves slot {slot}.")
@@ -126,9 +127,13 @@ class Topology:
         Raises:
             ClusterUnavailableError: no node has the slot of one of the keys.
         """
-        found: dict[Endpoint, list[int]] = {}
-        for position, key in enumerate(keys):
-            found.setdefault(self.endpoint_of(key), []).append(position)
+        keys, slots = list(keys), self.slots
+        owners = [slots and slots[slot] for slot in slots_of(keys)]
+        found: defaultdict[Any, list[int]] = defaultdict(list)
+        if None in owners:
+            owners = [self.endpoint_of(key) for key in keys]  # It raises the error.
+        for position, endpoint in enumerate(owners):
+            found[endpoint].append(position)
         return dict(sorted(found.items(), key=lambda item: id(item[0])))
 
     def follow(self, redirect: Any, asked: Endpoint) -> Endpoint:
@@ -145,8 +150,8 @@ class Topology:
         host = redirect.host if redirect.host not in NO_HOST else asked.host
         endpoint = self.nodes.at(*self.nodes.remap(host, redirect.port))
         if isinstance(redirect, MovedError):
-            assert self._slots is not None
-            self._slots[redirect.slot_id] = endpoint
+            assert self.slots is not None
+            self.slots[redirect.slot_id] = endpoint
             # Other slots have probably moved, too.
             self.refresh()
         return endpoint
@@ -218,7 +223,7 @@ class Topology:
             WrongBackendError: the server is not a node of a cluster.
             ConfigurationError: a token would be sent to a node in plain text.
         """
-        if self._slots is None:
+        if self.slots is None:
             self.discover()
 
     def discover(self) -> None:
@@ -325,7 +330,7 @@ class Topology:
                 "(OPTIONS['require_full_coverage'])."
             )
         self.primaries, self.replicas = found.primaries, found.replicas
-        self._all, self._slots = found.all, found.slots
+        self._all, self.slots = found.all, found.slots
         self._discoveries += 1
         self._discovered_at = began
         self._discovery_fails = False

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from .operations import END, START, Operation, Operations, checked
-from .packing import pack_get
+from .packing import pack_gets
 from .replies import Parse, done, scanned, value_of
 from .request import Batch, Broadcast, Request, Visit
 
@@ -33,7 +33,7 @@ class ClusterOperations(Operations):
         """Return the values of keys that exist, by the keys' names."""
         if not keys:
             return {}
-        commands = [pack_get(key) for key in keys]
+        commands = pack_gets(keys)
         found = yield self.each(commands, keys, write=False, parse=value_of)
         return self.by_name(names, checked(found))
 

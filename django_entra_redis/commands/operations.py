@@ -21,12 +21,21 @@ from redis.exceptions import (
 )
 
 from ..serializers import PickleSerializer, Serializer
-from .packing import length, pack_all, pack_delete, pack_get, pack_set, pack_sets
+from .packing import (
+    length,
+    pack_all,
+    pack_deletes,
+    pack_get,
+    pack_gets,
+    pack_set,
+    pack_sets,
+)
 from .patterns import KeyPattern
 from .replies import (
     Parse,
     done,
     done_or_integer,
+    has_error,
     integer,
     scanned,
     sum_or_nothing,
@@ -199,7 +208,7 @@ class Operations:
         except ClusterCrossSlotError:
             # A node of a cluster will redirect one of the GETs, and the user is told
             # so. A server with the Enterprise policy takes the keys one by one.
-            commands = [pack_get(key) for key in keys]
+            commands = pack_gets(keys)
             each = self.each(commands, keys, write=False, parse=value_of)
             found = checked((yield each))
         return self.by_name(names, found)
@@ -292,6 +301,8 @@ class Operations:
             The names of the keys that Redis refused to set.
         """
         replies = yield self.each(commands, keys, parse=done_or_integer)
+        if not has_error(replies):
+            return []
         failed = {
             name: reply
             for name, reply in zip(data, replies, strict=True)
@@ -324,7 +335,7 @@ class Operations:
     def delete_many(self, keys: Sequence[str]) -> Operation[None]:
         """Delete several keys."""
         if keys:
-            commands = [pack_delete(key) for key in keys]
+            commands = pack_deletes(keys)
             checked((yield self.each(commands, keys, parse=integer)))
 
     def clear(self) -> Operation[bool]:
@@ -432,9 +443,8 @@ def _counting(how: str, script: str, key: str, delta: int) -> Request:
 
 def checked(replies: Sequence[Any]) -> Sequence[Any]:
     """Return replies; raise the first that is an error."""
-    for reply in replies:
-        if isinstance(reply, Exception):
-            raise reply
+    if has_error(replies):
+        raise next(reply for reply in replies if isinstance(reply, Exception))
     return replies
 
 

@@ -65,12 +65,33 @@ def pack_get(key: str) -> bytes:
     return f"{_GET[size]}{key}\r\n".encode()
 
 
+def pack_gets(keys: Sequence[str]) -> list[bytes]:
+    """Return GET of each key."""
+    return _pack_each(_GET, "GET", keys)
+
+
+def pack_deletes(keys: Sequence[str]) -> list[bytes]:
+    """Return DEL of each key."""
+    return _pack_each(_DELETE, "DEL", keys)
+
+
+def _pack_each(
+    beginnings: Sequence[str], command: str, keys: Sequence[str]
+) -> list[bytes]:
+    try:
+        begun = [beginnings[size] for size in lengths(keys)]
+    except IndexError:
+        return [pack_on_key(command, key) for key in keys]
+    words = zip(begun, keys, strict=True)
+    return [f"{begin}{key}\r\n".encode() for begin, key in words]
+
+
 def pack_delete(key: str) -> bytes:
     """Return DEL of a key."""
     return pack_on_key("DEL", key)
 
 
-def pack_deletes(keys: Sequence[str]) -> bytes:
+def pack_deletes_in_one(keys: Sequence[str]) -> bytes:
     """Return DEL of each key, in one piece."""
     try:
         begun = [_DELETE[size] for size in lengths(keys)]
@@ -134,7 +155,7 @@ def pack_sets_in_one(
 ) -> bytes:
     """Return what :func:`pack_sets` returns, in one piece."""
     if timeout == 0:
-        return pack_deletes(keys)
+        return pack_deletes_in_one(keys)
     return b"".join(chain.from_iterable(_parts_of_sets(keys, values, timeout)))
 
 
@@ -143,8 +164,15 @@ def _parts_of_sets(
 ) -> Iterable[tuple[bytes, ...]]:
     begin, end = _SETS.get((timeout, None)) or _make_set(timeout, None)
     # The values first, which are serialized as they are taken: of two errors, theirs is
-    # the one that Django raises.
-    data = [value if type(value) is bytes else encode(value) for value in values]
+    # the one that Django raises. Most need no call of encode().
+    data = [
+        value
+        if type(value) is bytes
+        else b"%d" % value
+        if type(value) is int
+        else encode(value)
+        for value in values
+    ]
     names = [*map(str.encode, keys)]
     before_names, before_data = _before(names), _before(data)
     return zip(repeat(begin), before_names, names, before_data, data, repeat(end))

@@ -6,7 +6,7 @@ own errors.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ..exceptions import InvalidReplyError
@@ -71,6 +71,16 @@ def all_done(replies: list[Any]) -> bool:
 def all_integers(replies: list[Any]) -> bool:
     """Return whether each reply is a number."""
     return INTEGER.issuperset(map(type, replies))
+
+
+#: The types of replies that a parser returns as they are, by the parser.
+AS_THEY_ARE: Mapping[Parse, Types] = {integer: INTEGER, value_of: VALUE}
+
+
+def has_error(replies: Iterable[Any]) -> bool:
+    """Return whether one of several replies is an error."""
+    # There are few types among them, and to look at these is soon done.
+    return any(issubclass(kind, Exception) for kind in set(map(type, replies)))
 
 
 def values_of(count: int) -> Parse:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .packing import pack_all
-from .replies import Parse
+from .replies import AS_THEY_ARE, NOTHING, Parse
 
 #: Commands that change nothing, even in a request for the server that takes the writes.
 _READING = frozenset({"EXISTS", "GET", "MGET", "PTTL", "SCAN", "TTL"})
@@ -94,6 +94,8 @@ class Request:
             return replies
         if not self.count:
             return parse(replies)
+        if AS_THEY_ARE.get(parse, NOTHING).issuperset(map(type, replies)):
+            return replies
         return [
             reply if isinstance(reply, Exception) else parse(reply) for reply in replies
         ]

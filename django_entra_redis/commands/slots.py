@@ -1,13 +1,19 @@
-"""The reply to CLUSTER SLOTS, which says which nodes have which slots.
+"""The slots of keys, and the reply to CLUSTER SLOTS, which says whose they are.
 
 A hijacked node may reply anything: a reply in another form than Redis', or one that
 would fill the memory, is refused.
 """
 
+from binascii import crc_hqx
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any
 
+from redis.crc import key_slot
+
 from ..exceptions import InvalidReplyError
+from .packing import encode
 from .resp import SLOTS
 
 #: Nodes of a cluster at most; Redis Cluster is designed for up to a thousand.
@@ -33,6 +39,19 @@ class SlotRange:
     first: int
     last: int
     nodes: tuple[Address, ...]
+
+
+def slots_of(keys: Sequence[str | bytes]) -> list[int]:
+    """Return the slot of each key ("Redis cluster specification", "Key distribution
+    model")."""
+    try:
+        names = [*map(str.encode, keys)]  # type: ignore[arg-type]  # as nearly always
+    except TypeError:
+        names = [encode(key) for key in keys]
+    if b"{" in b"".join(names):
+        return [*map(key_slot, names)]
+    # What key_slot() makes of a key without a hash tag.
+    return [found & (SLOTS - 1) for found in map(crc_hqx, names, repeat(0))]
 
 
 def read_slots(reply: Any, asked: str) -> list[SlotRange]:

@@ -6,7 +6,7 @@ connections, and what has been found out about the server.
 
 import socket
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +47,10 @@ class Endpoint:
     Parameters:
         pool: the pool of connections to it.
     """
+
+    #: Exchanges commands for replies on an idle connection to it, if it is a node of a
+    #: cluster whose connections allow that.
+    exchange: Callable[..., Any] | None = None
 
     def __init__(self, pool: Any) -> None:
         self.pool = pool

@@ -20,13 +20,15 @@ from redis.exceptions import ConnectionError, TimeoutError
 from ..commands.resp import INCOMPLETE, PLAIN, UNREADABLE, make_reader, verify
 from ..exceptions import InvalidReplyError
 from .deadlines import REPLY, Deadline
-from .refusals import read_error
+from .refusals import read_error, refused_from
 
-#: Bytes to read at a time. For twice as many, malloc would map new memory each time.
-CHUNK = 64 * 1024
+#: Bytes to read at a time. From 128 KB on, malloc would map new memory each time.
+CHUNK = 120 * 1024
 #: Bytes of a value from which on it is read into a buffer of its size, and up to which:
 #: a hijacked server may announce any size.
 LARGE, LARGEST = 32 * 1024, 16 * 1024 * 1024
+#: What is raised where no reply comes, or none that is one.
+FAILURES: tuple[type[Exception], ...] = (*UNREADABLE, OSError)
 #: What :meth:`Exchanger.exchange` returns where it has sent nothing.
 UNSENT: Any = object()
 #: Modules of the sockets that the system's own calls do for; a greenlet's would have
@@ -117,7 +119,7 @@ class Exchanger:
                 if count:
                     return self._receive_many(count, data)
                 # All replies end so; a value that is not here as a whole rarely does.
-                if data.endswith(b"\r\n"):
+                if data.endswith(b"\r\n") and len(data) < LARGE:
                     self._feed(data)
                     reply = self._gets()
                     if type(reply) in PLAIN:
@@ -131,37 +133,95 @@ class Exchanger:
                 return reply
             except ConnectionError:
                 raise
-            except UNREADABLE as error:
-                said = str(error) or type(error).__name__
-                failure = InvalidReplyError(
-                    f"The server's answer is not a Redis reply ({said})."
-                )
-            except builtins.TimeoutError:
-                failure = TimeoutError("Timeout reading from socket")
-            except OSError as error:
-                text = f"Error while reading from socket: {error.args}"
-                failure = ConnectionError(text)
+            except FAILURES as error:
+                failure = _failed_reading(error)
         try:
             raise failure
         finally:
             del failure  # Otherwise this frame would keep it alive.
 
+    def send(self, packed: bytes) -> None:
+        """Send commands; the first half of :meth:`exchange`.
+
+        The caller has made sure that there is nothing to read before.
+
+        Parameters:
+            packed: the commands.
+
+        Raises:
+            ConnectionError, TimeoutError: they have not been sent, or not all of them.
+        """
+        try:
+            self._socket.sendall(packed)
+        except OSError as error:
+            failure = _failed_writing(error)
+        else:
+            return
+        try:
+            raise failure
+        finally:
+            del failure
+
+    def receive(self, count: int, *, wait: bool = True) -> list[Any]:
+        """Return the replies to commands that have been sent, error replies as
+        exceptions; the second half of :meth:`exchange`.
+
+        Parameters:
+            count: the number of commands.
+            wait: whether to wait for the first reply, if it has not come yet.
+
+        Raises:
+            What :meth:`exchange` raises.
+        """
+        timeout = self._timeout
+        try:
+            return self._receive_many(count, self._read(timeout if wait else 0))
+        except ConnectionError:
+            raise
+        except FAILURES as error:
+            failure = _failed_reading(error)
+        try:
+            raise failure
+        finally:
+            del failure
+
     def _receive_many(self, count: int, data: bytes) -> list[Any]:
-        replies: list[Any] = []
-        deadline: _ReplyDeadline | None = None
+        # To the reader they are one array: it takes a call for all, and not one each.
+        self._feed(b"*%d\r\n" % count)
+        self._feed(_some(data))
+        replies: Any = self._gets()
+        if replies is INCOMPLETE:
+            replies = self._receive_others(count, data)
+        if not PLAIN.issuperset(map(type, replies)):
+            verify(replies)
+        found: list[Any] = replies
+        return found
+
+    def _receive_others(self, count: int, seen: bytes) -> Any:
+        """Return the replies to several commands, of which some have come.
+
+        Parameters:
+            count: the number of commands.
+            seen: what has come.
+        """
+        deadline = _ReplyDeadline(self._timeout)
+        received = len(seen) + count * REPLY
+        # A server refuses what it is sent: writes, whose replies are short.
+        kept: bytes | None = seen
         while True:
-            self._feed(_some(data))
-            while (reply := self._gets()) is not INCOMPLETE:
-                if type(reply) not in PLAIN:
-                    verify(reply)
-                replies.append(reply)
-                if len(replies) == count:
-                    return replies
+            try:
+                data = self._read(deadline.left(received))
+            except ConnectionError:
+                refused = refused_from(_replies_in(kept or b""), count)
+                if refused is None:
+                    raise
+                return refused
+            self._feed(data)
+            replies = self._gets()
+            if replies is not INCOMPLETE:
+                return replies
             received = len(data)
-            if deadline is None:
-                deadline = _ReplyDeadline(self._timeout)
-                received += count * REPLY
-            data = self._read(deadline.left(received))
+            kept = None if kept is None or len(kept) >= CHUNK else kept + data
 
     def _receive(self, data: bytes) -> Any:
         value = self._read_value(_some(data))
@@ -202,23 +262,36 @@ class Exchanger:
             return None
         size = int(data[1:end])
         read = len(data) - end - 2
-        if not LARGE <= size <= LARGEST or read > size + 1:
+        if not LARGE <= size <= LARGEST or read > size + 2:
             return None
-        deadline = _ReplyDeadline(self._timeout)
-        buffer = io.BytesIO(bytes(size + 2))
-        with buffer.getbuffer() as view:
-            view[:read] = data[end + 2 :]
-            at = read
-            while at < size + 2:
-                read = self._read_into(view[at:], deadline.left(read))
-                at += read
-            whole = view[size:].tobytes() == b"\r\n"
+        if read == size + 2:
+            value, whole = data[end + 2 : -2], data.endswith(b"\r\n")
+        else:
+            value, whole = self._receive_value(size, data[end + 2 :])
         if not whole:
             raise InvalidReplyError(
                 "The server's answer is not a Redis reply (a value does not end right)."
             )
+        return value
+
+    def _receive_value(self, size: int, begun: bytes) -> tuple[bytes, bool]:
+        """Return a value, and whether it ends as it should.
+
+        Parameters:
+            size: its bytes.
+            begun: what has come of it.
+        """
+        read = at = len(begun)
+        deadline = _ReplyDeadline(self._timeout)
+        buffer = io.BytesIO(bytes(size + 2))
+        with buffer.getbuffer() as view:
+            view[:at] = begun
+            while at < size + 2:
+                read = self._read_into(view[at:], deadline.left(read))
+                at += read
+            whole = view[size:].tobytes() == b"\r\n"
         buffer.truncate(size)
-        return buffer.getvalue()
+        return buffer.getvalue(), whole
 
     def _read_into(self, view: memoryview, timeout: float | None) -> int:
         """Do as :meth:`_read` does, into a buffer; return how much."""
@@ -245,6 +318,13 @@ def _some(data: bytes) -> bytes:
     return data
 
 
+def _replies_in(data: bytes) -> list[Any]:
+    """Return the replies that some bytes hold, up to the first that is incomplete."""
+    reader = make_reader(read_error)
+    reader.feed(data)
+    return [*iter(reader.gets, INCOMPLETE)]
+
+
 def _closed() -> ConnectionError:
     return ConnectionError("Connection closed by server.")
 
@@ -255,6 +335,16 @@ def _failed_writing(error: OSError) -> Exception:
         return TimeoutError("Timeout writing to socket")
     number, text = error.args if len(error.args) == 2 else ("UNKNOWN", error)
     return ConnectionError(f"Error {number} while writing to socket. {text}.")
+
+
+def _failed_reading(error: Exception) -> Exception:
+    """Return what redis-py raises where no reply comes, or none that is one."""
+    if isinstance(error, builtins.TimeoutError):
+        return TimeoutError("Timeout reading from socket")
+    if isinstance(error, OSError):
+        return ConnectionError(f"Error while reading from socket: {error.args}")
+    said = str(error) or type(error).__name__
+    return InvalidReplyError(f"The server's answer is not a Redis reply ({said}).")
 
 
 class _ReplyDeadline:

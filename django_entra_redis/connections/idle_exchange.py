@@ -64,11 +64,19 @@ class Seam(Protocol):
     own_execute: Any
 
 
-def exchanges(pool: Any) -> bool:
-    """Whether the connections' class and options allow an exchange."""
-    if type(pool) is not ConnectionPool:
+def exchanges(pool: Any, kind: type[Any] = ConnectionPool, parser: Any = None) -> bool:
+    """Whether the connections' class and options allow an exchange.
+
+    Parameters:
+        pool: the pool.
+        kind: this package's own class for such a pool: a user's may do more.
+        parser: the parser of replies that this package itself has set, if any.
+    """
+    if type(pool) is not kind:
         return False
-    kwargs = pool.connection_kwargs
+    kwargs = dict(pool.connection_kwargs)
+    if parser is not None and kwargs.get("parser_class") is parser:
+        del kwargs["parser_class"]
     return (
         getattr(pool.connection_class, "kind", None) in _ORDINARY
         and str(kwargs.get("protocol", 2)) == "2"
@@ -81,13 +89,16 @@ def make_exchange(endpoint: Endpoint, seam: Seam) -> Exchange:
     outages = endpoint.outages
     pool: ConnectionPool = endpoint.pool
     clock = pool.clock
+    client, pipeline = seam.client, seam.pipeline
 
     def exchange(
-        packed: bytes, parse: Parse, plain: Types = NOTHING, count: int = 0
+        key: str, packed: bytes, parse: Parse, plain: Types = NOTHING, count: int = 0
     ) -> Any:
         """Send commands, if there is a connection that needs no connect and no AUTH.
 
         Parameters:
+            key: a key of the commands. It is for exchanges on a cluster, which find the
+                node by it.
             packed: the commands.
             parse: parses the reply, or returns the error reply that speaks for all.
             plain: the types of replies that it would return as they are.
@@ -101,8 +112,8 @@ def make_exchange(endpoint: Endpoint, seam: Seam) -> Exchange:
         """
         if (
             # Tools observe redis-py, or it has not been found out yet whether they do.
-            seam.client.execute_command is not seam.own_command
-            or (count and seam.pipeline.execute is not seam.own_execute)
+            client.execute_command is not seam.own_command
+            or (count and pipeline.execute is not seam.own_execute)
             # The server may be down: the general path decides who may ask it.
             or outages.any
             # The server may close the connection before it has read all of it, and

@@ -278,15 +278,15 @@ def test_a_copy_from_elsewhere(both: Any) -> None:
     client = cache._cache
     # None may be under way that would put the slots back.
     client.topology.discover()
-    slots = list(client.topology._slots)
+    slots = list(client.topology.slots)
     key = cache.make_key("name-0")
     slot = key_slot(key.encode())
-    client.topology._slots[slot] = next(
+    client.topology.slots[slot] = next(
         endpoint for endpoint in slots if endpoint is not slots[slot]
     )
     assert client.find(key) is None
     assert info(cache).entries == len(NAMES) - 1
-    client.topology._slots[slot] = None
+    client.topology.slots[slot] = None
     client.local.copies.end(client.local.copies.begin(key, object()), b"1", 1e12)
     assert client.find(key) is None
     assert client.fetch([key]) is None
@@ -294,7 +294,7 @@ def test_a_copy_from_elsewhere(both: Any) -> None:
     assert client.fetch_directly([key]) is None
     with suppress(RedisError):
         asyncio.run(cache.aget("name-0"))
-    client.topology._slots = slots
+    client.topology.slots = slots
     assert cache.get("name-0") == VALUES["name-0"]
 
 

@@ -20,14 +20,13 @@ from redis.exceptions import NoPermissionError, ResponseError
 from redis.utils import str_if_bytes
 
 from django_entra_redis.cache import EntraRedisCache, EntraRedisClusterCache
-from django_entra_redis.clients import cluster as clusters
 from django_entra_redis.clients import node_pools as nodes
 from django_entra_redis.clients import topology as topologies
 from django_entra_redis.clients.cluster import AsyncClusterClient
-from django_entra_redis.clients.sync import read_many
 from django_entra_redis.commands.request import Request, Visit
 from django_entra_redis.conf.options import parse_options
 from django_entra_redis.connections import event_loops, registry
+from django_entra_redis.connections.exchanger import Exchanger
 from django_entra_redis.connections.multiplexed import MultiplexedConnection
 from django_entra_redis.exceptions import (
     ClusterUnavailableError,
@@ -536,15 +535,23 @@ def test_uncertain(cluster: Emulator, cache: Any) -> None:
     assert cache.get("counter") in (1, 2)
 
 
+def counted_waits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return the numbers of replies that are waited for, node by node, from now on."""
+    waits: list[int] = []
+    receive = Exchanger.receive
+
+    def note(self: Exchanger, count: int, *, wait: bool = True) -> list[Any]:
+        if wait:
+            waits.append(count)
+        return receive(self, count, wait=wait)
+
+    monkeypatch.setattr(Exchanger, "receive", note)
+    return waits
+
+
 def test_silent_nodes(cluster: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nodes that are silent are waited for together, not one after the other."""
-    waits: list[int] = []
-
-    def read(connection: Any, request: Request) -> list[Any]:
-        waits.append(request.count)
-        return read_many(connection, request)
-
-    monkeypatch.setattr(clusters, "read_many", read)
+    waits = counted_waits(monkeypatch)
     with use(cluster, monkeypatch, socket_timeout=0.5) as cache:
         assert cache.set_many(VALUES) == []
         assert len(waits) == len(primaries(cluster))
@@ -988,13 +995,7 @@ def test_silence_while_nodes_are_looked_for(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_slow_nodes_that_are_not_down(monkeypatch: pytest.MonkeyPatch) -> None:
     """What they have not answered in time, all at once, is asked for one by one."""
-    waits: list[int] = []
-
-    def read(connection: Any, request: Request) -> list[Any]:
-        waits.append(request.count)
-        return read_many(connection, request)
-
-    monkeypatch.setattr(clusters, "read_many", read)
+    waits = counted_waits(monkeypatch)
     ordered = sorted(NAMES, key=lambda name: key_slot(f":1:{name}".encode()))
     ends = [ordered[0], ordered[-1]]
     script = Script()

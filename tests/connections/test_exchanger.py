@@ -1,0 +1,105 @@
+"""The two halves of an exchange: commands out now, their replies in later."""
+
+import socket
+import threading
+from collections.abc import Iterator
+
+import pytest
+from redis.exceptions import ConnectionError, ResponseError, TimeoutError
+
+from django_entra_redis.connections.exchanger import (
+    CHUNK,
+    Exchanger,
+    make_exchanger,
+)
+from django_entra_redis.exceptions import InvalidReplyError
+
+Ends = tuple[Exchanger, socket.socket]
+
+
+@pytest.fixture
+def ends() -> Iterator[Ends]:
+    """Give an exchanger, and the other end of its socket."""
+    ours, theirs = socket.socketpair()
+    ours.settimeout(5)
+    with ours, theirs:
+        made = make_exchanger(ours, 5)
+        assert made is not None
+        yield made, theirs
+
+
+def test_replies(ends: Ends) -> None:
+    """They come one by one or in pieces, errors among them."""
+    exchanger, server = ends
+    exchanger.send(b"commands")
+    assert server.recv(100) == b"commands"
+    server.sendall(b"+OK\r\n$-1\r\n-ERR no\r\n:5\r\n")
+    ok, nothing, error, number = exchanger.receive(4)
+    assert (ok, nothing, number) == (b"OK", None, 5)
+    assert type(error) is ResponseError
+    large = b"$%d\r\n%b\r\n" % (3 * CHUNK, b"x" * 3 * CHUNK)
+    whole = large + b"$1\r\ny\r\n"
+    sender = threading.Thread(target=server.sendall, args=(whole,))
+    sender.start()
+    assert exchanger.receive(2) == [b"x" * 3 * CHUNK, b"y"]
+    sender.join()
+
+
+def test_no_wait(ends: Ends) -> None:
+    """What has not come is not waited for."""
+    exchanger, server = ends
+    with pytest.raises(TimeoutError, match="Timeout reading"):
+        exchanger.receive(1, wait=False)
+    server.sendall(b":1\r\n")
+    assert exchanger.receive(1, wait=False) == [1]
+
+
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_refused(ends: Ends, pieces: int) -> None:
+    """A server that reads no further has refused what follows, too."""
+    exchanger, server = ends
+    said = [b"+OK\r\n-ERR Protocol error: invalid bulk length\r\n"]
+    if pieces == 2:
+        said = [said[0][:9], said[0][9:]]
+    server.sendall(said[0])
+    replies: list[list[object]] = []
+    reader = threading.Thread(target=lambda: replies.append(exchanger.receive(3)))
+    reader.start()
+    for piece in said[1:]:
+        server.sendall(piece)
+    server.shutdown(socket.SHUT_WR)
+    reader.join()
+    ok, *refused = replies[0]
+    assert ok == b"OK"
+    assert [str(error) for error in refused] == [
+        "Protocol error: invalid bulk length"
+    ] * 2
+
+
+def test_broken(ends: Ends) -> None:
+    """Redis-py's errors are raised, and its own for what is no reply."""
+    exchanger, server = ends
+    begun = b"+OK\r\n" * 3 + b"$%d\r\n" % (3 * CHUNK) + b"x" * 2 * CHUNK
+
+    def say() -> None:
+        server.sendall(begun)
+        server.close()
+
+    sender = threading.Thread(target=say)
+    sender.start()
+    with pytest.raises(ConnectionError, match="closed by server"):
+        exchanger.receive(5)
+    sender.join()
+    with pytest.raises(ConnectionError, match="while writing to socket"):
+        exchanger.send(b"more")
+
+
+@pytest.mark.parametrize(
+    "said", [b"?\r\n", b"+OK\r\n,1.5\r\n", b"*1\r\n%1\r\n+a\r\n:1\r\n"]
+)
+def test_no_replies(ends: Ends, said: bytes) -> None:
+    """What is no reply of RESP 2 is an error."""
+    exchanger, server = ends
+    server.sendall(said + b"+OK\r\n")
+    with pytest.raises(InvalidReplyError, match="not a Redis reply"):
+        exchanger.receive(2)
