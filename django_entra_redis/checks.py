@@ -1,14 +1,17 @@
 """System checks of the settings, which make no requests."""
 
+import inspect
 import os
 import ssl
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags, Warning, register
+from django.utils.module_loading import import_string
 
 from ._errors import ConfigurationError, Problem
 from .cache.backend import EntraRedisCache, entra_caches
@@ -19,6 +22,7 @@ from .conf.identities import (
     is_identity_binding,
     load_identity,
 )
+from .conf.keys import ASYNCHRONOUS
 from .conf.location import is_loopback, read_url, transport
 from .conf.options import OWN, CacheOptions, database_problems
 from .conf.services import service_of
@@ -38,7 +42,7 @@ def check_identities(**kwargs: Any) -> list[CheckMessage]:
     caches = entra_caches().values()
     if caches and not any(cache.wants_identity for cache in caches):
         return []
-    return _errors(identity_problems())
+    return _errors([*identity_problems(), *_credential_problems()])
 
 
 @register(Tags.caches)
@@ -78,6 +82,49 @@ def check_warnings(**kwargs: Any) -> list[CheckMessage]:
 def check_secrets(**kwargs: Any) -> list[CheckMessage]:
     """Warn of secrets in the source of a site in production."""
     return _messages(Warning, _secret_warnings())
+
+
+def _credential_problems() -> list[Problem]:
+    """Return the problems of dotted paths that lead to an asynchronous credential."""
+    found = []
+    for alias in identity_aliases():
+        try:
+            path = load_identity(alias).credential
+        except ConfigurationError:
+            continue
+        if isinstance(path, str) and _is_asynchronous(path):
+            found.append(
+                Problem(
+                    "E007",
+                    f"ENTRA_REDIS[{alias!r}]['CREDENTIAL']",
+                    f"'{path}' is asynchronous.",
+                    ASYNCHRONOUS,
+                )
+            )
+    return found
+
+
+def _is_asynchronous(path: str) -> bool:
+    """Whether a dotted path leads to an asynchronous credential, or a maker of one.
+
+    Nothing is called, and no attribute of an object is computed. azure.identity, which
+    is large, is not imported: of its names only those in "aio" are asynchronous.
+    """
+    if path.startswith("azure.identity."):
+        return False
+    try:
+        value = import_string(path)
+    # Whoever uses it is told: a module may need what is not there at a check.
+    except Exception:
+        return False
+    # isinstance() would have Django's lazy objects make what they stand for.
+    kind: Any = type(value)
+    if kind is FunctionType:
+        return inspect.iscoroutinefunction(value)
+    get_token = inspect.getattr_static(
+        value if issubclass(kind, type) else kind, "get_token", None
+    )
+    return inspect.iscoroutinefunction(getattr(get_token, "__func__", get_token))
 
 
 def _cache_warnings() -> list[Problem]:

@@ -13,6 +13,7 @@ from django.core.cache import caches
 from django.core.checks import ERROR, CheckMessage, Error, Tags, run_checks
 from django.core.exceptions import ImproperlyConfigured
 from django.test import override_settings
+from django.utils.functional import SimpleLazyObject
 
 from django_entra_redis.cache import EntraRedisCache
 from django_entra_redis.checks import check_caches, check_identities
@@ -47,6 +48,83 @@ def test_nothing_to_say() -> None:
     with override_settings(CACHES=all_caches, ENTRA_REDIS={"default": {}}):
         assert check_identities() == []
         assert check_caches() == []
+
+
+class Asynchronous:
+    """A credential such as azure.identity.aio's, which a check does not make."""
+
+    def __init__(self) -> None:
+        raise AssertionError
+
+    async def get_token(self, *scopes: str) -> None:
+        """Get a token."""
+
+
+class AsynchronousOfClass:
+    """Another one."""
+
+    @classmethod
+    async def get_token(cls, *scopes: str) -> None:
+        """Get a token."""
+
+
+async def make_credential() -> None:
+    """Make a credential."""
+
+
+def make_another() -> None:
+    """Make a credential, of which nobody knows before."""
+
+
+class Synchronous:
+    """A credential that can be used."""
+
+    def __init__(self) -> None:
+        raise AssertionError
+
+    def get_token(self, *scopes: str) -> None:
+        """Get a token."""
+
+
+#: Objects that a module may hold: one of them is made when it is first used.
+asynchronous = object.__new__(Asynchronous)
+synchronous = object.__new__(Synchronous)
+lazy = SimpleLazyObject(Asynchronous)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["Asynchronous", "AsynchronousOfClass", "asynchronous", "make_credential"],
+)
+def test_asynchronous_credential(name: str) -> None:
+    """What a dotted path leads to is looked at, and not called."""
+    path = f"{__name__}.{name}"
+    with settings_of({}, {"default": {"CREDENTIAL": path}}):
+        (found,) = checked()
+    where = "ENTRA_REDIS['default']['CREDENTIAL']"
+    assert found.id == "django_entra_redis.E007"
+    assert found.msg == f"{where}: '{path}' is asynchronous."
+    assert "azure.identity.aio" in str(found.hint)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        f"{__name__}.Synchronous",
+        f"{__name__}.synchronous",
+        f"{__name__}.lazy",
+        f"{__name__}.make_another",
+        f"{__name__}.no_such_name",
+        "no.such.module",
+        "nothing",
+        # It is not even imported.
+        "azure.identity.NoSuchCredential",
+    ],
+)
+def test_credential_that_may_be_synchronous(path: str) -> None:
+    """Only what is known to be asynchronous is told; the rest is told at its use."""
+    with settings_of({}, {"default": {"CREDENTIAL": path}}):
+        assert checked() == []
 
 
 FAULTS: list[tuple[str, dict[str, Any], Any, str]] = [

@@ -152,6 +152,13 @@ def parse_scope(value: Any) -> str:
     return str(value)
 
 
+#: What to do about an asynchronous credential.
+ASYNCHRONOUS = (
+    "It should not be asynchronous: take the class of the same name from "
+    "azure.identity, not azure.identity.aio."
+)
+
+
 def parse_credential(value: Any) -> Any:
     """Return a credential, a callable that makes one, or a dotted path.
 
@@ -168,10 +175,7 @@ def parse_credential(value: Any) -> Any:
     if path.startswith("azure.identity.aio.") or any(
         map(iscoroutinefunction, (value, get_token))
     ):
-        raise InvalidValueError(
-            "It should not be asynchronous: take the class of the same name from "
-            "azure.identity, not azure.identity.aio."
-        )
+        raise InvalidValueError(ASYNCHRONOUS)
     return value
 
 
