@@ -5,6 +5,7 @@ show this package the response of a failed request.
 """
 
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,8 +25,8 @@ def request_token(session: BoundedSession, resource: str) -> Mapping[str, Any]:
     """Request a token; return the endpoint's answer.
 
     Raises:
-        TokenRequestError: the endpoint's URL is not HTTPS, or the token's expiry can't
-            be read.
+        TokenRequestError: the endpoint's URL is not HTTPS, its certificate's thumbprint
+            is none, or the token's expiry can't be read.
         requests.RequestException: it can't be reached, or has another certificate.
         ValueError: its answer is not JSON.
     """
@@ -36,8 +37,17 @@ def request_token(session: BoundedSession, resource: str) -> Mapping[str, Any]:
             "secret is sent there.",
             code="managed_identity_variables",
         )
+    # Without separators, and without the marks that Windows shows it with.
+    thumbprint = "".join(filter(str.isalnum, os.environ[_THUMBPRINT]))
+    if not re.fullmatch("[0-9a-fA-F]{40}|[0-9a-fA-F]{64}", thumbprint):
+        # Without a thumbprint, urllib3 would accept any certificate.
+        raise TokenRequestError(
+            f"${_THUMBPRINT} should be the SHA-1 thumbprint of the endpoint's "
+            "certificate, which are 40 hexadecimal digits.",
+            code="managed_identity_variables",
+        )
     # The certificate is self-signed.
-    session.pin("".join(os.environ[_THUMBPRINT].split()))
+    session.pin(thumbprint)
     response = session.get(
         endpoint,
         params={"api-version": "2019-07-01-preview", "resource": resource},

@@ -38,10 +38,12 @@ class Fabric:
     content: Any = None
     headers: dict[str, str] = field(default_factory=dict)
     raw: bytes | None = None
+    asked: bool = False
 
     def __call__(self, headers: Message) -> tuple[int, dict[str, str], bytes]:
         """Answer whoever knows the secret."""
         assert headers["Secret"] == SECRET
+        self.asked = True
         body = json.dumps(self.content).encode() if self.raw is None else self.raw
         return self.status, self.headers, body
 
@@ -120,23 +122,35 @@ def test_emulated(
 
 
 @pytest.mark.parametrize(
-    "spelling", [str.lower, lambda text: f"{text[:2]}:{text[2:]}\n"]
+    "spelling",
+    [str.lower, lambda text: f"{text[:2]}:{text[2:]}\n", lambda text: f"\u200e{text}"],
 )
 def test_spelling_of_the_thumbprint(
     fabric: Fabric, emulator: Emulator, spelling: Any
 ) -> None:
-    """Lower case, colons and line breaks don't matter."""
+    """Lower case, colons, line breaks and invisible marks don't matter."""
     fabric.patch.setenv("IDENTITY_SERVER_THUMBPRINT", spelling(fabric.thumbprint))
     value = emulator.issue_token()
     fabric.content = {"access_token": value, "expires_on": int(time.time()) + 60}
     assert managed()().value == value
 
 
-@pytest.mark.parametrize("thumbprint", ["00" * 20, "no thumbprint"])
+@pytest.mark.parametrize("thumbprint", ["00" * 20, "0a" * 32])
 def test_another_server(fabric: Fabric, thumbprint: str) -> None:
     """Whoever has another certificate is not told the secret."""
     fabric.patch.setenv("IDENTITY_SERVER_THUMBPRINT", thumbprint)
     assert failure(managed()).code == "token_endpoint_untrusted"
+    assert not fabric.asked
+
+
+@pytest.mark.parametrize("thumbprint", ["", " ", "\n", ":", "no thumbprint", "00" * 16])
+def test_thumbprint_that_is_none(fabric: Fabric, thumbprint: str) -> None:
+    """Nobody is told the secret: no certificate would be the right one."""
+    fabric.patch.setenv("IDENTITY_SERVER_THUMBPRINT", thumbprint)
+    error = failure(managed())
+    assert error.code == "managed_identity_variables"
+    assert "$IDENTITY_SERVER_THUMBPRINT should be" in str(error)
+    assert not fabric.asked
 
 
 def test_plain_text(fabric: Fabric) -> None:
