@@ -20,6 +20,8 @@ from .servers import ClusterServers, RedisServer
 SINGLE = {"get": Target(1.3, at_most=True), "set": Target(1.3, at_most=True)}
 #: How much faster it is to be than redis-py's client, driven per command.
 PER_COMMAND = {"get_many(100)": Target(1.5), "set_many(100)": Target(1.5)}
+#: The same, of so many keys at once.
+NUMBERS, MANY = 1000, Target(2, at_most=True)
 BARE_CLUSTER = "RedisCluster, per command"
 CLIENTS = 4
 #: Seconds for which clients work, and how often that is repeated.
@@ -39,18 +41,18 @@ def measure_cluster(server: RedisServer, report: Report) -> None:
         clustered, single = operations(CLUSTER, value), operations(OURS, value)
         for name in (*SINGLE, "incr", *PER_COMMAND):
             what = f"{name}, 1 KB dict"
-            result = report.settle(
-                f"{what}, on one server",
-                duel(cpu_of(single[name]), cpu_of(clustered[name]), report.rounds),
-            )
-            report.row(
-                what,
-                show(result.theirs),
-                "one server",
-                show(result.ours),
-                f"{show_ratio(result.ratio)} of the cost",
-                report.verdict(f"{what}, on a cluster", result.ratio, SINGLE.get(name)),
-            )
+            report_costs(report, what, single[name], clustered[name], SINGLE.get(name))
+        what = f"get_many({NUMBERS:,}), small int"
+        numbers = {f"number:{number}": number for number in range(NUMBERS)}
+        for cache in (caches[CLUSTER], caches[OURS]):
+            cache.set_many(numbers)
+        report_costs(
+            report,
+            what,
+            lambda: caches[OURS].get_many(numbers),
+            lambda: caches[CLUSTER].get_many(numbers),
+            MANY,
+        )
         client = stack.enter_context(RedisCluster.from_url(servers.url))
         bare = per_command(client)
         for name, target in PER_COMMAND.items():
@@ -63,6 +65,28 @@ def measure_cluster(server: RedisServer, report: Report) -> None:
             )
     report.line()
     measure_growth(server, report)
+
+
+def report_costs(
+    report: Report,
+    what: str,
+    single: Operation,
+    clustered: Operation,
+    target: Target | None,
+) -> None:
+    """Measure an operation on a cluster against the same on one server."""
+    result = report.settle(
+        f"{what}, on one server",
+        duel(cpu_of(single), cpu_of(clustered), report.rounds),
+    )
+    report.row(
+        what,
+        show(result.theirs),
+        "one server",
+        show(result.ours),
+        f"{show_ratio(result.ratio)} of the cost",
+        report.verdict(f"{what}, on a cluster", result.ratio, target),
+    )
 
 
 def per_command(client: RedisCluster) -> dict[str, Operation]:

@@ -21,7 +21,7 @@ import redis.asyncio
 import redis.asyncio.client
 import redis.client
 
-from ..commands.request import Batch, Request
+from ..commands.request import Request
 from ..commands.resp import PythonReader
 
 #: Carries out a request: returns its reply, or in an event loop an awaitable of it.
@@ -156,16 +156,13 @@ def is_own(function: Any) -> bool:
 
 def commands_of(request: Request) -> list[Command]:
     """Return the commands of a request in the form in which redis-py takes them."""
-    packed = request.commands if isinstance(request, Batch) else [request.command]
+    if not isinstance(request.command, bytes):
+        return [request.command]
     found: list[Command] = []
-    for command in packed:
-        if not isinstance(command, bytes):
-            found.append(command)
-            continue
-        reader = PythonReader(Exception)
-        reader.feed(command)
-        while isinstance(words := reader.gets(), list):
-            found.append(_readable(words))
+    reader = PythonReader(Exception)
+    reader.feed(request.packed)
+    while isinstance(words := reader.gets(), list):
+        found.append(_readable(words))
     return found
 
 

@@ -22,7 +22,7 @@ from ..commands.operations import (
 )
 from ..commands.packing import (
     pack_delete,
-    pack_deletes_in_one,
+    pack_deletes,
     pack_get,
     pack_get_many,
     pack_on_key,
@@ -279,7 +279,7 @@ class StraightPath:
         if not keys:
             return
         result = self._write(
-            keys[0], pack_deletes_in_one(keys), _read_deletions, count=len(keys)
+            keys[0], pack_deletes(keys), _read_deletions, count=len(keys)
         )
         if result is not True:
             self._fall_back(result, self._operations.delete_many, keys)

@@ -128,7 +128,9 @@ class Topology:
             ClusterUnavailableError: no node has the slot of one of the keys.
         """
         keys, slots = list(keys), self.slots
-        owners = [slots and slots[slot] for slot in slots_of(keys)]
+        owners: list[Any] = (
+            [slots[slot] for slot in slots_of(keys)] if slots else [None]
+        )
         found: defaultdict[Any, list[int]] = defaultdict(list)
         if None in owners:
             owners = [self.endpoint_of(key) for key in keys]  # It raises the error.

@@ -4,7 +4,7 @@ Redis takes several keys in one command only if they are in one slot. Therefore 
 has a command of its own, and all commands for one node are sent to it at once.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from .operations import END, START, Operation, Operations, checked
@@ -25,7 +25,26 @@ class ClusterOperations(Operations):
         parse: Parse | None = None,
     ) -> Request:
         """Return the request for several commands with one key each."""
-        return Batch(commands, keys, write=write, parse=parse)
+
+        def pack(indexes: Sequence[int]) -> bytes:
+            return b"".join([commands[index] for index in indexes])
+
+        return Batch(pack, keys, write=write, parse=parse)
+
+    def each_key(
+        self,
+        pack: Callable[[Sequence[str]], bytes],
+        keys: Sequence[str],
+        *,
+        write: bool = True,
+        parse: Parse | None = None,
+    ) -> Request:
+        """Return the request for the same command of each key."""
+
+        def pack_some(indexes: Sequence[int]) -> bytes:
+            return pack([keys[index] for index in indexes])
+
+        return Batch(pack_some, keys, write=write, parse=parse)
 
     def get_many(
         self, keys: Sequence[str], names: Iterable[Any]
@@ -33,8 +52,7 @@ class ClusterOperations(Operations):
         """Return the values of keys that exist, by the keys' names."""
         if not keys:
             return {}
-        commands = pack_gets(keys)
-        found = yield self.each(commands, keys, write=False, parse=value_of)
+        found = yield self.each_key(pack_gets, keys, write=False, parse=value_of)
         return self.by_name(names, checked(found))
 
     def flush(self) -> Operation[bool]:

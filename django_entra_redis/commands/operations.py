@@ -208,8 +208,7 @@ class Operations:
         except ClusterCrossSlotError:
             # A node of a cluster will redirect one of the GETs, and the user is told
             # so. A server with the Enterprise policy takes the keys one by one.
-            commands = pack_gets(keys)
-            each = self.each(commands, keys, write=False, parse=value_of)
+            each = self.each_key(pack_gets, keys, write=False, parse=value_of)
             found = checked((yield each))
         return self.by_name(names, found)
 
@@ -329,14 +328,30 @@ class Operations:
             b"".join(commands), len(commands), keys=keys, write=write, parse=parse
         )
 
+    def each_key(
+        self,
+        pack: Callable[[Sequence[str]], bytes],
+        keys: Sequence[str],
+        *,
+        write: bool = True,
+        parse: Parse | None = None,
+    ) -> Request:
+        """Return the request for the same command of each key.
+
+        Parameters:
+            pack: packs the command of each of some keys.
+            keys: the keys.
+            write, parse: see :class:`Request`.
+        """
+        return Request(pack(keys), len(keys), keys=keys, write=write, parse=parse)
+
     # One command for each key: under active geo-replication, as on a cluster, DEL and
     # UNLINK take several keys only if they are in one slot.
 
     def delete_many(self, keys: Sequence[str]) -> Operation[None]:
         """Delete several keys."""
         if keys:
-            commands = pack_deletes(keys)
-            checked((yield self.each(commands, keys, parse=integer)))
+            checked((yield self.each_key(pack_deletes, keys, parse=integer)))
 
     def clear(self) -> Operation[bool]:
         """Empty the whole database."""

@@ -65,25 +65,9 @@ def pack_get(key: str) -> bytes:
     return f"{_GET[size]}{key}\r\n".encode()
 
 
-def pack_gets(keys: Sequence[str]) -> list[bytes]:
-    """Return GET of each key."""
-    return _pack_each(_GET, "GET", keys)
-
-
-def pack_deletes(keys: Sequence[str]) -> list[bytes]:
-    """Return DEL of each key."""
-    return _pack_each(_DELETE, "DEL", keys)
-
-
-def _pack_each(
-    beginnings: Sequence[str], command: str, keys: Sequence[str]
-) -> list[bytes]:
-    try:
-        begun = [beginnings[size] for size in lengths(keys)]
-    except IndexError:
-        return [pack_on_key(command, key) for key in keys]
-    words = zip(begun, keys, strict=True)
-    return [f"{begin}{key}\r\n".encode() for begin, key in words]
+def pack_gets(keys: Sequence[str]) -> bytes:
+    """Return GET of each key, in one piece."""
+    return _pack_each("GET", _GET, keys)
 
 
 def pack_delete(key: str) -> bytes:
@@ -91,12 +75,23 @@ def pack_delete(key: str) -> bytes:
     return pack_on_key("DEL", key)
 
 
-def pack_deletes_in_one(keys: Sequence[str]) -> bytes:
+def pack_deletes(keys: Sequence[str]) -> bytes:
     """Return DEL of each key, in one piece."""
+    return _pack_each("DEL", _DELETE, keys)
+
+
+def _pack_each(command: str, begin: Sequence[str], keys: Sequence[str]) -> bytes:
+    """Return a command of each key, in one piece.
+
+    Parameters:
+        command: its name.
+        begin: how it begins up to its key, by the key's length.
+        keys: the keys.
+    """
     try:
-        begun = [_DELETE[size] for size in lengths(keys)]
+        begun = [begin[size] for size in lengths(keys)]
     except IndexError:
-        return b"".join(map(pack_delete, keys))
+        return b"".join([pack_on_key(command, key) for key in keys])
     words = chain.from_iterable(zip(begun, keys, repeat("\r\n")))
     return "".join(words).encode()
 
@@ -155,7 +150,7 @@ def pack_sets_in_one(
 ) -> bytes:
     """Return what :func:`pack_sets` returns, in one piece."""
     if timeout == 0:
-        return pack_deletes_in_one(keys)
+        return pack_deletes(keys)
     return b"".join(chain.from_iterable(_parts_of_sets(keys, values, timeout)))
 
 

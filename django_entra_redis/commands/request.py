@@ -1,6 +1,6 @@
 """Requests: commands for a client to carry out, and where to do so."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from .packing import pack_all
@@ -104,36 +104,41 @@ class Request:
 class Batch(Request):
     """Commands with one key each, whose nodes may differ.
 
-    The replies come in the order of the commands, error replies as exceptions.
+    The replies come in the order of the keys, error replies as exceptions.
+
+    Parameters:
+        pack: packs the commands of the keys at some indexes.
+        keys: the keys.
+        write, parse: see :class:`Request`.
     """
 
-    __slots__ = ("commands",)
+    __slots__ = ("pack",)
 
     def __init__(
         self,
-        commands: Sequence[bytes],
+        pack: Callable[[Sequence[int]], bytes],
         keys: Sequence[str | bytes],
         *,
         write: bool = True,
         parse: Parse | None = None,
     ) -> None:
-        super().__init__(b"", len(commands), keys=keys, write=write, parse=parse)
-        self.commands = commands
+        super().__init__(b"", len(keys), keys=keys, write=write, parse=parse)
+        self.pack = pack
 
-    def part(self, positions: Sequence[int]) -> Request:
-        """Return the request for the commands at some positions."""
-        commands = [self.commands[position] for position in positions]
-        packed = b"".join(commands)
-        return Request(packed, len(commands), write=self.write, parse=self.parse)
+    @property
+    def packed(self) -> bytes:
+        """All commands as bytes."""
+        return self.pack(range(len(self.keys)))
 
-    def single(self, position: int) -> Request:
-        """Return the request for the command at one position."""
-        return Request(
-            self.commands[position],
-            key=self.keys[position],
-            write=self.write,
-            parse=self.parse,
-        )
+    def part(self, indexes: Sequence[int]) -> Request:
+        """Return the request for the commands of the keys at some indexes."""
+        packed = self.pack(indexes)
+        return Request(packed, len(indexes), write=self.write, parse=self.parse)
+
+    def single(self, index: int) -> Request:
+        """Return the request for the command of one key."""
+        key, packed = self.keys[index], self.pack([index])
+        return Request(packed, key=key, write=self.write, parse=self.parse)
 
 
 class Broadcast(Request):

@@ -16,9 +16,12 @@ from asgiref.sync import sync_to_async
 
 from django_entra_redis.cache import EntraRedisCache, EntraRedisClusterCache
 from django_entra_redis.clients.observation import INSTRUMENTATION, commands_of, is_own
-from django_entra_redis.commands.packing import pack_all, pack_get, pack_set
-from django_entra_redis.commands.request import Batch, Request
+from django_entra_redis.commands.cluster import ClusterOperations
+from django_entra_redis.commands.operations import ServerFacts
+from django_entra_redis.commands.packing import pack_all, pack_gets, pack_set
+from django_entra_redis.commands.request import Request
 from django_entra_redis.connections.event_loops import FIRST_OPERATIONS
+from django_entra_redis.serializers import PickleSerializer
 from emulator import Emulator
 from tests.support.caches import Database, let_in, make_cache, wait_until
 
@@ -289,7 +292,9 @@ def test_commands_as_callers_give_them() -> None:
     assert commands_of(packed) == [("SET", "a", b"\xff", b"EX", b"5"), ("GET", b"\xff")]
     assert commands_of(Request(b"*1\r\n$4\r\nPING\r\n")) == [("PING",)]
     assert commands_of(Request(("DEL", "a"))) == [("DEL", "a")]
-    assert commands_of(Batch([pack_get("a")], ["a"])) == [("GET", "a")]
+    operations = ClusterOperations(PickleSerializer(), ServerFacts())
+    several = operations.each_key(pack_gets, ["a", "b"])
+    assert commands_of(several) == [("GET", "a"), ("GET", "b")]
 
 
 def test_own_functions_are_known() -> None:

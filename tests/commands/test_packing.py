@@ -13,7 +13,6 @@ from django_entra_redis.commands.packing import (
     pack_all,
     pack_delete,
     pack_deletes,
-    pack_deletes_in_one,
     pack_get,
     pack_get_many,
     pack_gets,
@@ -72,10 +71,8 @@ def test_single_keys(key: str) -> None:
 @pytest.mark.parametrize("keys", [KEYS, KEYS[:3], ["key", "other"], []])
 def test_several_keys(keys: list[str]) -> None:
     """Whatever their lengths, they are packed as each alone."""
-    deletes = [packed("DEL", key) for key in keys]
-    assert pack_deletes(keys) == deletes
-    assert pack_deletes_in_one(keys) == b"".join(deletes)
-    assert pack_gets(keys) == [packed("GET", key) for key in keys]
+    assert pack_deletes(keys) == b"".join(packed("DEL", key) for key in keys)
+    assert pack_gets(keys) == b"".join(packed("GET", key) for key in keys)
     values: list[Any] = [7, b"bytes", "text", -1, 1.5][: len(keys)]
     for timeout in (None, 300):
         expiry = () if timeout is None else ("EX", timeout)
@@ -86,7 +83,7 @@ def test_several_keys(keys: list[str]) -> None:
         assert pack_sets(keys, values, timeout) == each
         assert pack_sets_in_one(keys, values, timeout) == b"".join(each)
     assert pack_sets(keys, values, 0) == [packed("DEL", key) for key in keys]
-    assert pack_sets_in_one(keys, values, 0) == pack_deletes_in_one(keys)
+    assert pack_sets_in_one(keys, values, 0) == pack_deletes(keys)
 
 
 def test_values_of_keys_that_are_deleted() -> None:
