@@ -172,7 +172,7 @@ class OwnOptions(TypedDict, total=False):
     ``RedisCache`` has it: a dotted path or a class."""
     parser_class: Any
     """A parser of redis-py's, as Django's ``RedisCache`` has it: a dotted path or a
-    class."""
+    class. ``get_async_client()`` does without."""
     client_side_cache: ClientSideCacheSettings | bool | None
     """``True``, or a dict of settings: the process keeps copies of what it has
     read, until Redis says that it has changed."""

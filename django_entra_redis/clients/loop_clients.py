@@ -29,7 +29,12 @@ S = TypeVar("S", bound=Hashable)
 T = TypeVar("T")
 
 #: Options of a cache's pools that these clients do not take: they are for threads.
-_SYNC_ONLY = {"maint_notifications_config", "redis_connect_func", "retry"}
+_SYNC_ONLY = {
+    "maint_notifications_config",
+    "parser_class",
+    "redis_connect_func",
+    "retry",
+}
 #: Retries after the first try, and seconds between them, as in redis-py 8; redis-py 5
 #: has none. The server may have closed an idle connection at its token's expiry.
 _RETRIES = 3

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import redis.asyncio
 from django.test import override_settings
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from django_entra_redis import aget_redis_connection
 from django_entra_redis.clients import loop_clients
@@ -130,6 +132,23 @@ def test_options_and_sockets_are_the_caches(tmp_path: Path) -> None:
     assert options["path"] == f"{tmp_path}/redis"
     assert (options["db"], options["socket_timeout"], most) == (3, 4, 7)
     assert isinstance(options["retry"], redis.asyncio.retry.Retry)
+
+
+def test_what_is_made_for_threads(database: Database) -> None:
+    """Options with classes and objects for threads are the threads' alone."""
+    cache = database.cache(
+        connection_class=redis.Connection,
+        parser_class="redis._parsers._RESP2Parser",
+        pool_class="redis.BlockingConnectionPool",
+        redis_connect_func=lambda connection: connection.on_connect(),
+        retry=Retry(NoBackoff(), 1),
+    )
+
+    async def work() -> Any:
+        return await cache.get_async_client(write=True).set("key", "value")
+
+    assert asyncio.run(work()) is True
+    assert cache.get_client(write=True).get("key") == b"value"
 
 
 def test_what_has_none() -> None:
