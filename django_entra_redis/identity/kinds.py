@@ -32,8 +32,9 @@ from .token import SYSTEM_CLOCK, Clock, Fetch, Token, receive_token
 
 Answer = Mapping[str, Any]
 
-#: Failures in a row after which a credential is made anew: it may keep a connection
-#: that is closed, or the content of a file that has been rotated.
+#: Failures in a row after which a credential, or msal's client, is made anew: it may
+#: keep a connection that is closed, the content of a file that has been rotated, or
+#: what the authority said of its own endpoints at the beginning.
 _PATIENCE = 3
 
 
@@ -225,6 +226,7 @@ class _Application(_MsalIdentity):
         super().__init__(identity)
         self._client: Any = None
         self._certificate = b""
+        self._failures = 0
 
     def acquire(self) -> Answer:
         path = self.identity.client_certificate
@@ -233,12 +235,17 @@ class _Application(_MsalIdentity):
             if content != self._certificate:
                 self._client = None
             self._certificate = content
+        self._failures += 1
+        if self._failures > _PATIENCE:
+            self._client, self._failures = None, 0
         if self._client is None:
             self._client = self._build(self._certificate)
-        answer: Answer = self._client.acquire_token_for_client([self.identity.scope])
+        answer: Any = self._client.acquire_token_for_client([self.identity.scope])
         if not _fits_header(answer):
             self._client = None
-        return answer
+        if isinstance(answer, Mapping) and answer.get("access_token"):
+            self._failures = 0
+        return answer  # type: ignore[no-any-return]  # msal has no types
 
     def specific_code(self, code: str) -> str:
         if code == "token_certificate_not_registered":

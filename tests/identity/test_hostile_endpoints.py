@@ -155,6 +155,28 @@ def test_discovery_that_names_an_endpoint_without_tls(
     assert other.requests == []
 
 
+def test_discovery_that_names_an_endpoint_that_is_gone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It is asked again after some failures, and not believed until a restart."""
+    told = ["https://localhost:1/tenant"]
+
+    def speak(request: bytes, connection: socket.socket) -> None:
+        own = f"https://localhost:{server.port}/tenant"
+        there = told.pop() if told else own
+        found = {"issuer": own, "authorization_endpoint": own, "token_endpoint": there}
+        connection.sendall(give(found if request.startswith(b"GET") else TOKEN))
+
+    with endpoint("application", speak, monkeypatch, tmp_path) as (server, fetch):
+        server.speak = speak
+        for _ in range(3):
+            assert failure(fetch).code == "token_unreachable"
+        for _ in range(3):
+            assert fetch().value == "opaque"
+        # Two discoveries, and a request for each token.
+        assert len(server.requests) == 5
+
+
 # -- size and time
 
 
