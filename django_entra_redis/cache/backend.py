@@ -487,7 +487,7 @@ class EntraRedisCache(
             data = await client.get(made)
             return default if data is None else self._operations.loads(data)
         try:
-            return await self._async_cache.run(self._operations.get, made, default)
+            return await self._async_cache.get(made, default)
         except SynchronousOnlyOperation:
             return await super().aget(key, default, version)
 
@@ -509,9 +509,8 @@ class EntraRedisCache(
                 return await self._async_cache.run(
                     self._conditional(nx, xx), made, value, seconds
                 )
-            return await self._async_cache.run(
-                self._operations.set, made, value, seconds
-            )
+            await self._async_cache.set(made, value, seconds)
+            return None
         except SynchronousOnlyOperation:
             return await sync_to_async(self.set)(
                 key, value, timeout, version, nx=nx, xx=xx

@@ -15,12 +15,18 @@ from redis.exceptions import RedisError, ResponseError
 
 from ..commands.drivers import adrive, clear_frames
 from ..commands.operations import Operation
-from ..commands.packing import pack_all
+from ..commands.packing import pack_all, pack_get, pack_set
+from ..commands.replies import VALUE, done_or_integer, value_of
 from ..commands.request import Request
 from ..connections.endpoint import Endpoint
 from ..connections.event_loops import LoopConnections, connections_of
 from ..connections.idle_exchange import FirstTry
-from ..connections.protocol import ConnectionLostError, ReplyTimeoutError
+from ..connections.multiplexed import MultiplexedConnection
+from ..connections.protocol import (
+    ConnectionLostError,
+    RedisProtocol,
+    ReplyTimeoutError,
+)
 from ..exceptions import InvalidReplyError
 from .attempts import Attempts
 from .observation import ASYNC_INSTRUMENTATION
@@ -58,6 +64,90 @@ class AsyncCacheClient:
             and type(client) is CacheClient
             and len(client.endpoints) <= 2
         )
+        self._writer, self._reader = client.endpoints[0], client.endpoints[-1]
+
+    # -- the operations that are carried out most, in one coroutine ------------------
+
+    async def get(self, key: str, default: Any) -> Any:
+        """Return a key's value: what :meth:`run` does with the operation ``get``."""
+        operations, endpoint = self.client.operations, self._reader
+        ready = self._ready(endpoint)
+        if ready is None:
+            return await self.run(operations.get, key, default)
+        connections, connection, protocol = ready
+        began = monotonic()
+        try:
+            reply = await protocol.submit(pack_get(key))
+            if type(reply) not in VALUE:
+                reply = value_of(connection.take(protocol, reply, 0))
+        except RedisError as error:
+            _distrust(connections, endpoint, error)
+            first = FirstTry(error, began)
+        else:
+            endpoint.outages.answered_at = began
+            return default if reply is None else operations.loads(reply)
+        return await self._resume(connections, first, operations.get, key, default)
+
+    async def set(self, key: str, value: Any, timeout: int | None) -> None:
+        """Set a key: what :meth:`run` does with the operation ``set``."""
+        operations, endpoint = self.client.operations, self._writer
+        ready = self._ready(endpoint)
+        if ready is None:
+            await self.run(operations.set, key, value, timeout)
+            return
+        connections, connection, protocol = ready
+        packed = pack_set(key, operations.dumps(value), timeout)
+        began = monotonic()
+        try:
+            reply = await protocol.submit(packed)
+            if reply != b"OK":
+                done_or_integer(connection.take(protocol, reply, 0))
+        except RedisError as error:
+            _distrust(connections, endpoint, error)
+            first = FirstTry(error, began)
+        else:
+            endpoint.outages.answered_at = began
+            return
+        await self._resume(connections, first, operations.set_packed, key, packed)
+
+    def _ready(
+        self, endpoint: Endpoint
+    ) -> tuple[LoopConnections, MultiplexedConnection, RedisProtocol] | None:
+        """Return the connection of the running loop to a server, if a command can go
+        straight to it."""
+        instrumentation = self.instrumentation
+        if (
+            not self._direct
+            or not self._native
+            or self.client.ignored
+            or instrumentation.client.execute_command is not instrumentation.own_command
+            or endpoint.outages.any
+        ):
+            return None
+        connections = connections_of(asyncio.get_running_loop())
+        if not connections.open:
+            return None
+        connection = connections.to(endpoint)
+        protocol = connection.ready
+        return None if protocol is None else (connections, connection, protocol)
+
+    async def _resume(
+        self,
+        connections: LoopConnections,
+        first: FirstTry,
+        operation: Callable[..., Operation[T]],
+        *args: Any,
+    ) -> T:
+        """Carry out an operation of which a first attempt has failed."""
+        generator = operation(*args)
+        try:
+            request = next(generator)
+            return await self._carry_on(connections, generator, request, [first])
+        except BaseException as error:
+            clear_frames(error)
+            raise
+
+    # -- any operation ---------------------------------------------------------------
 
     async def run(self, operation: Callable[..., Operation[T]], *args: Any) -> T:
         """Carry out an operation; return its result.
@@ -124,15 +214,28 @@ class AsyncCacheClient:
                     else:
                         endpoint.outages.answered_at = began
                 except RedisError as error:
-                    if isinstance(error, InvalidReplyError):
-                        # The bytes that follow can't be trusted either.
-                        connections.close(endpoint)
+                    _distrust(connections, endpoint, error)
                     made.append(FirstTry(_meaning(request, error), began))
                 else:
                     request = generator.send(reply)
         except StopIteration as stop:
             result: T = stop.value
             return result
+        return await self._carry_on(connections, generator, request, made)
+
+    async def _carry_on(
+        self,
+        connections: LoopConnections,
+        generator: Operation[T],
+        request: Request,
+        made: list[FirstTry],
+    ) -> T:
+        """Drive an operation from a request on.
+
+        Parameters:
+            made: a failed attempt at that request, or nothing.
+        """
+        client = self.client
 
         def execute(request: Request) -> Awaitable[Any]:
             endpoint = client.endpoint_for(request)
@@ -258,6 +361,15 @@ class AsyncCacheClient:
             await asyncio.sleep(pause)
             if before_retry is not None:
                 await before_retry()
+
+
+def _distrust(
+    connections: LoopConnections, endpoint: Endpoint, error: Exception
+) -> None:
+    """Close a connection that has brought what is no reply: the bytes that follow can't
+    be trusted either."""
+    if isinstance(error, InvalidReplyError):
+        connections.close(endpoint)
 
 
 def _check_batch(replies: Sequence[Any]) -> None:
