@@ -112,9 +112,9 @@ class Call:
         blocked = None if self.native else waiting_loop()
         deadline = time.monotonic() + ROUNDS * WAIT
         while time.monotonic() < deadline:
-            computation = self._begin()
-            if computation is not None:
-                return (yield from self._lead(computation, self._in_turn()))
+            leading = self._begin_or_none(self._in_turn)
+            if leading is not None:
+                return (yield from leading)
             own = own_computations.get()
             computation = computations.join(self.key, own, blocked)
             if computation is None:
@@ -125,9 +125,15 @@ class Call:
                 computations.leave(own)
             if not computation.future.done():
                 computations.end(self.key, computation)
-            elif (share := computation.future.result()) is UNSHARED:
+                continue
+            try:
+                share = computation.future.result()
+            finally:
+                # Otherwise this frame would keep its error alive.
+                del computation
+            if share is UNSHARED:
                 break
-            elif share is not GIVEN_UP:
+            if share is not GIVEN_UP:
                 return share()
         return (yield from self._compute())
 
@@ -146,10 +152,8 @@ class Call:
         # computed the value meanwhile. Therefore they are fetched again.
         if not ((known is None or is_due(known, beta, draw)) and (yield from due())):
             return value
-        computation = self._begin()
-        if computation is None:
-            return value
-        return (yield from self._lead(computation, self._early(value, due)))
+        leading = self._begin_or_none(lambda: self._early(value, due))
+        return value if leading is None else (yield from leading)
 
     def _early(self, found: Any, due: Callable[[], Steps[bool]]) -> Steps[Any]:
         """Return a new value, computed before the one that is there expires."""
@@ -231,11 +235,14 @@ class Call:
             computations.end(self.key, computation)
             if not future.done():
                 future.set_result(share)
+            # Otherwise this frame would keep alive an error that it has raised.
+            del computation, future
 
-    def _begin(self) -> Computation | None:
-        """Begin a computation; ``None``: one is under way already."""
+    def _begin_or_none(self, way: Callable[[], Steps[Any]]) -> Steps[Any] | None:
+        """Return the steps of a computation; ``None``: one is under way already."""
         loop = running_loop() if self.native else None
-        return computations.lead(self.key, loop)
+        computation = computations.lead(self.key, loop)
+        return None if computation is None else self._lead(computation, way())
 
     def _copies(self, value: Any) -> Any:
         """Return a function that makes copies of a value, one for each waiting caller:
@@ -325,12 +332,18 @@ class Threads:
                 except BaseException as error:
                     step = steps.throw(error)
                 else:
+                    # It may hold a computation, whose error this frame would keep.
+                    del step
                     step = steps.send(got)
         except StopIteration as stop:
             result: T = stop.value
             return result
         except StoppedError as stopped:
-            raise stopped.error from None
+            failure = stopped.error
+        try:
+            raise failure
+        finally:
+            del failure  # Otherwise this frame would keep it alive.
 
     def get(self, default: Any) -> Any:
         """Return the value in the cache."""
@@ -391,12 +404,18 @@ class Tasks:
                 except BaseException as error:
                     step = steps.throw(error)
                 else:
+                    # It may hold a computation, whose error this frame would keep.
+                    del step
                     step = steps.send(got)
         except StopIteration as stop:
             result: T = stop.value
             return result
         except StoppedError as stopped:
-            raise stopped.error from None
+            failure = stopped.error
+        try:
+            raise failure
+        finally:
+            del failure  # Otherwise this frame would keep it alive.
 
     async def get(self, default: Any) -> Any:
         """Return the value in the cache."""

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from redis.exceptions import ConnectionError
 from redis.retry import Retry
 
+from ..commands.drivers import clear_frames
 from ..connections.pool import ConnectionPool, check_out, lend
 from ..credentials.provider import EntraCredentialProvider
 from ..identity.token import Token
@@ -69,6 +70,8 @@ class LentRetry(Retry):
                 fail(error, failures) if with_failure_count else fail(error)
                 if pause is None:
                     raise
+                # A frame of redis-py's may keep the error alive.
+                clear_frames(error)
             time.sleep(pause)
 
 

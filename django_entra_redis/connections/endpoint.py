@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from redis.exceptions import RedisError, ResponseError
 
 from .._errors import hidden
+from ..commands.drivers import clear_frames
 from ..commands.operations import ServerFacts
 from ..conf.options import CacheOptions
 from ..credentials.provider import EntraCredentialProvider
@@ -87,10 +88,11 @@ class Endpoint:
             connection.connect()
             connection.send_command("PING")
             connection.read_response()
-        except ResponseError:
-            return True  # PING may be forbidden to this user, but the server answers.
-        except (RedisError, OSError):
-            return False
+        except (RedisError, OSError) as error:
+            # A frame of redis-py's may keep the error alive, and this the connection.
+            clear_frames(error)
+            # PING may be forbidden to this user, but then the server answers.
+            return isinstance(error, ResponseError)
         finally:
             connection.disconnect()
         return True

@@ -17,6 +17,7 @@ from .._fork import Order, in_child
 from ..cache.backend import EntraRedisCache, entra_caches
 from ..cache.in_use import identities_in_use
 from ..clients.single_flight import SingleFlight
+from ..commands.drivers import clear_frames
 from ..credentials.provider import get_credential_provider
 
 #: Seconds that a probe waits for the caches' replies. By default probes give up after
@@ -104,6 +105,8 @@ def _ping(cache: EntraRedisCache) -> str | None:
     try:
         cache.get_client(write=True).ping()
     except (RedisError, OSError, ConfigurationError) as failure:
+        # A frame of redis-py's may keep it alive.
+        clear_frames(failure)
         return type(failure).__name__
     return None
 

@@ -18,7 +18,10 @@ from redis.connection import AbstractConnection
 
 from django_entra_redis._errors import hidden
 from django_entra_redis.cache import EntraRedisCache, EntraRedisClusterCache
+from django_entra_redis.cache.computations import computations
 from django_entra_redis.connections import event_loops, registry
+from django_entra_redis.diagnostics.health import cache_health
+from tests.support.caches import wait_until
 from tests.support.peers import Peer, PeerHost
 from tests.support.threads import all_ended
 
@@ -31,6 +34,11 @@ OPERATIONS: list[Callable[[Any], Any]] = [
     lambda cache: cache.set_many(VALUES),
     lambda cache: cache.keys("*"),
     lambda cache: cache.clear(),
+]
+#: What is asked of one server in an outage, and by whoever watches it.
+PROBES: list[Callable[[Any], Any]] = [
+    lambda cache: cache._cache.endpoints[0].answers(0.5),
+    lambda cache: cache_health("default", cache),
 ]
 SLOTS = b"*1\r\n*3\r\n:0\r\n:16383\r\n*3\r\n$0\r\n\r\n:%d\r\n$2\r\nid\r\n"
 
@@ -65,6 +73,7 @@ FAULTS: dict[str, Callable[[Peer, list[bytes]], bytes | None]] = {
     "an error": lambda peer, command: b"-ERR no\r\n",
     "read only": lambda peer, command: b"-READONLY a replica\r\n",
     "loading": lambda peer, command: b"-LOADING reading\r\n",
+    "not logged in": lambda peer, command: b"-NOAUTH who\r\n",
     "moved": lambda peer, command: b"-MOVED 1 x:y\r\n",
     "closed": lambda peer, command: peer.transport.abort(),
     "no reply": lambda peer, command: b"HTTP/1.1 400\r\n",
@@ -94,6 +103,8 @@ def test_no_cycles(
             silent = fault == "silent"
             options = {"identity": None, "socket_timeout": 0.05 if silent else 5}
             cache = kind(f"redis://127.0.0.1:{host.port}", {"OPTIONS": options})
+            for operation in PROBES if kind is EntraRedisCache else ():
+                await asyncio.to_thread(_fail, operation, cache)
             for operation in OPERATIONS:
                 if how == "async":
                     with suppress(redis.RedisError, ValueError):
@@ -122,6 +133,70 @@ class _Twin:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._cache, f"a{name}")
+
+
+def _joined() -> bool:
+    return any(one.waiters for one in computations.under_way().values())
+
+
+@pytest.mark.parametrize("kind", [LookupError, StopIteration])
+def test_no_cycles_of_a_computation(kind: type[Exception]) -> None:
+    """An error of the caller's own function, alone and with one that waits for it."""
+
+    def fail() -> None:
+        raise kind
+
+    def fail_once_joined() -> None:
+        wait_until(_joined)
+        raise kind
+
+    def get(cache: EntraRedisCache, default: Any) -> None:
+        with suppress(kind):
+            cache.get_or_set("key", default)
+
+    async def main() -> None:
+        async with PeerHost(lambda peer, command: b"$-1\r\n") as host:
+            cache = EntraRedisCache(
+                f"redis://127.0.0.1:{host.port}", {"OPTIONS": {"identity": None}}
+            )
+            await asyncio.to_thread(get, cache, fail)
+            both = (asyncio.to_thread(get, cache, fail_once_joined) for _ in "ab")
+            await asyncio.gather(*both)
+
+    with all_ended():
+        with uncollected() as found:
+            asyncio.run(main())
+        registry.reset()
+    assert errors_in(found) == []
+
+
+def test_no_cycles_of_an_asynchronous_computation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The same, with tasks."""
+    monkeypatch.setattr(event_loops, "FIRST_OPERATIONS", 0)
+
+    async def fail_once_joined() -> None:
+        while not _joined():
+            await asyncio.sleep(0.001)
+        raise LookupError
+
+    async def get(cache: EntraRedisCache) -> None:
+        with suppress(LookupError):
+            await cache.aget_or_set("key", fail_once_joined)
+
+    async def main() -> None:
+        async with PeerHost(lambda peer, command: b"$-1\r\n") as host:
+            cache = EntraRedisCache(
+                f"redis://127.0.0.1:{host.port}", {"OPTIONS": {"identity": None}}
+            )
+            await asyncio.gather(get(cache), get(cache))
+
+    with all_ended():
+        with uncollected() as found:
+            asyncio.run(main())
+        registry.reset()
+    assert errors_in(found) == []
 
 
 def _interrupt() -> None:
