@@ -17,6 +17,7 @@ import redis
 
 ADMIN = "emulator"
 _START_TIMEOUT = 20.0
+_ANSWER_TIMEOUT = 1.0
 _ATTEMPTS = 5
 # What makes a start last 18 s: a pause (in microseconds) after each key. Redis listens
 # to its clients after each 2 MB that it has read.
@@ -321,16 +322,30 @@ class Server:
         ]
 
     def _answers(self, *, loading: bool = False) -> bool:
+        # Somebody else's server, on a port that was taken meanwhile, may say nothing.
+        asking = redis.Redis.from_url(self.url, socket_timeout=_ANSWER_TIMEOUT)
+        try:
+            return self._is_answered(asking, loading=loading)
+        finally:
+            asking.close()
+            asking.connection_pool.disconnect()
+
+    def _is_answered(self, asking: redis.Redis, *, loading: bool) -> bool:
         assert self._process is not None
-        admin = redis.Redis.from_url(self.url)
+
+        def ask(client: redis.Redis) -> None:
+            if loading:
+                # It says so before it says anything else.
+                client.info("persistence")
+            else:
+                client.ping()
+
         deadline = time.monotonic() + _START_TIMEOUT
         while time.monotonic() < deadline and self._process.poll() is None:
             try:
-                if loading:
-                    # It says so before it says anything else.
-                    admin.info("persistence")
-                else:
-                    admin.ping()
+                ask(asking)
+                admin = redis.Redis.from_url(self.url)
+                ask(admin)
             except redis.RedisError:
                 time.sleep(0.005)
             else:
@@ -339,8 +354,6 @@ class Server:
                 if self._process.poll() is None:
                     self._admin = admin
                     return True
-        admin.close()
-        admin.connection_pool.disconnect()
         self._end()
         return False
 

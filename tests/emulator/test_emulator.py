@@ -35,6 +35,7 @@ from emulator import (
     Emulator,
     EmulatorControl,
     Stats,
+    server,
 )
 from emulator.commands import Command, CommandStream
 from emulator.server import ServerError, find_server
@@ -1710,6 +1711,29 @@ def test_server_on_a_port_taken_meanwhile(tmp_path: Path, redis_server: str) -> 
     with Emulator(redis_server=str(executable)) as emulator, client(emulator) as made:
         assert made.ping()
     assert mark.exists()
+
+
+def test_server_on_a_port_of_somebody_who_is_silent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, redis_server: str
+) -> None:
+    """Nobody waits for what is not the server that was started."""
+    executable = tmp_path / "redis-server"
+    mark = tmp_path / "tried"
+    executable.write_text(
+        f"#!/bin/sh\n[ -e {mark} ] || {{ touch {mark}; sleep 1; exit 1; }}\n"
+        f'exec {redis_server} "$@"\n'
+    )
+    executable.chmod(0o700)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        ports = [silent.getsockname()[1]]
+        free_port = server.free_port
+        monkeypatch.setattr(
+            server, "free_port", lambda: ports.pop() if ports else free_port()
+        )
+        started = Emulator(redis_server=str(executable))
+        with started as emulator, client(emulator) as made:
+            assert made.ping()
+    assert not ports
 
 
 TLS_FAULTS = {
