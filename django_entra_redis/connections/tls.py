@@ -71,17 +71,17 @@ class SharedTlsConnection(SSLConnection):
         super().__init__(**kwargs)
 
     def _connect(self) -> Any:
-        announced, failure = self.host, None
+        announced = self.host
+        failure: Exception | None = None
         for host in self._tls.hosts_of(announced):
             self.host = host
             try:
                 connected = super()._connect()
-            except ssl.SSLError:
-                raise  # A server answers there, but with the wrong certificate.
-            except OSError as error:
-                failure = failure or error
+            except _UNREACHED as error:
+                failure = _more_telling(failure, error)
             else:
                 self._tls.routes[announced] = host
+                failure = None  # Otherwise this frame would keep it alive.
                 return connected
             finally:
                 self.host = announced
@@ -89,7 +89,7 @@ class SharedTlsConnection(SSLConnection):
         try:
             raise failure
         finally:
-            del failure  # Otherwise this frame would keep it alive.
+            del failure
 
     def disconnect(self, *args: Any, **kwargs: Any) -> None:
         """Disconnect from the server."""
@@ -144,24 +144,41 @@ async def reach(
         connect: connects to a host.
 
     Raises:
-        OSError: no host answers, or one that does has the wrong certificate.
+        OSError: no host answers, or none with the right certificate.
     """
+    failure: Exception | None = None
     *others, last = (announced,) if tls is None else tls.hosts_of(announced)
-    for host in others:
+    for host in (*others, last):
+        # Half of the time for this host, so that some is left for the last one.
+        seconds = None if host == last else (timeout or 10.0) / 2
         try:
-            # Half of the time for this host, so that some is left for the next one.
-            async with asyncio.timeout((timeout or 10.0) / 2):
+            async with asyncio.timeout(seconds):
                 made = await connect(host)
-        except ssl.SSLError:
-            raise  # A server answers there, but with the wrong certificate.
-        except OSError:
+        except _UNREACHED as error:
+            failure = _more_telling(failure, error)
             continue
-        break
-    else:
-        host, made = last, await connect(last)
-    if tls is not None:
-        tls.routes[announced] = host
-    return made
+        if tls is not None:
+            tls.routes[announced] = host
+        failure = None  # Otherwise this frame would keep it alive.
+        return made
+    assert failure is not None
+    try:
+        raise failure
+    finally:
+        del failure
+
+
+#: What a host fails with where there is no node: no server, a name that is none, or a
+#: server with another certificate or without TLS, which has the same address in another
+#: network.
+_UNREACHED = (OSError, UnicodeError)
+
+
+def _more_telling(first: Exception | None, error: Exception) -> Exception:
+    """Return which of two errors to raise: a server that answers tells more than one
+    that does not, and the announced host more than another."""
+    answered = isinstance(error, ssl.SSLError) and not isinstance(first, ssl.SSLError)
+    return error if first is None or answered else first
 
 
 def _normal(name: str) -> str:

@@ -5,7 +5,7 @@ import os
 import socket
 import ssl
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -86,7 +86,7 @@ class ProbedServer:
         Raises:
             StepError: the port can't be reached.
         """
-        with self._open() as sock:
+        with self._open(*self._hosts) as sock:
             peer = sock.getpeername()
         return f"connected to {self.name if self.is_unix else peer[0]}"
 
@@ -113,7 +113,19 @@ class ProbedServer:
         finally:
             del failure  # Otherwise this frame would keep it alive.
 
-    def _open(self) -> socket.socket:
+    @property
+    def _hosts(self) -> tuple[str, ...]:
+        """The hosts to try, as the cache tries them."""
+        host, _ = self.address
+        tls = self.pool.connection_kwargs.get("tls")
+        return (host,) if tls is None else tuple(tls.hosts_of(host))
+
+    def _open(self, *hosts: str) -> socket.socket:
+        """Connect to the first of these hosts that answers.
+
+        Raises:
+            StepError: none does.
+        """
         where = self.pool.connection_kwargs
         seconds = min(self.left(), where.get("socket_connect_timeout") or 60)
         try:
@@ -126,23 +138,22 @@ class ProbedServer:
                     sock.close()
                     raise
                 return sock
-            return self._connect(seconds)
+            return self._connect(hosts, seconds)
         except (ConnectionRefusedError, FileNotFoundError) as error:
             code, text = "tcp_refused", error.strerror
         except TimeoutError:
             code, text = "tcp_timeout", f"no answer within {seconds:.0f} s"
-        except OSError as error:
-            code, text = "tcp_unreachable", error.strerror or str(error)
+        # UnicodeError: a node announces what is not a host name.
+        except (OSError, UnicodeError) as error:
+            code = "tcp_unreachable"
+            text = getattr(error, "strerror", None) or str(error)
         raise StepError(code, f"{self.name}: {text}.")
 
-    def _connect(self, seconds: float) -> socket.socket:
-        """Connect to the first host of the server that answers, as the cache does."""
-        host, port = self.address
-        tls = self.pool.connection_kwargs.get("tls")
-        hosts = tls.hosts_of(host) if tls is not None else (host,)
-        for found in hosts[:-1]:
-            with contextlib.suppress(OSError):
-                return socket.create_connection((found, port), seconds / 2)
+    def _connect(self, hosts: Sequence[str], seconds: float) -> socket.socket:
+        _, port = self.address
+        for host in hosts[:-1]:
+            with contextlib.suppress(OSError, UnicodeError):
+                return socket.create_connection((host, port), seconds / 2)
         return socket.create_connection((hosts[-1], port), seconds)
 
     def _timeout_left(self) -> float:
@@ -156,7 +167,7 @@ class ProbedServer:
         A TLS server would answer with an alert record (RFC 8446, 5.1), or close the
         connection.
         """
-        with self._open() as sock:
+        with self._open(*self._hosts) as sock:
             sock.settimeout(self._timeout_left())
             try:
                 # As an array: not all that speak RESP know "inline commands".
@@ -172,9 +183,25 @@ class ProbedServer:
             raise StepError("not_redis", f"{self.name} does not talk as Redis does.")
 
     def _try_handshake(self) -> StepError | str:
+        """Make the handshake with the first host that makes it; return what it is, or
+        the error, which is the first of those with a host that could be reached."""
+        failure: StepError | None = None
+        for host in self._hosts:
+            try:
+                outcome = self._try_handshake_with(host)
+            except StepError as error:
+                outcome = error.with_traceback(None)
+            if isinstance(outcome, str):
+                return outcome
+            if failure is None or failure.code.startswith("tcp_"):
+                failure = outcome
+        assert failure is not None
+        return failure
+
+    def _try_handshake_with(self, host: str) -> StepError | str:
         # By redis-py's own method, with the ssl_ entries in OPTIONS.
         connection = self.connection()
-        with self._open() as sock:
+        with self._open(host) as sock:
             sock.settimeout(self._timeout_left())
             try:
                 with connection._wrap_socket_with_ssl(sock) as wrapped:

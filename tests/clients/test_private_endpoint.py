@@ -1,7 +1,12 @@
 """A cluster whose nodes announce addresses that are not reached from here."""
 
 import asyncio
+import socketserver
+import ssl
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,12 +15,15 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from django_entra_redis.cache import EntraRedisClusterCache
 from django_entra_redis.connections import event_loops
 from emulator import Emulator
+from emulator.certificates import CertificateAuthority
 from tests.support.caches import let_in
 from tests.support.sites import CLUSTER_BACKEND, Site
 
 DATA = {f"name-{number}": number for number in range(20)}
 #: Nobody is at the first; nobody answers from the second (RFC 5737).
 NOWHERE = ["127.0.0.3", "192.0.2.1"]
+#: Somebody else is there: addresses of private networks overlap.
+ELSEWHERE = "127.0.0.9"
 
 
 @pytest.fixture(scope="module")
@@ -105,3 +113,92 @@ def test_check(alone: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
     outcome = site.check()
     assert outcome.status == 0
     assert "nodes at 127.0.0.3 are reached at localhost" in outcome.details["ping"]
+
+
+@contextmanager
+def stranger(port: int, certificate: Path | None) -> Iterator[None]:
+    """Have somebody else's server at the address that the nodes seem to announce.
+
+    Parameters:
+        port: the node's port.
+        certificate: for TLS; without one it speaks HTTP.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    if certificate is not None:
+        context.load_cert_chain(certificate)
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with suppress(OSError):
+                if certificate is None:
+                    self.request.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+                else:
+                    context.wrap_socket(self.request, server_side=True).close()
+
+    with socketserver.ThreadingTCPServer((ELSEWHERE, port), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize("encrypted", [True, False])
+def test_stranger(
+    alone: Emulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, encrypted: bool
+) -> None:
+    """Whoever is there without the certificate is no node, and the nodes are found."""
+    monkeypatch.setattr(event_loops, "FIRST_OPERATIONS", 0)
+    path = tmp_path / "server.pem"
+    path.write_bytes(CertificateAuthority().server_pem("elsewhere"))
+    port = int(alone.redis_url.rpartition(":")[2])
+    options = remapped(alone, ELSEWHERE)
+    with stranger(port, path if encrypted else None):
+        site = Site(alone, monkeypatch)
+        site.cache["BACKEND"] = CLUSTER_BACKEND
+        site.options |= options
+        outcome = site.check()
+        assert outcome.status == 0
+        assert "nodes at 127.0.0.9 are reached at loc" in outcome.details["ping"]
+        with let_in(alone, monkeypatch):
+            for looped in (False, True):
+                # Other options, so that a topology of its own is made.
+                options["max_connections"] = 10 + looped
+                cache = EntraRedisClusterCache(alone.redis_url, {"OPTIONS": options})
+                if looped:
+                    asyncio.run(cache.aset("name", 1))
+                else:
+                    cache.set("name", 1)
+                assert cache.get("name") == 1
+                cache.get_topology().disconnect()
+
+
+@pytest.mark.parametrize("looped", [True, False])
+def test_error_of_a_stranger(
+    alone: Emulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, looped: bool
+) -> None:
+    """With nobody at the configured host, the stranger's certificate is told."""
+    monkeypatch.setattr(event_loops, "FIRST_OPERATIONS", 0)
+    path = tmp_path / "server.pem"
+    path.write_bytes(CertificateAuthority().server_pem("elsewhere"))
+    with socketserver.TCPServer(("127.0.0.1", 0), socketserver.BaseRequestHandler) as s:
+        port = s.server_address[1]
+    options = remapped(alone, ELSEWHERE)
+    options["address_remap"] = lambda address: (ELSEWHERE, port)
+    with stranger(port, path), let_in(alone, monkeypatch):
+        cache = EntraRedisClusterCache(alone.redis_url, {"OPTIONS": options})
+        with pytest.raises(RedisConnectionError, match="ertificate"):
+            asyncio.run(cache.aget("name")) if looped else cache.get("name")
+        cache.get_topology().disconnect()
+
+
+def test_name_that_is_none(alone: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nodes may announce what can't even be looked up."""
+    site = Site(alone, monkeypatch)
+    site.cache["BACKEND"] = CLUSTER_BACKEND
+    site.options |= remapped(alone, "node..example")
+    outcome = site.check()
+    assert outcome.status == 0
+    assert "nodes at node..example are reached at localhost" in outcome.details["ping"]
