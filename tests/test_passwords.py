@@ -233,6 +233,13 @@ def test_pools_do_not_show_it(database: Database, pool: type[Any] | None) -> Non
     ]
     assert_hidden([repr(one) + str(one) for one in shown])
 
+    async def shown_of_the_loops() -> str:
+        return repr(used.get_async_client())
+
+    text = asyncio.run(shown_of_the_loops())
+    assert_hidden([text])
+    assert f"<ConnectionPool to {location.rpartition('/')[2]}>" in text
+
 
 def test_transport_that_raises(
     database: Database,

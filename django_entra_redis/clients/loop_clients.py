@@ -22,6 +22,7 @@ from ..connections.lent_connection import (
     LentConnection,
     LentUnixConnection,
 )
+from ..connections.pool import with_safe_repr
 from ..credentials.provider import EntraCredentialProvider
 from .lending import athrough_expiries, own_provider
 
@@ -173,7 +174,8 @@ def make_client(endpoint: Endpoint) -> Any:
         "retry_on_error": [*BROKEN],
         "retry_subscribed": make_retry(provider),
     }
-    pool = redis.asyncio.ConnectionPool(**{**options_of(endpoint, kind), **own})
+    pool_class = with_safe_repr(redis.asyncio.ConnectionPool)
+    pool = pool_class(**{**options_of(endpoint, kind), **own})
     # It closes the pool as it is closed.
     return redis.asyncio.Redis.from_pool(pool)
 

@@ -388,11 +388,11 @@ def pool_settings(
         return pool_class, kwargs
     if issubclass(pool_class, redis.BlockingConnectionPool):
         kwargs.setdefault("timeout", options.pool_timeout)
-    return _with_safe_repr(pool_class), kwargs
+    return with_safe_repr(pool_class), kwargs
 
 
 @functools.cache
-def _with_safe_repr(kind: type[Any]) -> type[Any]:
+def with_safe_repr(kind: type[Any]) -> type[Any]:
     """Return a pool class whose ``repr`` shows no password, as redis-py's would."""
     return type(kind.__name__, (kind,), {"__repr__": _safe_repr})
 
