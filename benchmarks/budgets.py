@@ -58,7 +58,7 @@ INSTRUCTIONS = (
     Budget("1 KB dict", "set", 54_500),
     Budget("small int", "incr", 23_000),
     Budget("small int", "get_many(100)", 674_000),
-    Budget("small int", "set_many(100)", 1_101_000),
+    Budget("small int", "set_many(100)", 950_000),
     Budget("small int", "first get", 187_900),
     Budget("small int", "hot get", 12_500),
     Budget("small int", "missed get", 63_000),

@@ -119,7 +119,7 @@ class Exchanger:
                 if count:
                     return self._receive_many(count, data)
                 # All replies end so; a value that is not here as a whole rarely does.
-                if data.endswith(b"\r\n") and len(data) < LARGE:
+                if data.endswith(b"\r\n"):
                     self._feed(data)
                     reply = self._gets()
                     if type(reply) in PLAIN:
@@ -264,34 +264,21 @@ class Exchanger:
         read = len(data) - end - 2
         if not LARGE <= size <= LARGEST or read > size + 2:
             return None
-        if read == size + 2:
-            value, whole = data[end + 2 : -2], data.endswith(b"\r\n")
-        else:
-            value, whole = self._receive_value(size, data[end + 2 :])
-        if not whole:
-            raise InvalidReplyError(
-                "The server's answer is not a Redis reply (a value does not end right)."
-            )
-        return value
-
-    def _receive_value(self, size: int, begun: bytes) -> tuple[bytes, bool]:
-        """Return a value, and whether it ends as it should.
-
-        Parameters:
-            size: its bytes.
-            begun: what has come of it.
-        """
-        read = at = len(begun)
         deadline = _ReplyDeadline(self._timeout)
         buffer = io.BytesIO(bytes(size + 2))
         with buffer.getbuffer() as view:
-            view[:at] = begun
+            view[:read] = data[end + 2 :]
+            at = read
             while at < size + 2:
                 read = self._read_into(view[at:], deadline.left(read))
                 at += read
             whole = view[size:].tobytes() == b"\r\n"
+        if not whole:
+            raise InvalidReplyError(
+                "The server's answer is not a Redis reply (a value does not end right)."
+            )
         buffer.truncate(size)
-        return buffer.getvalue(), whole
+        return buffer.getvalue()
 
     def _read_into(self, view: memoryview, timeout: float | None) -> int:
         """Do as :meth:`_read` does, into a buffer; return how much."""

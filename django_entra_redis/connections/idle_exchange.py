@@ -89,7 +89,6 @@ def make_exchange(endpoint: Endpoint, seam: Seam) -> Exchange:
     outages = endpoint.outages
     pool: ConnectionPool = endpoint.pool
     clock = pool.clock
-    client, pipeline = seam.client, seam.pipeline
 
     def exchange(
         key: str, packed: bytes, parse: Parse, plain: Types = NOTHING, count: int = 0
@@ -112,8 +111,8 @@ def make_exchange(endpoint: Endpoint, seam: Seam) -> Exchange:
         """
         if (
             # Tools observe redis-py, or it has not been found out yet whether they do.
-            client.execute_command is not seam.own_command
-            or (count and pipeline.execute is not seam.own_execute)
+            seam.client.execute_command is not seam.own_command
+            or (count and seam.pipeline.execute is not seam.own_execute)
             # The server may be down: the general path decides who may ask it.
             or outages.any
             # The server may close the connection before it has read all of it, and
