@@ -6,6 +6,7 @@ cost with a hundred keys.
 """
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from itertools import chain, repeat
 from typing import Any
 
@@ -208,8 +209,7 @@ def length(text: str) -> int:
 
 
 #: By timeout and condition: how a SET begins, up to its key, and how it ends after
-#: its value. A site has few of them; if there are many, the oldest are
-#: removed.
+#: its value. A site has few of them; if there are many, the oldest are removed.
 _SETS: dict[tuple[int | None, str | None], tuple[bytes, bytes]] = {}
 _MOST_SETS = 256
 
@@ -221,7 +221,8 @@ def _make_set(timeout: int | None, condition: str | None) -> tuple[bytes, bytes]
     end = "".join(f"${len(word)}\r\n{word}\r\n" for word in words)
     found = _SETS[timeout, condition] = begin, b"\r\n" + end.encode()
     if len(_SETS) > _MOST_SETS:
-        _SETS.pop(next(iter(_SETS)), None)
+        with suppress(RuntimeError):  # Another thread has added one in between.
+            _SETS.pop(next(iter(_SETS)), None)
     return found
 
 

@@ -191,7 +191,9 @@ class Copies:
         self._copies[key] = copy
         self.bytes += copy.size
         while self.bytes > self.max_bytes:
-            self._remove(next(iter(self._copies)))
+            # In one step: use() may move an item meanwhile, which ends an iteration.
+            _, oldest = self._copies.popitem(last=False)
+            self.bytes -= oldest.size
 
     def drop_one(self, key: str) -> None:
         """Do as :meth:`drop` does, for one key, which usually has no copy."""
@@ -234,10 +236,10 @@ class Copies:
                 self._copies.clear()
                 self.bytes = 0
                 return
-            for key in [
-                key for key, copy in self._copies.items() if copy.owner == owner
-            ]:
-                self._remove(key)
+            # A list, for the same reason as in _keep().
+            for key, copy in list(self._copies.items()):
+                if copy.owner == owner:
+                    self._remove(key)
 
     def _count_unused(self, key: str) -> None:
         count = self._unused.pop(key, 0) + 1

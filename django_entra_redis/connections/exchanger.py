@@ -143,14 +143,17 @@ class Exchanger:
     def send(self, packed: bytes) -> None:
         """Send commands; the first half of :meth:`exchange`.
 
-        The caller has made sure that there is nothing to read before.
+        The caller has made sure that there is nothing to read on the socket before.
 
         Parameters:
             packed: the commands.
 
         Raises:
-            ConnectionError, TimeoutError: they have not been sent, or not all of them.
+            ConnectionError, TimeoutError: they have not been sent, or not all of them;
+                or more replies have come before than were asked for.
         """
+        if self._has_data():
+            raise ConnectionError("The server has sent a reply without a command.")
         try:
             self._socket.sendall(packed)
         except OSError as error:
@@ -160,7 +163,7 @@ class Exchanger:
         try:
             raise failure
         finally:
-            del failure
+            del failure  # Otherwise this frame would keep it alive.
 
     def receive(self, count: int, *, wait: bool = True) -> list[Any]:
         """Return the replies to commands that have been sent, error replies as
@@ -183,7 +186,7 @@ class Exchanger:
         try:
             raise failure
         finally:
-            del failure
+            del failure  # Otherwise this frame would keep it alive.
 
     def _receive_many(self, count: int, data: bytes) -> list[Any]:
         # To the reader they are one array: it takes a call for all, and not one each.
@@ -258,7 +261,8 @@ class Exchanger:
         The reader would move it twice: into its buffer, and out of there.
         """
         end = data.find(b"\r\n", 0, 12)
-        if data[:1] != b"$" or not data[1:end].isdigit():
+        # Of the number itself, only a part may have come.
+        if end < 0 or data[:1] != b"$" or not data[1:end].isdigit():
             return None
         size = int(data[1:end])
         read = len(data) - end - 2

@@ -2,6 +2,7 @@
 
 import pickle
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -98,6 +99,23 @@ def test_timeouts_are_not_kept_for_ever() -> None:
         expected = packed("SET", "key", "x", "EX", timeout)
         assert pack_set("key", b"x", timeout) == expected
     assert len(packing._SETS) <= packing._MOST_SETS
+
+
+class Added(dict[Any, Any]):
+    """What is known of SETs, to which another thread adds at every look."""
+
+    def __iter__(self) -> Iterator[Any]:
+        found = super().__iter__()
+        self[len(self)] = ()
+        return found
+
+
+def test_timeouts_of_several_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One may add what is known of a SET while another removes the oldest."""
+    monkeypatch.setattr(packing, "_SETS", Added())
+    for timeout in range(1, packing._MOST_SETS + 5):
+        expected = packed("SET", "key", "x", "EX", timeout)
+        assert pack_set("key", b"x", timeout) == expected
 
 
 @pytest.mark.parametrize("value", [True, None, object(), {"a": 1}])

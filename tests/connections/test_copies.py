@@ -1,6 +1,8 @@
 """The store of copies: pure, with a clock of the test's."""
 
 import tracemalloc
+from collections import OrderedDict
+from collections.abc import Iterator
 
 import pytest
 
@@ -205,3 +207,41 @@ def test_so_many_are_remembered() -> None:
         keep(copies, str(number))
         copies.drop([str(number)])
     assert len(copies._unused) == MOST_COLD
+
+
+class Used(OrderedDict[str, Copy]):
+    """Copies, of which another thread uses one while this one looks through them."""
+
+    def __iter__(self) -> Iterator[str]:
+        found = super().__iter__()
+        self.move_to_end("a")
+        return found
+
+
+def test_copies_that_are_used_while_one_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A use moves a copy, without the lock; the oldest goes all the same."""
+    copies = Copies(3 * OVERHEAD + 3, 1000)
+    monkeypatch.setattr(copies, "_copies", Used())
+    for key in "abcd":
+        keep(copies, key)
+    assert len(copies) == 3
+    assert copies.bytes == 3 * OVERHEAD + 3
+
+
+def test_copies_that_are_used_while_others_are_flushed() -> None:
+    """A lost connection takes its own copies with it, whoever uses the others."""
+    copies = Copies(10_000, 1000)
+
+    class Lost(str):
+        __slots__ = ()
+        __hash__ = str.__hash__
+
+        def __eq__(self, other: object) -> bool:
+            # What another thread may do at any time.
+            assert good(copies, "a", 0.0)
+            return str.__eq__(self, other)
+
+    for key, owner in ("a", "other"), ("b", "lost"), ("c", "lost"):
+        keep(copies, key, owner=owner)
+    copies.flush(Lost("lost"))
+    assert held(copies) == {"a"}

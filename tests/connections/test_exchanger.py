@@ -1,7 +1,9 @@
 """The two halves of an exchange: commands out now, their replies in later."""
 
+import contextlib
 import socket
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -90,6 +92,12 @@ def test_broken(ends: Ends) -> None:
     with pytest.raises(ConnectionError, match="closed by server"):
         exchanger.receive(5)
     sender.join()
+
+
+def test_broken_writing(ends: Ends) -> None:
+    """Redis-py's error is raised, as where nothing can be read."""
+    exchanger, server = ends
+    server.close()
     with pytest.raises(ConnectionError, match="while writing to socket"):
         exchanger.send(b"more")
 
@@ -103,3 +111,40 @@ def test_no_replies(ends: Ends, said: bytes) -> None:
     server.sendall(said + b"+OK\r\n")
     with pytest.raises(InvalidReplyError, match="not a Redis reply"):
         exchanger.receive(2)
+
+
+@pytest.mark.parametrize("cut", range(1, 12))
+def test_large_value_in_two_pieces(ends: Ends, cut: int) -> None:
+    """Its header may be cut anywhere: a part of its size is not its size."""
+    exchanger, server = ends
+    value = b"1\r\n" * 400_000
+    whole = b"$%d\r\n%b\r\n" % (len(value), value)
+
+    def answer() -> None:
+        server.recv(100)
+        server.sendall(whole[:cut])
+        # Until the first piece has been read.
+        time.sleep(0.02)
+        with contextlib.suppress(OSError):
+            server.sendall(whole[cut:])
+
+    sender = threading.Thread(target=answer, daemon=True)
+    sender.start()
+    assert exchanger.exchange(b"GET") == value
+    sender.join()
+
+
+def test_reply_to_nothing(ends: Ends) -> None:
+    """It is not taken for the replies to the commands that are sent next."""
+    exchanger, server = ends
+
+    def answer() -> None:
+        server.recv(100)
+        server.sendall(b"+OK\r\n$2\r\n\1\2\r\n")
+
+    sender = threading.Thread(target=answer)
+    sender.start()
+    assert exchanger.exchange(b"SET") == b"OK"
+    sender.join()
+    with pytest.raises(ConnectionError, match="without a command"):
+        exchanger.send(b"DEL DEL")
