@@ -74,6 +74,7 @@ class AsyncCacheClient:
         ready = self._ready(endpoint)
         if ready is None:
             return await self.run(operations.get, key, default)
+        # From here on as in _drive(), without a generator and a request.
         connections, connection, protocol = ready
         began = monotonic()
         try:
@@ -138,7 +139,13 @@ class AsyncCacheClient:
         operation: Callable[..., Operation[T]],
         *args: Any,
     ) -> T:
-        """Carry out an operation of which a first attempt has failed."""
+        """Carry out an operation whose first request has failed once already.
+
+        Parameters:
+            connections: the loop's connections.
+            first: the failed attempt, which counts for the retry policy.
+            operation, args: see :meth:`run`.
+        """
         generator = operation(*args)
         try:
             request = next(generator)
@@ -215,7 +222,7 @@ class AsyncCacheClient:
                         endpoint.outages.answered_at = began
                 except RedisError as error:
                     _distrust(connections, endpoint, error)
-                    made.append(FirstTry(_meaning(request, error), began))
+                    made.append(FirstTry(_error_to_raise(request, error), began))
                 else:
                     request = generator.send(reply)
         except StopIteration as stop:
@@ -321,7 +328,7 @@ class AsyncCacheClient:
         try:
             reply = await self.ask(connections, endpoint, request)
         except (ConnectionLostError, ReplyTimeoutError, InvalidReplyError) as error:
-            doubt = _meaning(request, error)
+            doubt = _error_to_raise(request, error)
             if doubt is error:
                 raise
         else:
@@ -366,8 +373,8 @@ class AsyncCacheClient:
 def _distrust(
     connections: LoopConnections, endpoint: Endpoint, error: Exception
 ) -> None:
-    """Close a connection that has brought what is no reply: the bytes that follow can't
-    be trusted either."""
+    """Close the connection after an invalid reply: the bytes that follow can't be
+    trusted either."""
     if isinstance(error, InvalidReplyError):
         connections.close(endpoint)
 
@@ -378,9 +385,9 @@ def _check_batch(replies: Sequence[Any]) -> None:
         raise failure
 
 
-def _meaning(request: Request, error: Exception) -> Exception:
-    """Return the error that an attempt at a request raises for an error of its
-    connection, or for an error reply."""
+def _error_to_raise(request: Request, error: Exception) -> Exception:
+    """Return the error to raise for a request that failed; see
+    :func:`.sync.error_to_raise`, which knows no event loop's errors."""
     broken = isinstance(
         error, ConnectionLostError | ReplyTimeoutError | InvalidReplyError
     )

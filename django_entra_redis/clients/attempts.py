@@ -101,7 +101,7 @@ class Attempts:
     def _about(self, outages: Outages) -> Mapping[str, Any]:
         """Return what decides whether an outage concerns the request.
 
-        Nobody looks at that without an outage.
+        Without an outage it does not matter.
         """
         if not outages.any:
             return {"write": False, "command": ""}

@@ -250,7 +250,7 @@ class CopyingCacheClient(CopyingClient, CacheClient):
 
     @cached_property
     def single_key(self) -> Any:
-        """What carries out the operations on one key."""
+        """The path that operations on a single key take."""
         path = single_key_path(self)
         return path if self.local.unsupported else CopyingPath(self, path)
 
@@ -372,33 +372,33 @@ def copying_lock(local: LocalCopies) -> type[Lock]:
 
     class CopyingLock(Lock):
         def forget(self) -> None:
-            """Drop the copy of its key."""
+            """Drop the copy of the lock's key."""
             name: Any = self.name
             local.forget([name])
 
         def do_acquire(self, token: str) -> bool:
-            """Take it."""
+            """Take the lock."""
             try:
                 return super().do_acquire(token)
             finally:
                 self.forget()
 
         def do_release(self, expected_token: Any) -> None:
-            """Let go of it."""
+            """Release the lock."""
             try:
                 super().do_release(expected_token)
             finally:
                 self.forget()
 
         def do_extend(self, additional_time: Any, replace_ttl: bool) -> Any:
-            """Hold it for longer."""
+            """Extend the time for which the lock is held."""
             try:
                 return super().do_extend(additional_time, replace_ttl)
             finally:
                 self.forget()
 
         def do_reacquire(self) -> Any:
-            """Hold it for its whole time again."""
+            """Begin the time for which the lock is held anew."""
             try:
                 return super().do_reacquire()
             finally:

@@ -26,7 +26,7 @@ class NodeBatch:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._pool = endpoint.pool
-        # Whether an exchanger's answers are those of redis-py's own methods.
+        # Whether the connections' options allow an exchanger.
         self._exchanges = endpoint.exchange is not None
         self._exchanger: Exchanger | None = None
         self._connection: Any = None
@@ -64,7 +64,7 @@ class NodeBatch:
             self._outcome = without_frames(error)
 
     def receive(self, *, wait: bool = True) -> list[Any] | Exception:
-        """Return the replies, or the error that stands for all of them.
+        """Return the parsed replies, or the error that stands for all of them.
 
         Parameters:
             wait: whether to wait for the first reply, if it has not arrived yet.

@@ -56,7 +56,8 @@ def make_cluster_exchange(topology: Topology) -> Exchange:
         if slots is None or outages.any:
             return MISSED
         name = key.encode()
-        # As key_slot() has it, which looks for a hash tag in two more steps.
+        # key_slot() is called for a key that may have a hash tag alone: of any other it
+        # computes the same, more slowly.
         endpoint = slots[key_slot(name) if b"{" in name else crc_hqx(name, 0) & last]
         if endpoint is None or endpoint.exchange is None:
             return MISSED

@@ -183,7 +183,8 @@ class Client(ABC):
     ) -> T:
         """Carry out an operation whose first request has been attempted once already.
 
-        That attempt counts for the retry policy.
+        That attempt counts for the retry policy. Errors are never ignored here: with
+        ``ignore_exceptions``, clients make no such attempts.
 
         Parameters:
             first: the attempt.

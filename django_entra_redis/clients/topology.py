@@ -69,12 +69,13 @@ class Topology:
         self.slots: list[Endpoint | None] | None = None
         #: Outages of the cluster as a whole: no node answers, or a slot has no node.
         self.outages = Outages(f"the cluster of {self.nodes.first.name}")
-        # Discoveries that have succeeded.
+        # The number of discoveries that have succeeded.
         self._discoveries = 0
-        # Whether a request has waited for a discovery in vain since the last of these.
+        # Whether a request has waited for a discovery in vain since the last success.
         self._discovery_fails = False
-        # When the last of them that succeeded began.
+        # When the last discovery that succeeded began.
         self._discovered_at = -PAUSE
+        #: The number of nodes that are not primaries.
         self.replicas = 0
         #: The endpoints of all primaries, by address.
         self.primaries: dict[str, Endpoint] = {}
@@ -119,7 +120,7 @@ class Topology:
             ) from None
 
     def parts(self, keys: Iterable[str | bytes]) -> dict[Endpoint, list[int]]:
-        """Return the endpoints that have some keys, each with its keys' positions.
+        """Return the endpoint of each node that has keys, with its keys' positions.
 
         The order of the endpoints is always the same, so that threads which check out
         connections of several pools can't deadlock.
@@ -133,7 +134,8 @@ class Topology:
         )
         found: defaultdict[Any, list[int]] = defaultdict(list)
         if None in owners:
-            owners = [self.endpoint_of(key) for key in keys]  # It raises the error.
+            # It raises the error, unless a discovery has just succeeded.
+            owners = [self.endpoint_of(key) for key in keys]
         for position, endpoint in enumerate(owners):
             found[endpoint].append(position)
         return dict(sorted(found.items(), key=lambda item: id(item[0])))
@@ -195,18 +197,18 @@ class Topology:
         """
         if (known := self._recent()) is not None:
             return known
-        looks = self._discoveries
+        before = self._discoveries
         self._flight.catch_up(SHORT_PATIENCE)
-        self._discovery_fails = self._discoveries == looks
+        self._discovery_fails = self._discoveries == before
         return not self._discovery_fails
 
     async def arecheck(self) -> bool:
         """Do as :meth:`recheck` does, without blocking the event loop."""
         if (known := self._recent()) is not None:
             return known
-        looks = self._discoveries
+        before = self._discoveries
         await self._flight.acatch_up(SHORT_PATIENCE)
-        self._discovery_fails = self._discoveries == looks
+        self._discovery_fails = self._discoveries == before
         return not self._discovery_fails
 
     def _recent(self) -> bool | None:
@@ -425,6 +427,7 @@ class _Client(RedisCluster):
             del failure
 
 
+# redis-py's clients of the parent process.
 _inherited: list[object] = []
 
 

@@ -83,7 +83,8 @@ class Copies:
 
     def reset(self) -> None:
         """Forget all copies, as a child process must."""
-        # Guards all attributes. Reentrant, since a signal handler may use the cache.
+        # Guards all attributes; use(), is_cold() and drop_one() say why they do without
+        # it. Reentrant, since a signal handler may use the cache.
         self._lock = threading.RLock()
         self.bytes = 0
         self._copies.clear()

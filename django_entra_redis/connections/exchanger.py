@@ -24,25 +24,24 @@ from .refusals import read_error, refused_from
 
 #: Bytes to read at a time. From 128 KB on, malloc would map new memory each time.
 CHUNK = 120 * 1024
-#: Bytes of a value from which on it is read into a buffer of its size, and up to which:
-#: a hijacked server may announce any size.
+#: Bytes of the smallest and the largest value that is read into a buffer of its own
+#: size. The largest one is a bound, since a hijacked server may announce any size.
 LARGE, LARGEST = 32 * 1024, 16 * 1024 * 1024
-#: What is raised where no reply comes, or none that is one.
+#: Errors of a read: no reply has come, or the bytes that have come are not a reply.
 FAILURES: tuple[type[Exception], ...] = (*UNREADABLE, OSError)
 #: What :meth:`Exchanger.exchange` returns where it has sent nothing.
 UNSENT: Any = object()
-#: Modules of the sockets that the system's own calls do for; a greenlet's would have
-#: all other greenlets wait.
+#: Modules of the sockets on which the system's own calls may be used. On the socket of
+#: a greenlet, such a call would block all other greenlets.
 _MODULES = ("socket", "ssl")
 
 
 def make_exchanger(sock: Any, timeout: float | None) -> "Exchanger | None":
-    """Return what exchanges commands for replies on a socket; ``None`` if it can't.
+    """Return an exchanger on a socket; ``None``: the socket is not suitable.
 
     Parameters:
         sock: the socket, connected, with nothing under way.
-        timeout: seconds to wait for it to take something in or to give something;
-            ``None`` for no bound.
+        timeout: seconds to wait until it takes bytes, or has some; ``None``: no bound.
     """
     if not hasattr(select, "poll") or type(sock).__module__ not in _MODULES:
         return None
@@ -50,10 +49,11 @@ def make_exchanger(sock: Any, timeout: float | None) -> "Exchanger | None":
 
 
 class Exchanger:
-    """The socket of a connection; see :func:`make_exchanger`.
+    """Exchanges commands for replies on the socket of a connection.
 
     Parameters:
-        tls: whether it encrypts.
+        sock, timeout: see :func:`make_exchanger`.
+        tls: whether it is a socket of TLS.
     """
 
     def __init__(self, sock: Any, timeout: float | None, *, tls: bool) -> None:
@@ -65,7 +65,8 @@ class Exchanger:
         reader = make_reader(read_error)
         self._feed, self._gets = reader.feed, reader.gets
         self._has_data = reader.has_data
-        # Bytes that are there though the system knows of none.
+        # Returns the number of bytes that TLS has decrypted already, of which the poll
+        # object knows nothing; None without TLS.
         self._pending: Callable[[], int] | None = None
         self._write: Callable[[bytes], int]
         self._read_some: Callable[[], bytes]
@@ -89,12 +90,13 @@ class Exchanger:
 
         Returns:
             :data:`UNSENT` if there is something to read before, be it the end of the
-            connection: that is no answer to what has not been sent yet. The connection
-            is to be closed then.
+            connection: that is no answer to what has not been sent yet. The caller must
+            close the connection then.
 
         Raises:
-            ConnectionError, TimeoutError, InvalidReplyError: the reply has not come, or
-                is none. The connection is to be closed, as after any other exception.
+            ConnectionError, TimeoutError, InvalidReplyError: no reply has come, or the
+                bytes are not one. The caller must close the connection, as after any
+                other exception.
         """
         pending = self._pending
         if self._poll(0) or self._has_data() or (pending is not None and pending()):
@@ -189,6 +191,12 @@ class Exchanger:
             del failure  # Otherwise this frame would keep it alive.
 
     def _receive_many(self, count: int, data: bytes) -> list[Any]:
+        """Return the replies to several commands.
+
+        Parameters:
+            count: the number of commands.
+            data: the first bytes that have come.
+        """
         # To the reader they are one array: it takes a call for all, and not one each.
         self._feed(b"*%d\r\n" % count)
         self._feed(_some(data))
@@ -201,15 +209,16 @@ class Exchanger:
         return found
 
     def _receive_others(self, count: int, seen: bytes) -> Any:
-        """Return the replies to several commands, of which some have come.
+        """Return the replies to several commands, once the missing bytes have come.
 
         Parameters:
             count: the number of commands.
-            seen: what has come.
+            seen: the bytes that have come, which the reader has.
         """
         deadline = _ReplyDeadline(self._timeout)
         received = len(seen) + count * REPLY
-        # A server refuses what it is sent: writes, whose replies are short.
+        # Kept to find a refusal in. A server refuses to read writes only, whose replies
+        # are short.
         kept: bytes | None = seen
         while True:
             try:
@@ -227,6 +236,7 @@ class Exchanger:
             kept = None if kept is None or len(kept) >= CHUNK else kept + data
 
     def _receive(self, data: bytes) -> Any:
+        """Return the reply that begins with these bytes."""
         value = self._read_value(_some(data))
         if value is not None:
             return value
@@ -235,6 +245,7 @@ class Exchanger:
         return self._receive_rest(len(data)) if reply is INCOMPLETE else reply
 
     def _receive_rest(self, received: int) -> Any:
+        """Return the reply of which the reader has the first bytes: so many."""
         deadline = _ReplyDeadline(self._timeout)
         while True:
             data = self._read(deadline.left(received))

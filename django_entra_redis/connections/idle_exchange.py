@@ -121,7 +121,7 @@ def make_exchange(endpoint: Endpoint, seam: Seam) -> Exchange:
         ):
             return MISSED
         now = clock()
-        if now >= pool.look_at:
+        if now >= pool.close_idle_at:
             pool.close_idle(now)
         try:
             connection = pool.idle.pop()

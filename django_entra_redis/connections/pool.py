@@ -109,7 +109,7 @@ class ConnectionPool(redis.ConnectionPool):
         #: Connections that are in use at a disconnect() are closed when they come back.
         self.generation = 0
         #: When the first of the idle ones may have been idle for too long.
-        self.look_at = self.clock() + self.idle_timeout
+        self.close_idle_at = self.clock() + self.idle_timeout
         self.pid = os.getpid()
 
     def after_fork_in_child(self) -> None:
@@ -129,7 +129,7 @@ class ConnectionPool(redis.ConnectionPool):
             TokenError, TokenRefusedError: the connection can't be authenticated.
         """
         now = self.clock()
-        if now >= self.look_at:
+        if now >= self.close_idle_at:
             self.close_idle(now)
         try:
             connection = self.idle.pop()
@@ -204,7 +204,7 @@ class ConnectionPool(redis.ConnectionPool):
             with self._gate:
                 self._made.discard(connection)
             _wake_all(self.queue)
-        self.look_at = since + self.idle_timeout
+        self.close_idle_at = since + self.idle_timeout
 
     def disconnect(self, inuse_connections: bool = True) -> None:
         """Close idle connections now, and those in use when they come back."""

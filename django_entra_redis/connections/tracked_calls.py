@@ -56,12 +56,12 @@ class Call:
         self.turn: threading.Lock | None = None
 
     def want_turn(self) -> None:
-        """Have there be the lock, unless the call is done."""
+        """Make the lock, unless the call is done."""
         if self.turn is None and not self.done:
             self.turn = _taken_lock()
 
     def renounce_turn(self) -> None:
-        """Have no thread wait for the call any more."""
+        """Forget the lock: no thread waits for the call any more."""
         self.turn = None
 
     def finish(self, connection: Any, *, lost: bool) -> None:
@@ -127,8 +127,8 @@ class Fetch(Call):
 class Ask(Fill):
     """A :class:`Fetch` of one value, by a thread that waits for bytes itself.
 
-    It is a single object, for the sake of speed; for which it has no slots, too: Python
-    3.13 calls ``__init__`` in fewer steps then.
+    For speed it is one object in place of two, and has no slots: Python 3.13 calls
+    ``__init__`` in fewer steps then.
 
     Parameters:
         key: the key.

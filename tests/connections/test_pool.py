@@ -176,7 +176,7 @@ def test_idle_connections_that_others_take(make_pool: Callable[..., Any]) -> Non
     pool.idle = Gone([second])
     clock.now += 10
     pool.close_idle(clock.now)
-    assert pool.look_at == clock.now + 10
+    assert pool.close_idle_at == clock.now + 10
 
 
 def test_counts_for_metrics(make_pool: Callable[..., Any]) -> None:
