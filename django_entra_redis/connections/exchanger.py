@@ -17,6 +17,7 @@ from typing import Any
 
 from redis.exceptions import ConnectionError, TimeoutError
 
+from .._errors import without_frames
 from ..commands.resp import INCOMPLETE, PLAIN, UNREADABLE, make_reader, verify
 from ..exceptions import InvalidReplyError
 from .deadlines import REPLY, Deadline
@@ -196,6 +197,9 @@ class Exchanger:
         Parameters:
             count: the number of commands.
             data: the first bytes that have come.
+
+        Raises:
+            ConnectionError: an error reply that is about the connection or the server.
         """
         # To the reader they are one array: it takes a call for all, and not one each.
         self._feed(b"*%d\r\n" % count)
@@ -205,6 +209,10 @@ class Exchanger:
             replies = self._receive_others(count, data)
         if not PLAIN.issuperset(map(type, replies)):
             verify(replies)
+            for reply in replies:
+                # One that redis-py treats as a disconnect, such as LOADING or NOAUTH.
+                if isinstance(reply, ConnectionError):
+                    raise without_frames(reply)
         found: list[Any] = replies
         return found
 

@@ -5,7 +5,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from redis.backoff import NoBackoff
 from redis.connection import AbstractConnection
+from redis.retry import Retry
 
 from django_entra_redis.cache import EntraRedisClusterCache
 from django_entra_redis.clients.straight import GeneralPath
@@ -183,6 +185,39 @@ def test_a_connection_that_breaks() -> None:
         with pytest.raises(UncertainResultError, match="EVALSHA"):
             cache.incr("key")
         assert seen.count(b"EVALSHA") == 1
+
+    async def main() -> None:
+        async with host:
+            await asyncio.to_thread(work)
+
+    asyncio.run(main())
+    registry.reset()
+
+
+def test_a_connection_that_is_not_authenticated_any_more() -> None:
+    """A batch leaves it, as any other request does: its keys are asked for on another,
+    without a retry."""
+    outdated: set[Peer] = set()
+    seen: set[Peer] = set()
+
+    def answer(peer: Peer, command: list[bytes]) -> bytes | None:
+        if command[0] == b"CLUSTER":
+            node = b"*3\r\n$0\r\n\r\n:%d\r\n$2\r\nid\r\n" % host.port
+            return b"*1\r\n*3\r\n:0\r\n:16383\r\n" + node
+        seen.add(peer)
+        if command[0] == b"GET":
+            return b"-NOAUTH Not now.\r\n" if peer in outdated else b"$1\r\n5\r\n"
+        return OK
+
+    host = PeerHost(answer)
+
+    def work() -> None:
+        location = f"redis://127.0.0.1:{host.port}"
+        options = {"identity": None, "retry": Retry(NoBackoff(), 0)}
+        cache = EntraRedisClusterCache(location, {"OPTIONS": options})
+        assert cache.get_many(["a", "b"]) == {"a": 5, "b": 5}
+        outdated.update(seen)
+        assert cache.get_many(["a", "b"]) == {"a": 5, "b": 5}
 
     async def main() -> None:
         async with host:
