@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 import math
 import os
 import threading
@@ -10,12 +11,12 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
-from weakref import WeakSet, finalize
+from weakref import WeakSet, finalize, ref
 
 import redis
 
 from .._errors import ConfigurationError, hidden
-from .._fork import ForkSafeLock, Order, register
+from .._fork import Order, register
 from ..conf.options import CacheOptions
 from ..credentials.provider import EntraCredentialProvider
 from ..exceptions import ConnectionPoolTimeout
@@ -86,8 +87,7 @@ class ConnectionPool(redis.ConnectionPool):
         own = isinstance(provider, EntraCredentialProvider)
         self._provider = provider if own else None
         register(self, Order.CONNECTIONS)
-        with _pools_lock.current:
-            _pools.add(self)
+        _remember(self)
 
     def __repr__(self) -> str:
         return _safe_repr(self)
@@ -342,15 +342,21 @@ def _wake_all(queue: deque[_Waiter]) -> None:
         waiter.wake()
 
 
-# Guards the set below, which can't be read while a thread adds to it.
-_pools_lock = ForkSafeLock()
-_pools: WeakSet[ConnectionPool] = WeakSet()
+# The pools of this process, by age. Without a lock: its single operations are atomic,
+# copy() is one of them.
+_pools: dict[int, "ref[ConnectionPool]"] = {}
+_numbers = itertools.count()
+
+
+def _remember(pool: ConnectionPool) -> None:
+    number = next(_numbers)
+    _pools[number] = ref(pool, lambda _: _pools.pop(number, None))
 
 
 def known_pools() -> list[ConnectionPool]:
     """Return the pools of this process, for metrics."""
-    with _pools_lock.current:
-        return list(_pools)
+    alive = (pool() for pool in _pools.copy().values())
+    return [pool for pool in alive if pool is not None]
 
 
 def pool_settings(

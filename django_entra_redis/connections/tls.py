@@ -149,8 +149,11 @@ async def reach(
     failure: Exception | None = None
     *others, last = (announced,) if tls is None else tls.hosts_of(announced)
     for host in (*others, last):
-        # Half of the time for this host, so that some is left for the last one.
-        seconds = None if host == last else (timeout or 10.0) / 2
+        # Half of the time for this host, so that some is left for the last one; and not
+        # all of that for the last one, if there is an error of another one to raise.
+        seconds = None
+        if host != last or failure is not None:
+            seconds = (timeout or 10.0) * (0.5 if host != last else 0.4)
         try:
             async with asyncio.timeout(seconds):
                 made = await connect(host)
