@@ -240,10 +240,10 @@ class Client(ABC):
             endpoint.pool, request, lambda: self.execute_at(endpoint, request)
         )
 
-    @cached_property
+    @property
+    @abstractmethod
     def single_key(self) -> SingleKey:
-        """The path that operations on a single key take."""
-        return GeneralPath(self)
+        """The path that operations on a single key take, which is made once."""
 
     @abstractmethod
     def translate(self, error: RedisError) -> RedisError:

@@ -20,9 +20,11 @@ from redis.exceptions import NoPermissionError, ResponseError
 from redis.utils import str_if_bytes
 
 from django_entra_redis.cache import EntraRedisCache, EntraRedisClusterCache
+from django_entra_redis.clients import node_batch
 from django_entra_redis.clients import node_pools as nodes
 from django_entra_redis.clients import topology as topologies
 from django_entra_redis.clients.cluster import AsyncClusterClient
+from django_entra_redis.clients.sync import read_many
 from django_entra_redis.commands.request import Request, Visit
 from django_entra_redis.conf.options import parse_options
 from django_entra_redis.connections import event_loops, registry
@@ -547,14 +549,22 @@ def counted_waits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
             waits.append(count)
         return receive(self, count, wait=wait)
 
+    def note_many(connection: Any, request: Request) -> list[Any]:
+        waits.append(request.count)
+        return read_many(connection, request)
+
     monkeypatch.setattr(Exchanger, "receive", note)
+    monkeypatch.setattr(node_batch, "read_many", note_many)
     return waits
 
 
-def test_silent_nodes(cluster: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("protocol", [2, 3])
+def test_silent_nodes(
+    cluster: Emulator, monkeypatch: pytest.MonkeyPatch, protocol: int
+) -> None:
     """Nodes that are silent are waited for together, not one after the other."""
     waits = counted_waits(monkeypatch)
-    with use(cluster, monkeypatch, socket_timeout=0.5) as cache:
+    with use(cluster, monkeypatch, socket_timeout=0.5, protocol=protocol) as cache:
         assert cache.set_many(VALUES) == []
         assert len(waits) == len(primaries(cluster))
         waits.clear()

@@ -14,6 +14,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from django_entra_redis.cache import EntraRedisClusterCache
 from django_entra_redis.connections import event_loops
+from django_entra_redis.diagnostics.network import ProbedServer
+from django_entra_redis.diagnostics.runner import StepError
 from emulator import Emulator
 from emulator.certificates import CertificateAuthority
 from tests.support.caches import let_in
@@ -192,6 +194,28 @@ def test_error_of_a_stranger(
         with pytest.raises(RedisConnectionError, match="ertificate"):
             asyncio.run(cache.aget("name")) if looped else cache.get("name")
         cache.get_topology().disconnect()
+
+
+@pytest.mark.parametrize(
+    ("codes", "told"),
+    [
+        (["tls_untrusted", "tls_failed"], "tls_untrusted"),
+        (["tcp_refused", "tls_failed"], "tls_failed"),
+        (["tls_untrusted", "tcp_refused"], "tls_untrusted"),
+    ],
+)
+def test_which_error_is_told(
+    monkeypatch: pytest.MonkeyPatch, codes: list[str], told: str
+) -> None:
+    """That of the first host which could be reached."""
+    outcomes = iter([StepError(code, code) for code in codes])
+    monkeypatch.setattr(ProbedServer, "_hosts", ("one", "other"))
+    monkeypatch.setattr(
+        ProbedServer, "_try_handshake_with", lambda self, host: next(outcomes)
+    )
+    found = object.__new__(ProbedServer)._try_handshake()
+    assert isinstance(found, StepError)
+    assert found.code == told
 
 
 def test_name_that_is_none(alone: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -297,6 +297,7 @@ def test_values_of_any_size(
         ({"decode_responses": True}, StraightPath),
         ({"retry_on_timeout": True}, StraightPath),
         ({"ignore_exceptions": True}, GeneralPath),
+        ({"ignore_exceptions": True, "socket_timeout": None}, GeneralPath),
         ({"protocol": 3}, GeneralPath),
         ({"health_check_interval": 5}, GeneralPath),
         ({"parser_class": "redis._parsers._RESP2Parser"}, GeneralPath),
@@ -319,6 +320,7 @@ def test_who_takes_it(
     for _ in range(2):
         cache.set("key", "value")
         assert cache.get("key") == "value"
+        assert cache.set_many({"key": 1, "other": 2}) == []
 
 
 def test_replicas(database: Database) -> None:

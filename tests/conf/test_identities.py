@@ -161,6 +161,12 @@ def test_authority_host_in_any_form(host: str) -> None:
     assert named.authority_host == "a"
 
 
+def test_authority_host_by_its_address() -> None:
+    """Such as a double's of Entra's, on this machine."""
+    for host in ("127.0.0.1:8000", "[::1]:8000"):
+        assert parse({"AUTHORITY_HOST": host}).authority_host == host
+
+
 # -- the environment
 
 SECRET = {"AZURE_CLIENT_SECRET": "hush"}

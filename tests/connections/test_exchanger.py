@@ -56,6 +56,22 @@ def test_no_wait(ends: Ends) -> None:
     assert exchanger.receive(1, wait=False) == [1]
 
 
+def test_nothing_after_all(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A socket that the system calls readable may have nothing, as after a packet with
+    a wrong checksum: it is asked again."""
+    exchanger, server = ends
+    read, tries = exchanger._read_some, iter((BlockingIOError, None))
+
+    def read_some() -> bytes:
+        if (error := next(tries)) is not None:
+            raise error
+        return read()
+
+    monkeypatch.setattr(exchanger, "_read_some", read_some)
+    server.sendall(b":1\r\n")
+    assert exchanger.receive(1) == [1]
+
+
 @pytest.mark.parametrize("pieces", [1, 2])
 def test_refused(ends: Ends, pieces: int) -> None:
     """A server that reads no further has refused what follows, too."""
