@@ -47,7 +47,7 @@ from .cluster_observation import ASYNC_CLUSTER_INSTRUMENTATION, CLUSTER_INSTRUME
 from .node_batch import NodeBatch
 from .redirects import cluster_error
 from .retry import is_final
-from .straight import GeneralPath, SingleKey
+from .straight import SingleKey
 from .straight_cluster import ClusterPath
 from .sync import Client
 from .topology import get_topology
@@ -125,7 +125,7 @@ class ClusterClient(Client):
         """The path that operations on a single key take."""
         # A subclass may override `run()`, which the straight path does not call.
         ordinary = type(self) is ClusterClient and not self.ignored
-        return ClusterPath(self, self.topology) if ordinary else GeneralPath(self)
+        return ClusterPath(self, self.topology) if ordinary else super().single_key
 
     def carry_on(
         self, endpoint: Endpoint, request: Request, made: list[FirstTry]

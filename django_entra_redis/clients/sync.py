@@ -240,10 +240,10 @@ class Client(ABC):
             endpoint.pool, request, lambda: self.execute_at(endpoint, request)
         )
 
-    @property
-    @abstractmethod
+    @cached_property
     def single_key(self) -> SingleKey:
-        """The path that operations on a single key take, which is made once."""
+        """The path that operations on a single key take."""
+        return GeneralPath(self)
 
     @abstractmethod
     def translate(self, error: RedisError) -> RedisError:
@@ -287,7 +287,7 @@ class CacheClient(Client):
         """The path that operations on a single key take."""
         # A subclass may override `run()`, which the straight path does not call.
         ordinary = type(self) is CacheClient
-        return single_key_path(self) if ordinary else GeneralPath(self)
+        return single_key_path(self) if ordinary else super().single_key
 
     def __init__(self, options: CacheOptions) -> None:
         endpoints = [get_endpoint(server, options) for server in options.servers]
