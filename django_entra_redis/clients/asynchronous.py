@@ -83,9 +83,9 @@ class AsyncCacheClient:
                 reply = value_of(connection.take(protocol, reply, 0))
         except RedisError as error:
             _distrust(connections, endpoint, error)
-            first = FirstTry(error, began)
+            first = FirstTry(endpoint, error, began)
         else:
-            endpoint.outages.answered_at = began
+            endpoint.outages.heard(began)
             return default if reply is None else operations.loads(reply)
         return await self._resume(connections, first, operations.get, key, default)
 
@@ -105,9 +105,9 @@ class AsyncCacheClient:
                 done_or_integer(connection.take(protocol, reply, 0))
         except RedisError as error:
             _distrust(connections, endpoint, error)
-            first = FirstTry(error, began)
+            first = FirstTry(endpoint, error, began)
         else:
-            endpoint.outages.answered_at = began
+            endpoint.outages.heard(began)
             return
         await self._resume(connections, first, operations.set_packed, key, packed)
 
@@ -219,10 +219,12 @@ class AsyncCacheClient:
                         _check_batch(reply)
                         attempts.succeeded(reply)
                     else:
-                        endpoint.outages.answered_at = began
+                        endpoint.outages.heard(began)
                 except RedisError as error:
                     _distrust(connections, endpoint, error)
-                    made.append(FirstTry(_error_to_raise(request, error), began))
+                    made.append(
+                        FirstTry(endpoint, _error_to_raise(request, error), began)
+                    )
                 else:
                     request = generator.send(reply)
         except StopIteration as stop:
@@ -279,7 +281,7 @@ class AsyncCacheClient:
         async def attempt() -> Any:
             if made:
                 first = made.pop()
-                attempts.begun(endpoint, first.began)
+                attempts.begun(first.endpoint, first.began)
                 raise first.take()
             attempts.begin(endpoint)
             return await self.call(connections, endpoint, request)

@@ -3,14 +3,15 @@
 from types import TracebackType
 from typing import Any, Self
 
-from redis.exceptions import ConnectionError, TimeoutError
+from redis.exceptions import ConnectionError, ReadOnlyError, TimeoutError
 
 from .._errors import without_frames
 from ..commands.request import Request
 from ..connections.endpoint import Endpoint
 from ..connections.exchanger import Exchanger
-from ..connections.idle_exchange import LONGEST
+from ..connections.idle_exchange import LONGEST_COMMANDS
 from ..connections.pool import check_out
+from .redirects import batch_error
 from .sync import read_many, send_packed
 
 
@@ -54,7 +55,7 @@ class NodeBatch:
         self._request, packed = request, request.packed
         try:
             connection = self._connection = check_out(self._pool)
-            if self._exchanges and len(packed) <= LONGEST:
+            if self._exchanges and len(packed) <= LONGEST_COMMANDS:
                 self._exchanger = connection.exchanger
             if self._exchanger is not None:
                 self._exchanger.send(packed)
@@ -75,7 +76,11 @@ class NodeBatch:
             except (ConnectionError, TimeoutError) as error:
                 self._outcome = without_frames(error)
             else:
-                self._clean = True
+                # READONLY: as carry_out() has it.
+                self._clean = not (
+                    self._request.write
+                    and isinstance(batch_error(replies), ReadOnlyError)
+                )
                 return replies
         return self._outcome
 

@@ -170,7 +170,7 @@ class Client(ABC):
         """Carry out a request once; return its reply, or that of the attempt made."""
         if made:
             first = made.pop()
-            attempts.begun(endpoint, first.began)
+            attempts.begun(first.endpoint, first.began)
             came = first.take()
             if isinstance(came, Exception):
                 raise error_to_raise(request, came)

@@ -51,7 +51,7 @@ class Request:
         """The name of the command, or of the first of them."""
         if isinstance(self.command, bytes):
             # After its array's header and its own length.
-            return self.command.split(b"\r\n", 3)[2].decode()
+            return self.packed.split(b"\r\n", 3)[2].decode()
         return str(self.command[0])
 
     @property

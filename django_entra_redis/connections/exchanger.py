@@ -231,7 +231,7 @@ class Exchanger:
         while True:
             try:
                 data = self._read(deadline.left(received))
-            except ConnectionError:
+            except (ConnectionError, builtins.ConnectionError):
                 refused = refused_from(_replies_in(kept or b""), count)
                 if refused is None:
                     raise

@@ -23,7 +23,7 @@ Exchange = Callable[..., Any]
 #: What an exchange returns where it has not sent anything.
 MISSED: Any = object()
 #: Bytes of commands at most: no server refuses values of that size.
-LONGEST = 512 * 1024
+LONGEST_COMMANDS = 512 * 1024
 #: Types of the result of any command that has not failed.
 _RESULTS = frozenset((bool, bytes, int, list, type(None)))
 #: redis-py's own connection classes: a user's class may treat its socket differently.
@@ -37,10 +37,12 @@ class FirstTry:
     """The first try of a request, after which the operation has to go on.
 
     Parameters:
+        endpoint: the server that it was sent to.
         came: the error, or the replies, some of which are errors.
         began: when it began, on the pool's clock.
     """
 
+    endpoint: Endpoint
     came: Any
     began: float
 
@@ -117,7 +119,7 @@ def make_exchange(endpoint: Endpoint, seam: Seam) -> Exchange:
             or outages.any
             # The server may close the connection before it has read all of it, and
             # reply with the reason before that.
-            or len(packed) > LONGEST
+            or len(packed) > LONGEST_COMMANDS
         ):
             return MISSED
         now = clock()
@@ -144,7 +146,7 @@ def make_exchange(endpoint: Endpoint, seam: Seam) -> Exchange:
                 if type(reply) in _RESULTS or not isinstance(reply, Exception):
                     reply = parse(reply)
             except RedisError as error:
-                return FirstTry(error, now)
+                return FirstTry(endpoint, error, now)
             if type(reply) in _RESULTS:
                 clean = True
                 if reply is True or not count:
@@ -155,7 +157,7 @@ def make_exchange(endpoint: Endpoint, seam: Seam) -> Exchange:
             # after errors like LOADING, which redis-py treats as disconnects.
             elif isinstance(reply, ResponseError):
                 clean = not isinstance(reply, ReadOnlyError)
-            return FirstTry(reply, now)
+            return FirstTry(endpoint, reply, now)
         finally:
             # As take_back() has it, without its call where all is as usual.
             if (

@@ -144,8 +144,8 @@ class Outages:
     def __init__(self, name: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._name = name
         self.clock = clock
-        #: When the server's last reply came, or a moment before that. While there is no
-        #: outage, it may be set.
+        #: When the server's last reply came, or up to an exchange before that: where
+        #: speed matters, a thread sets it to when its own exchange began.
         self.answered_at = clock()
         # Guards the two dictionaries and their values. ``any`` is read without it.
         self._lock = ForkSafeLock()
@@ -206,6 +206,14 @@ class Outages:
                 for kind, outage in self._outages.items()
                 if outage.logged and not outage.over
             ]
+
+    def heard(self, at: float) -> None:
+        """Note that a reply came at this time or later; there is no outage.
+
+        Another task may have noted a later one.
+        """
+        if self.answered_at < at:
+            self.answered_at = at
 
     def answered(self, *, write: bool, command: str = "") -> None:
         """Note that the server has replied.

@@ -35,7 +35,7 @@ ROUNDING = 1.0
 SHORTEST = 0.5
 #: Seconds of life that a token is taken to have at most: ten years, so that its expiry
 #: is a valid datetime.
-LONGEST = 10 * 366 * 86400.0
+LONGEST_LIFE = 10 * 366 * 86400.0
 
 #: The year 2020, in seconds since the epoch: Redis has taken Entra's tokens since 2023,
 #: so that an earlier expiry is no date. Whoever states it is at fault, and no clock.
@@ -168,7 +168,7 @@ def receive_token(
             "be one, and the token has no such 'exp' claim.",
             code="token_expiry_unreadable",
         )
-    life = min(*lives, LONGEST)
+    life = min(*lives, LONGEST_LIFE)
     if 0 < life < SHORTEST:
         raise TokenRequestError(
             f"The token handed out is good for {life:.3f} s, too short to be used.",

@@ -165,6 +165,23 @@ def test_operations(database: Database) -> None:
     run(main())
 
 
+def test_a_late_reply(database: Database) -> None:
+    """It does not take away what another task has noted: that a later request of its
+    own has been answered already."""
+    cache = database.cache()
+    outages = cache._cache.endpoints[0].outages
+
+    async def main() -> None:
+        await cache.aget("connected")
+        outages.answered_at = later = outages.clock() + 60
+        await cache.aget("key")
+        await cache.aset("key", 1)
+        await cache.ahas_key("key")
+        assert outages.answered_at == later
+
+    run(main())
+
+
 def test_clear_by_scan(database: Database) -> None:
     """Only the cache's own keys go, a batch at a time."""
     mine = database.cache(clear_by_scan=True, params={"KEY_PREFIX": "mine"})

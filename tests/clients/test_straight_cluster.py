@@ -3,10 +3,13 @@
 import asyncio
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import pytest
+import redis
 from redis.backoff import NoBackoff
 from redis.connection import AbstractConnection
+from redis.crc import key_slot
 from redis.retry import Retry
 
 from django_entra_redis.cache import EntraRedisClusterCache
@@ -194,7 +197,59 @@ def test_a_connection_that_breaks() -> None:
     registry.reset()
 
 
-def test_a_connection_that_is_not_authenticated_any_more() -> None:
+def test_a_node_that_does_not_answer() -> None:
+    """The outage is its own, also if the key's slot has gone to another node by the
+    time that the request's failure is noted."""
+    silent, well = (PeerHost(lambda peer, command: answer(command)) for _ in range(2))
+    quiet: set[bytes] = set()
+
+    def answer(command: list[bytes]) -> bytes | None:
+        if command[0] == b"CLUSTER":
+            node = b"*3\r\n:%d\r\n:%d\r\n*3\r\n$0\r\n\r\n:%d\r\n$%d\r\n%b\r\n"
+            return b"*2\r\n" + b"".join(
+                node % (*slots, host.port, len(name), name)
+                for slots, host, name in (
+                    ((0, 8191), well, b"well"),
+                    ((8192, 16383), silent, b"silent"),
+                )
+            )
+        return None if command[0] in quiet else b"$1\r\n5\r\n"
+
+    def work() -> None:
+        location = f"redis://127.0.0.1:{silent.port}"
+        options = {"identity": None, "socket_timeout": 0.4}
+        cache = EntraRedisClusterCache(location, {"OPTIONS": options})
+        client, topology = cache._cache, cache.get_topology()
+        assert cache.get("discovered") == 5
+        slots: Any = topology.slots
+        other, asked = slots[0], slots[-1]
+        keys = (cache.make_key(name) for name in NAMES)
+        key = next(key for key in keys if topology.endpoint_of(key) is asked)
+        assert client.single_key.get(key, None) == 5
+        quiet.update((b"GET", b"PING"))
+        resume = client.resume
+
+        def resume_later(*args: Any) -> Any:
+            slots[key_slot(key.encode())] = other
+            return resume(*args)
+
+        with (
+            mock.patch.object(client, "resume", resume_later),
+            pytest.raises(redis.TimeoutError),
+        ):
+            client.single_key.get(key, None)
+        assert (asked.outages.any, other.outages.any) == (True, False)
+
+    async def main() -> None:
+        async with silent, well:
+            await asyncio.to_thread(work)
+
+    asyncio.run(main())
+    registry.reset()
+
+
+@pytest.mark.parametrize("refusal", [b"NOAUTH Not now.", b"READONLY I am a replica."])
+def test_a_connection_that_a_batch_leaves(refusal: bytes) -> None:
     """A batch leaves it, as any other request does: its keys are asked for on another,
     without a retry."""
     outdated: set[Peer] = set()
@@ -205,8 +260,8 @@ def test_a_connection_that_is_not_authenticated_any_more() -> None:
             node = b"*3\r\n$0\r\n\r\n:%d\r\n$2\r\nid\r\n" % host.port
             return b"*1\r\n*3\r\n:0\r\n:16383\r\n" + node
         seen.add(peer)
-        if command[0] == b"GET":
-            return b"-NOAUTH Not now.\r\n" if peer in outdated else b"$1\r\n5\r\n"
+        if command[0] == b"SET" and peer in outdated:
+            return b"-%b\r\n" % refusal
         return OK
 
     host = PeerHost(answer)
@@ -215,9 +270,9 @@ def test_a_connection_that_is_not_authenticated_any_more() -> None:
         location = f"redis://127.0.0.1:{host.port}"
         options = {"identity": None, "retry": Retry(NoBackoff(), 0)}
         cache = EntraRedisClusterCache(location, {"OPTIONS": options})
-        assert cache.get_many(["a", "b"]) == {"a": 5, "b": 5}
+        assert cache.set_many({"a": 5, "b": 5}) == []
         outdated.update(seen)
-        assert cache.get_many(["a", "b"]) == {"a": 5, "b": 5}
+        assert cache.set_many({"a": 5, "b": 5}) == []
 
     async def main() -> None:
         async with host:

@@ -94,6 +94,18 @@ def test_refused(ends: Ends, pieces: int) -> None:
     ] * 2
 
 
+def test_refused_and_reset(ends: Ends) -> None:
+    """So it is if the connection is reset: the server closes it with commands that it
+    has not read."""
+    exchanger, server = ends
+    exchanger.send(b"commands")
+    server.sendall(b"+OK\r\n-ERR Protocol error: invalid bulk length\r\n")
+    server.close()
+    assert [str(reply) for reply in exchanger.receive(3)[1:]] == [
+        "Protocol error: invalid bulk length"
+    ] * 2
+
+
 def test_broken(ends: Ends) -> None:
     """Redis-py's errors are raised, and its own for what is no reply."""
     exchanger, server = ends

@@ -130,13 +130,15 @@ def serving(
 
 
 def ask(url: str) -> Account | None:
-    """Return what a server's process says, ``None`` while there is no server."""
+    """Return what a server's process says, ``None`` while there is none to say it."""
     try:
         answer = requests.get(url, timeout=PATIENCE)
     except requests.ConnectionError:
         return None
     assert answer.status_code == 200, answer.text[:2000]
-    account: Account = answer.json()
+    # Without a body the reloader has ended the process after the headers, in which
+    # runserver tells no length.
+    account: Account | None = answer.json() if answer.content else None
     return account
 
 

@@ -478,7 +478,6 @@ KNOWN = {
     ("connection.idle_since", "connections.idle_exchange"),
     # The one attribute of an outage's record that callers in a hurry set.
     ("outages.answered_at", "connections.idle_exchange"),
-    ("endpoint.outages.answered_at", "clients.asynchronous"),
     # As long as it is instrumented.
     ("ConnectionPool.check_out", "opentelemetry"),
 }
