@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,7 @@ import redis
 
 from emulator import EmulatorControl
 from emulator.certificates import CertificateAuthority
+from emulator.sockets import free_port
 
 START_TIMEOUT = 30.0
 SLOTS = 16384
@@ -111,9 +111,7 @@ class RedisServer(_Process):
         self._options = options
         #: The authority of its TLS certificate; it has none.
         self.ca_file: Path | None = None
-        with socket.socket() as sock:
-            sock.bind(("127.0.0.1", 0))
-            self.port: int = sock.getsockname()[1]
+        self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}"
         self._looks = 0
 
@@ -205,9 +203,7 @@ class ClusterServers:
         self._nodes = []
         for _ in range(primaries):
             # The port of the cluster's bus is free to choose.
-            with socket.socket() as sock:
-                sock.bind(("127.0.0.1", 0))
-                bus = str(sock.getsockname()[1])
+            bus = str(free_port())
             words = ("--cluster-enabled", "yes", "--cluster-port", bus)
             self._nodes.append((RedisServer(executable, cpus, *words), bus))
         self._stack = ExitStack()

@@ -196,6 +196,10 @@ def _hold_ports() -> list[socket.socket]:
         held = [hold(_HOST, 0)]
         port = held[0].getsockname()[1]
         try:
+            # Of a port that it is not free to choose, hold() takes no notice of who
+            # else holds it: another cluster, for a node that is about to start.
+            with socket.socket() as probe:
+                probe.bind((_HOST, port + _BUS))
             held.append(hold(_HOST, port + _BUS))
             held.append(hold(ADDRESS, port))
         except (OSError, OverflowError):  # taken, or beyond the last port

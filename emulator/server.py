@@ -4,7 +4,6 @@ import importlib.util
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import redis
+
+from emulator.sockets import free_port
 
 ADMIN = "emulator"
 _START_TIMEOUT = 20.0
@@ -60,14 +61,6 @@ def find_servers() -> Iterator[str]:
 def find_server() -> str | None:
     """Return the first redis-server that there is."""
     return next(find_servers(), None)
-
-
-def free_port() -> int:
-    """Return a port that nobody listens at."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 @dataclass(frozen=True, repr=False)

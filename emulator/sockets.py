@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import functools
 import logging
+import secrets
 import socket
 import struct
 from collections.abc import Callable, Coroutine
@@ -11,6 +12,9 @@ from collections.abc import Callable, Coroutine
 logger = logging.getLogger(__name__)
 
 _BACKLOG = 1024
+# Below those that Linux gives to whoever asks for any, which somebody else may be given
+# between the look for a free one and its use.
+_PORTS = range(15_000, 32_768)
 _ABORTIVE = struct.pack("ii", 1, 0)
 
 
@@ -21,6 +25,20 @@ def reset(sock: socket.socket) -> None:
 
 
 Serve = Callable[[socket.socket], Coroutine[None, None, None]]
+
+
+def free_port() -> int:
+    """Return a port of 127.0.0.1 that nobody has, nor is likely to take soon."""
+    return next(filter(_is_free, iter(lambda: secrets.choice(_PORTS), None)))
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as sock:
+        try:
+            sock.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 def hold(host: str, port: int) -> socket.socket:

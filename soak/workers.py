@@ -17,7 +17,7 @@ from typing import Any
 
 import redis
 
-from emulator.sockets import hold
+from emulator.sockets import free_port
 from soak.children import (
     ROOT,
     STOP_TIMEOUT,
@@ -334,13 +334,6 @@ def serving(emulator: EmulatorProcess, *command: str) -> Iterator[Server]:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with hold("127.0.0.1", 0) as held:
-        port: int = held.getsockname()[1]
-        return port
 
 
 def _environment(emulator: EmulatorProcess) -> dict[str, str]:

@@ -359,7 +359,7 @@ class Load:
             except redis.RedisError as error:
                 self._note(begun, error)
             self.rounds += 1
-            time.sleep(0.01)
+            time.sleep(0.02)
 
     async def _awork(self) -> None:
         async def work(name: str) -> None:
@@ -377,7 +377,7 @@ class Load:
                 except redis.RedisError as error:
                     self._note(begun, error)
                 self.rounds += 1
-                await asyncio.sleep(0.02)
+                await asyncio.sleep(0.05)
 
         await asyncio.gather(*(work(f"task-{number}") for number in range(5)))
 

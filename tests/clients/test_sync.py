@@ -25,7 +25,8 @@ from django_entra_redis.connections import event_loops, registry
 from django_entra_redis.exceptions import UncertainResultError
 from emulator import Emulator
 from emulator.certificates import CertificateAuthority
-from emulator.server import ServerError, find_servers, free_port
+from emulator.server import ServerError, find_servers
+from emulator.sockets import free_port
 from tests.support.caches import (
     PATIENCE,
     Database,

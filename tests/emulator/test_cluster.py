@@ -20,8 +20,10 @@ import redis.cluster
 from redis.crc import key_slot
 
 from emulator import Emulator, EmulatorControl, Node
+from emulator import cluster as clusters
 from emulator.cluster import ADDRESS, SLOTS
 from emulator.server import ServerError
+from emulator.sockets import hold
 from tests.support.caches import wait_until
 from tests.support.clusters import admin, mend, primaries, replica_of
 
@@ -134,6 +136,26 @@ def servers(directory: Path) -> list[int]:
 
 
 # -- what clients see
+
+
+def test_ports_that_another_cluster_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are left to it, although its node does not listen there yet."""
+    offered: list[int] = []
+
+    def offer(host: str, port: int) -> socket.socket:
+        return hold(host, port or (offered.pop() if offered else 0))
+
+    with ExitStack() as stack:
+        while not offered:
+            theirs = stack.enter_context(hold("127.0.0.1", 0)).getsockname()[1]
+            with suppress(OSError), hold("127.0.0.1", theirs - clusters._BUS) as ours:
+                offered.append(ours.getsockname()[1])
+        monkeypatch.setattr(clusters, "hold", offer)
+        found = clusters._hold_ports()
+        for sock in found:
+            stack.enter_context(sock)
+        assert offered == []
+        assert theirs not in {sock.getsockname()[1] for sock in found}
 
 
 def test_nodes(cluster: Emulator) -> None:

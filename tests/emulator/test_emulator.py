@@ -35,10 +35,10 @@ from emulator import (
     Emulator,
     EmulatorControl,
     Stats,
-    server,
 )
 from emulator.commands import Command, CommandStream
 from emulator.server import ServerError, find_server
+from emulator.sockets import _PORTS, _is_free, free_port
 
 SCOPE = "https://redis.azure.com/.default"
 RESOURCE = "https://redis.azure.com"
@@ -1713,6 +1713,13 @@ def test_server_on_a_port_taken_meanwhile(tmp_path: Path, redis_server: str) -> 
     assert mark.exists()
 
 
+def test_free_port() -> None:
+    """It is nobody's, and none of those that the system gives out."""
+    assert free_port() in _PORTS
+    with socket.create_server(("127.0.0.1", free_port())) as taken:
+        assert not _is_free(taken.getsockname()[1])
+
+
 def test_server_on_a_port_of_somebody_who_is_silent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, redis_server: str
 ) -> None:
@@ -1726,9 +1733,8 @@ def test_server_on_a_port_of_somebody_who_is_silent(
     executable.chmod(0o700)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         ports = [silent.getsockname()[1]]
-        free_port = server.free_port
         monkeypatch.setattr(
-            server, "free_port", lambda: ports.pop() if ports else free_port()
+            "emulator.server.free_port", lambda: ports.pop() if ports else free_port()
         )
         started = Emulator(redis_server=str(executable))
         with started as emulator, client(emulator) as made:

@@ -41,7 +41,7 @@ from tests.support.caches import Database, let_in, wait_until
 #: Older asyncio connections in use can't be told to reconnect.
 RECONNECTS = hasattr(redis.asyncio.Connection, "mark_for_reconnect")
 #: Seconds between two operations of a client.
-REST = 0.02
+REST = 0.05
 
 
 @pytest.fixture

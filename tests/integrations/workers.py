@@ -19,7 +19,7 @@ from emulator import Emulator
 #: that anything may take.
 LIFE = 10.0
 RATIO = 0.3
-EXPIRIES = 5
+EXPIRIES = 3
 PATIENCE = 60.0
 #: Seconds in which so many tokens expire.
 DURATION = LIFE + LIFE * RATIO * EXPIRIES

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ import requests
 
 import django_entra_redis
 from emulator import Emulator
+from emulator.sockets import free_port
 from testproject.siteprocess import FOREIGN
 
 pytest.importorskip("gunicorn", reason="gunicorn is not installed")
@@ -104,9 +104,7 @@ def serving(
     emulator: Emulator, directory: Path, *command: str, **more: str
 ) -> Iterator[str]:
     """Run a server on a free port, ``{port}`` in its command; yield its address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     log = directory / "server.log"
     with log.open("wb") as output:
         process = subprocess.Popen(

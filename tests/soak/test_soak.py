@@ -9,6 +9,7 @@ import pytest
 
 from emulator import PROFILES
 from emulator.journal import Stats
+from emulator.sockets import free_port
 from soak import __main__ as soak
 from soak.children import (
     ROOT,
@@ -26,7 +27,7 @@ from soak.stage import Stage
 from soak.subjects import OURS, SUBJECTS, Subject
 from soak.table import Row, render, summarize
 from soak.tally import Counter, Failure, Tally
-from soak.workers import Accounts, free_port, serving, visiting
+from soak.workers import Accounts, serving, visiting
 
 FAILURE = Failure(1.0, "get", "TokenError", "no token")
 
