@@ -59,7 +59,7 @@ INSTRUCTIONS = (
     Budget("small int", "incr", 23_000),
     Budget("small int", "get_many(100)", 674_000),
     Budget("small int", "set_many(100)", 950_000),
-    Budget("small int", "first get", 187_900),
+    Budget("small int", "first get", 184_500),
     Budget("small int", "hot get", 12_500),
     Budget("small int", "missed get", 63_000),
 )

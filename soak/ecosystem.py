@@ -45,7 +45,8 @@ def configure(row: Row, *, as_json: bool = False) -> None:
             "django_entra_redis.credentials"
         ).EntraCredentialProvider,
         "LOCATION": location,
-        "URL": f"{location}?credential_provider={PROVIDER}&ssl_ca_certs={quote(ca)}",
+        "URL": f"{location}?credential_provider={PROVIDER}&retry_on_timeout=true"
+        f"&ssl_ca_certs={quote(ca)}",
         "CA": ca,
         "HOST": urlsplit(location).hostname,
         "PORT": urlsplit(location).port,

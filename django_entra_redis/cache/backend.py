@@ -6,12 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from asgiref.sync import sync_to_async
 from django.core.cache import caches
-from django.core.cache.backends.base import (
-    DEFAULT_TIMEOUT,
-    MEMCACHE_MAX_KEY_LENGTH,
-    BaseCache,
-    default_key_func,
-)
+from django.core.cache.backends.base import DEFAULT_TIMEOUT
 from django.core.cache.backends.redis import RedisCache
 from django.core.exceptions import SynchronousOnlyOperation
 from django.utils.functional import cached_property
@@ -24,10 +19,11 @@ from ..conf import app_installed as app_installed
 from ..conf.location import redacted_urls, split_location
 from ..conf.options import CacheOptions, in_lower_case, parse_options
 from ..connections.registry import PlainKey, in_common, plain_key
-from .arguments import plain_text, whole
+from .arguments import whole
 from .copied_keys import CopyingMethods
 from .django_redis import KeyspaceMethods
 from .get_or_set import ComputingMethods
+from .keys import KeyMethods
 from .replaced import ReplacedMethods
 
 if TYPE_CHECKING:
@@ -49,8 +45,33 @@ _MADE = frozenset(("serializer", "compressor", "compressor_fallbacks"))
 _DECISIVE = ("options", "read_options", "copying")
 
 
+class _FirstUse:
+    """Stands for the path of a cache's operations on one key, until its first use.
+
+    A cached property would do, too. But CPython does not specialize the access to an
+    attribute that is in its class as well, which would cost each operation one per cent
+    of its instructions (``_Py_Specialize_LoadAttr`` in Python/specialize.c).
+    """
+
+    __slots__ = ("_cache",)
+
+    def __init__(self, cache: "EntraRedisCache") -> None:
+        self._cache = cache
+
+    def __getattr__(self, name: str) -> Any:
+        """Put the path into its place, and return what it has by this name."""
+        path = self._cache._cache.single_key
+        vars(self._cache).update(_single_key=path)
+        return getattr(path, name)
+
+
 class EntraRedisCache(
-    ReplacedMethods, CopyingMethods, ComputingMethods, KeyspaceMethods, RedisCache
+    ReplacedMethods,
+    CopyingMethods,
+    ComputingMethods,
+    KeyspaceMethods,
+    KeyMethods,
+    RedisCache,
 ):
     """Django's Redis cache, authenticated with Microsoft Entra ID tokens.
 
@@ -65,18 +86,18 @@ class EntraRedisCache(
     #: Whether the cache is on a Redis Cluster.
     clustered = False
 
+    _servers: list[str]
+    _params: dict[str, Any]
+    _single_key: "SingleKey"
+
     def __init__(self, server: str | list[str], params: dict[str, Any]) -> None:
         super().__init__(server, params)
-        self._servers = list(split_location(server))
-        self._params = params
-        # The last prefix and version, and what their keys begin with.
-        self._beginning: tuple[Any, Any, str] = (object(), object(), "")
-        # A subclass that overrides one of these gets no short cut.
-        own = type(self)
-        self._validates = own.validate_key is not BaseCache.validate_key
-        self._makes_keys = (
-            own.make_key is not BaseCache.make_key
-            or own.make_and_validate_key is not EntraRedisCache.make_and_validate_key
+        self._init_keys()
+        # Past ReplacedMethods.__setattr__(), as there.
+        vars(self).update(
+            _servers=list(split_location(server)),
+            _params=params,
+            _single_key=_FirstUse(self),
         )
 
     @cached_property
@@ -207,10 +228,6 @@ class EntraRedisCache(
         return client
 
     @cached_property
-    def _single_key(self) -> "SingleKey":
-        return self._cache.single_key
-
-    @cached_property
     def _operations(self) -> "Operations":
         return self._cache.operations
 
@@ -246,79 +263,6 @@ class EntraRedisCache(
             endpoint = random.choice(endpoints[1:])
         client: AsyncRedis = client_of_loop(endpoint, make_client)
         return client
-
-    # -- keys ------------------------------------------------------------------------
-
-    def make_and_validate_key(self, key: str, version: int | None = None) -> str:
-        """Return the key in Redis; warn of one that memcached would not take."""
-        made: str
-        if self._makes_keys or self.key_func is not default_key_func:
-            made = plain_text(self.make_key(key, version=version))
-        else:
-            # As Django's own functions do it, without two calls.
-            shown = self.version if version is None else version
-            prefix, known, beginning = self._beginning
-            if shown is not known or self.key_prefix is not prefix:
-                beginning = self._begin_key(shown)
-            made = beginning + (key if type(key) is str else str(key))
-        # What these let pass, Django's generator and regular expression would too.
-        if (
-            len(made) > MEMCACHE_MAX_KEY_LENGTH
-            or " " in made
-            or not made.isprintable()
-            or self._validates
-        ):
-            self.validate_key(made)
-        return made
-
-    def _begin_key(self, version: Any) -> str:
-        """Return what the keys of a version begin with, and note it for the next one.
-
-        It is noted where it can't change without one of the two objects' being another.
-        """
-        prefix = self.key_prefix
-        beginning = default_key_func("", prefix, version)
-        if type(prefix) is str and type(version) is int:
-            self._beginning = prefix, version, beginning
-        return beginning
-
-    def _make_and_validate_keys(
-        self, keys: Iterable[Any], version: int | None
-    ) -> list[str]:
-        """Do as :meth:`make_and_validate_key` does for many keys at once."""
-        if self.key_func is not default_key_func or self._makes_keys:
-            return [self.make_and_validate_key(key, version) for key in keys]
-        # Made of text, as the key function does it: an object's format may be another.
-        shown = self.version if version is None else version
-        prefix = default_key_func("", self.key_prefix, shown)
-        if type(keys) is not list:
-            keys = list(keys)
-        try:
-            made = [prefix + (key if type(key) is str else str(key)) for key in keys]
-        except Exception:
-            # As Django, warn of those before the one that has no text.
-            return [self.make_and_validate_key(key, version) for key in keys]
-        text = "".join(made)
-        if (
-            " " in text
-            or not text.isprintable()
-            or self._validates
-            or max(map(len, made), default=0) > MEMCACHE_MAX_KEY_LENGTH
-        ):
-            for key in made:
-                self.validate_key(key)
-        return made
-
-    def _named(
-        self, keys: Iterable[Any], version: int | None
-    ) -> tuple[list[str], list[Any]]:
-        """Return the keys in Redis, and their names: for names with the same key, the
-        last one."""
-        names = list(keys)
-        named = dict(
-            zip(self._make_and_validate_keys(names, version), names, strict=True)
-        )
-        return list(named), list(named.values())
 
     def _seconds(self, timeout: Any) -> Any:
         # The stubs know timeouts as BaseCache's; RedisCache makes them whole seconds.
