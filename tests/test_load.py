@@ -15,7 +15,7 @@ from tests.support.caches import PATIENCE, let_in, make_cache, wait_until
 LIFE = 6.0
 THREADS = 8
 #: Seconds between two turns of a thread.
-REST = 0.01
+REST = 0.03
 #: About 15 seconds of tokens that last for 6.
 RENEWALS = 3
 

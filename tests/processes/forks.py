@@ -96,6 +96,8 @@ def fork_often(number: int) -> Any:
     vars(socket)["getaddrinfo"] = functools.cache(socket.getaddrinfo)
     get_credential_provider().get_credentials()
     cache.get("key")
+    # The thread that forks would wait for each of the others, 5 ms at a time.
+    sys.setswitchinterval(0.0005)
     over = threading.Event()
 
     def use() -> None:

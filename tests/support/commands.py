@@ -35,7 +35,8 @@ def environment_exists(name: str) -> bool:
         if section.startswith("testenv:")
         for environment in expand(section.removeprefix("testenv:"))
     }
-    conditions = re.findall(r"^(\w+): ", _TOX["testenv"]["deps"], re.MULTILINE)
+    settings = _TOX["testenv"]["deps"] + _TOX["testenv"]["commands"]
+    conditions = re.findall(r"^(\w+): ", settings, re.MULTILINE)
     python, *others = name.split("-")
     combined = re.fullmatch(r"py31\d", python) and set(others) <= set(conditions)
     return name in sections or bool(combined and others)
