@@ -576,6 +576,21 @@ def test_silent_nodes(
         assert recovered(lambda: cache.get_many(NAMES)) == VALUES
 
 
+@pytest.mark.parametrize("protocol", [2, 3])
+def test_a_part_that_is_not_waited_for(
+    cluster: Emulator, monkeypatch: pytest.MonkeyPatch, protocol: int
+) -> None:
+    """Once one node has had its time, another's replies are there, or they are not."""
+    with use(cluster, monkeypatch, protocol=protocol) as cache:
+        assert cache.get("key") is None
+        node = next(iter(cache.get_topology().primaries.values()))
+        cluster.freeze()
+        with node_batch.NodeBatch(node) as part:
+            part.send(Request(b"*1\r\n$4\r\nPING\r\n", 1))
+            assert isinstance(part.receive(wait=False), redis.TimeoutError)
+        cluster.freeze(False)
+
+
 def test_refused(
     cluster: Emulator, cache: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
