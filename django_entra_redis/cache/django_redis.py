@@ -83,6 +83,7 @@ class KeyspaceMethods:
         version: Any
         key_func: Any
         make_key: Any
+        _single_key: SingleKey
 
         @cached_property
         def options(self) -> CacheOptions:
@@ -92,11 +93,6 @@ class KeyspaceMethods:
         @cached_property
         def _cache(self) -> Client:
             """The client."""
-            ...
-
-        @cached_property
-        def _single_key(self) -> SingleKey:
-            """The path of operations on one key."""
             ...
 
         @cached_property

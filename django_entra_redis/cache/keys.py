@@ -11,6 +11,8 @@ from django.core.cache.backends.base import (
 
 from .arguments import plain_text
 
+_TEXT = frozenset((str,))
+
 
 class KeyMethods:
     """Makes the keys in Redis out of the keys that callers give."""
@@ -79,26 +81,24 @@ class KeyMethods:
         """Do as :meth:`make_and_validate_key` does for many keys at once."""
         if self.key_func is not default_key_func or self._makes_keys:
             return [self.make_and_validate_key(key, version) for key in keys]
-        # Made of text, as the key function does it: an object's format may be another.
-        shown = self.version if version is None else version
-        prefix = default_key_func("", self.key_prefix, shown)
         if type(keys) is not list:
             keys = list(keys)
-        try:
-            made = [prefix + (key if type(key) is str else str(key)) for key in keys]
-        except Exception:
-            # As Django, warn of those before the one that has no text.
-            return [self.make_and_validate_key(key, version) for key in keys]
-        text = "".join(made)
+        shown = self.version if version is None else version
+        prefix: str = default_key_func("", self.key_prefix, shown)
+        # Made of text, as the key function does it: an object's format may be another.
+        texts = keys if _TEXT.issuperset(map(type, keys)) else _texts(keys)
+        # All in one piece: a key with a space becomes two, and is warned of below.
+        text = prefix + f" {prefix}".join(texts)
+        made = text.split(" ")
         if (
-            " " in text
-            or not text.isprintable()
-            or self._validates
-            or max(map(len, made), default=0) > MEMCACHE_MAX_KEY_LENGTH
+            len(made) == len(texts) == len(keys)
+            and text.isprintable()
+            and not self._validates
+            and max(map(len, made)) <= MEMCACHE_MAX_KEY_LENGTH
         ):
-            for key in made:
-                self.validate_key(key)
-        return made
+            return made
+        # One by one: as Django, warn of those before one that has no text.
+        return [self.make_and_validate_key(key, version) for key in keys]
 
     def _named(
         self, keys: Iterable[Any], version: int | None
@@ -106,7 +106,16 @@ class KeyMethods:
         """Return the keys in Redis, and their names: for names with the same key, the
         last one."""
         names = list(keys)
-        named = dict(
-            zip(self._make_and_validate_keys(names, version), names, strict=True)
-        )
-        return list(named), list(named.values())
+        made = self._make_and_validate_keys(names, version)
+        named = dict(zip(made, names, strict=True))
+        if len(named) < len(names):
+            return list(named), list(named.values())
+        return made, names
+
+
+def _texts(keys: Iterable[Any]) -> list[str]:
+    """Return the keys as text; nothing if one of them has none."""
+    try:
+        return [key if type(key) is str else str(key) for key in keys]
+    except Exception:
+        return []

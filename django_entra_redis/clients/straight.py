@@ -265,7 +265,7 @@ class StraightPath:
         """Set several keys; return the names of those that Redis refused."""
         if not keys:
             return []
-        values = [*map(self._dumps, data.values())]
+        values = self._operations.dumps_each(data.values())
         packed = pack_sets_in_one(keys, values, timeout)
         result = self._write(keys[0], packed, _read_sets, count=len(keys))
         if result is True:

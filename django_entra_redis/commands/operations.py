@@ -7,7 +7,14 @@ client drive the same operations.
 
 import logging
 import re
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import (
+    Callable,
+    Collection,
+    Generator,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from contextlib import suppress
 from hashlib import sha1
 from typing import Any, TypeVar
@@ -32,6 +39,7 @@ from .packing import (
 )
 from .patterns import KeyPattern
 from .replies import (
+    INTEGER,
     Parse,
     done,
     done_or_integer,
@@ -154,9 +162,17 @@ class Operations:
 
     def __init__(self, serializer: Serializer, server: ServerFacts) -> None:
         self.dumps, self.loads = serializer.dumps, serializer.loads
-        # As int() does, to which all else than digits is an error.
-        self._reads_digits = type(serializer) is PickleSerializer
+        # Whether it is Django's: it writes an int as it is, and reads digits as int()
+        # does, to which all else is an error.
+        self._is_djangos = type(serializer) is PickleSerializer
         self.server = server
+
+    def dumps_each(self, values: Collection[Any]) -> Collection[Any]:
+        """Return what the serializer makes of each value."""
+        # Counters, as often as not: then no call for each.
+        if self._is_djangos and INTEGER.issuperset(map(type, values)):
+            return values
+        return [*map(self.dumps, values)]
 
     def add(self, key: str, value: Any, timeout: int | None) -> Operation[bool]:
         """Set a key that does not exist; return whether it was set."""
@@ -220,7 +236,7 @@ class Operations:
         Parameters:
             found: what Redis has of each, in the order of the names.
         """
-        if self._reads_digits and found[0] is not None and found[0].isdigit():
+        if self._is_djangos and found[0] is not None and found[0].isdigit():
             # Counters, as often as not: all at once, where all of them are.
             with suppress(TypeError, ValueError):
                 return dict(zip(names, map(int, found), strict=True))  # type: ignore[arg-type]  # checked
@@ -283,7 +299,7 @@ class Operations:
         Returns:
             The names of the keys that Redis refused to set.
         """
-        commands = pack_sets(keys, map(self.dumps, data.values()), timeout)
+        commands = pack_sets(keys, self.dumps_each(data.values()), timeout)
         return (yield from self.set_many_packed(commands, keys, data))
 
     def set_many_packed(

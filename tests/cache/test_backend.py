@@ -181,6 +181,49 @@ def test_one_way_to_make_keys(
             assert database.admin.dbsize() == 0
 
 
+class Textless:
+    """A key that has no text."""
+
+    def __str__(self) -> str:
+        raise LookupError
+
+
+def made_and_warned_of(make: Callable[[], Any]) -> tuple[Any, list[str]]:
+    """Return the keys that are made, or the error, and what is warned of meanwhile."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            made = make()
+        except LookupError as error:
+            made = error
+    return repr(made), [str(warning.message) for warning in caught]
+
+
+@pytest.mark.parametrize("prefix", ["", "site", "my site"])
+@pytest.mark.parametrize(
+    "keys",
+    [
+        [],
+        [""],
+        ["a", "b"],
+        ["a b"],
+        ["a", " b", "c\n"],
+        ["a", "x" * 260],
+        [1, "a b", 2],
+        [Textless()],
+        ["a b", Textless(), "c d"],
+    ],
+)
+def test_many_keys_are_made_as_single_ones(
+    database: Database, prefix: str, keys: list[Any]
+) -> None:
+    """They are the same, and the same ones are warned of."""
+    cache = database.cache(params={"KEY_PREFIX": prefix})
+    assert made_and_warned_of(
+        lambda: cache._make_and_validate_keys(keys, None)
+    ) == made_and_warned_of(lambda: [*map(cache.make_and_validate_key, keys)])
+
+
 def test_a_key_function_that_returns_the_key(
     database: Database, builtin: RedisCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,7 @@ from django_entra_redis.commands.operations import Operations
 from django_entra_redis.commands.stampede import Stampedes
 
 #: Steps of other operations, which no client is given to carry out.
-STEPS = {"by_name", "each", "each_key", "flush", "unlink"}
+STEPS = {"by_name", "dumps_each", "each", "each_key", "flush", "unlink"}
 
 
 @pytest.mark.parametrize("kind", [Operations, ClusterOperations, Stampedes])
