@@ -21,6 +21,7 @@ from ..commands.request import Request
 from ..connections.endpoint import Endpoint
 from ..connections.event_loops import LoopConnections, connections_of
 from ..connections.idle_exchange import FirstTry
+from ..connections.memory import SMALL, keep_memory
 from ..connections.multiplexed import MultiplexedConnection
 from ..connections.protocol import (
     ConnectionLostError,
@@ -86,7 +87,11 @@ class AsyncCacheClient:
             first = FirstTry(endpoint, error, began)
         else:
             endpoint.outages.heard(began)
-            return default if reply is None else operations.loads(reply)
+            if reply is None:
+                return default
+            if len(reply) > SMALL:
+                keep_memory(len(reply))
+            return operations.loads(reply)
         return await self._resume(connections, first, operations.get, key, default)
 
     async def set(self, key: str, value: Any, timeout: int | None) -> None:

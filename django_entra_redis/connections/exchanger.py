@@ -21,6 +21,7 @@ from .._errors import without_frames
 from ..commands.resp import INCOMPLETE, PLAIN, UNREADABLE, make_reader, verify
 from ..exceptions import InvalidReplyError
 from .deadlines import REPLY, Deadline
+from .memory import keep_memory
 from .refusals import read_error, refused_from
 
 #: Bytes to read at a time. From 128 KB on, malloc would map new memory each time.
@@ -225,6 +226,7 @@ class Exchanger:
         """
         deadline = _ReplyDeadline(self._timeout)
         received = len(seen) + count * REPLY
+        total = len(seen)
         # Kept to find a refusal in. A server refuses to read writes only, whose replies
         # are short.
         kept: bytes | None = seen
@@ -238,7 +240,9 @@ class Exchanger:
                 return refused
             self._feed(data)
             replies = self._gets()
+            total += len(data)
             if replies is not INCOMPLETE:
+                keep_memory(total)
                 return replies
             received = len(data)
             kept = None if kept is None or len(kept) >= CHUNK else kept + data
@@ -255,11 +259,14 @@ class Exchanger:
     def _receive_rest(self, received: int) -> Any:
         """Return the reply of which the reader has the first bytes: so many."""
         deadline = _ReplyDeadline(self._timeout)
+        total = received
         while True:
             data = self._read(deadline.left(received))
             self._feed(data)
             reply = self._gets()
+            total += len(data)
             if reply is not INCOMPLETE:
+                keep_memory(total)
                 return reply
             received = len(data)
 
@@ -287,6 +294,7 @@ class Exchanger:
         read = len(data) - end - 2
         if not LARGE <= size <= LARGEST or read > size + 2:
             return None
+        keep_memory(size)
         deadline = _ReplyDeadline(self._timeout)
         buffer = io.BytesIO(bytes(size + 2))
         with buffer.getbuffer() as view:

@@ -1,0 +1,43 @@
+"""What large values cost in page faults, which only a new process can tell."""
+
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.caches import Database
+from tests.support.commands import ROOT
+
+SIZE = 5_000_000
+
+
+@pytest.fixture(scope="module")
+def database(
+    redis_server: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Database]:
+    """Run a real redis-server."""
+    running = Database(tmp_path_factory.mktemp("redis"), redis_server)
+    yield running
+    running.stop()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is about glibc")
+@pytest.mark.parametrize("operation", ["get", "aget"])
+def test_memory_is_kept(database: Database, operation: str) -> None:
+    """From one value to the next: five million bytes are 1,221 pages."""
+    database.cache().set("key", "x" * SIZE)
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "tests.processes.large_values"),
+            *(database.url, operation),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=True,
+    )
+    # Now and then the memory grows by a block: a fault for each page in one of 20 times.
+    assert int(done.stdout) < 300
