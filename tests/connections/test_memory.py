@@ -39,5 +39,5 @@ def test_memory_is_kept(database: Database, operation: str) -> None:
         timeout=100,
         check=True,
     )
-    # Now and then the memory grows by a block: a fault for each page in one of 20 times.
+    # Now and then the memory grows by a block: its pages are faults once in 20 times.
     assert int(done.stdout) < 300
