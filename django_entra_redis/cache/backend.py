@@ -45,26 +45,6 @@ _MADE = frozenset(("serializer", "compressor", "compressor_fallbacks"))
 _DECISIVE = ("options", "read_options", "copying")
 
 
-class _FirstUse:
-    """Stands for the path of a cache's operations on one key, until its first use.
-
-    A cached property would do, too. But CPython does not specialize the access to an
-    attribute that is in its class as well, which would cost each operation one per cent
-    of its instructions (``_Py_Specialize_LoadAttr`` in Python/specialize.c).
-    """
-
-    __slots__ = ("_cache",)
-
-    def __init__(self, cache: "EntraRedisCache") -> None:
-        self._cache = cache
-
-    def __getattr__(self, name: str) -> Any:
-        """Put the path into its place, and return what it has by this name."""
-        path = self._cache._cache.single_key
-        vars(self._cache).update(_single_key=path)
-        return getattr(path, name)
-
-
 class EntraRedisCache(
     ReplacedMethods,
     CopyingMethods,
@@ -94,11 +74,7 @@ class EntraRedisCache(
         super().__init__(server, params)
         self._init_keys()
         # Past ReplacedMethods.__setattr__(), as there.
-        vars(self).update(
-            _servers=list(split_location(server)),
-            _params=params,
-            _single_key=_FirstUse(self),
-        )
+        vars(self).update(_servers=list(split_location(server)), _params=params)
 
     @cached_property
     def options(self) -> CacheOptions:
@@ -230,6 +206,20 @@ class EntraRedisCache(
     @cached_property
     def _operations(self) -> "Operations":
         return self._cache.operations
+
+    def __getattr__(self, name: str) -> Any:
+        """Return the path of operations on one key, at its first use.
+
+        A cached property would do, too. But CPython does not specialize the access to
+        an attribute that is in its class as well, which would cost each operation one
+        per cent of its instructions (Python/specialize.c).
+        """
+        if name != "_single_key":
+            # Raises again what it has raised, such as the error of a property.
+            return super().__getattribute__(name)
+        path = self._cache.single_key
+        vars(self).update(_single_key=path)
+        return path
 
     def get_pool(self) -> Any:
         """Return the pool of connections to the first server in ``LOCATION``."""

@@ -9,7 +9,6 @@ import logging
 import re
 from collections.abc import (
     Callable,
-    Collection,
     Generator,
     Iterable,
     Mapping,
@@ -167,8 +166,9 @@ class Operations:
         self._is_djangos = type(serializer) is PickleSerializer
         self.server = server
 
-    def dumps_each(self, values: Collection[Any]) -> Collection[Any]:
+    def dumps_each(self, values: Iterable[Any]) -> list[Any]:
         """Return what the serializer makes of each value."""
+        values = [*values]  # Django's QueryDict gives its values once.
         # Counters, as often as not: then no call for each.
         if self._is_djangos and INTEGER.issuperset(map(type, values)):
             return values

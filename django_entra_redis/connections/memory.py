@@ -10,9 +10,9 @@ libraries, what is done here does nothing.
 #: Bytes of the largest block for which there is always memory, and of the largest block
 #: for which it can be kept.
 SMALL, _LARGEST = 128 * 1024, 31 * 1024 * 1024
-#: The size of the largest value so far. Two threads that set it at once both do what
-#: one would do.
-_known = SMALL
+#: Bytes of the largest value for which memory is kept. Two threads that set it at once
+#: both do what one would do.
+_kept = SMALL
 
 
 def keep_memory(size: int) -> None:
@@ -21,9 +21,11 @@ def keep_memory(size: int) -> None:
     Parameters:
         size: the value's size in bytes.
     """
-    global _known
-    if size > _known:
-        _known = size
-        # A larger block is allocated, and freed: as large as the bytes and what is made
-        # of them, which is text of four bytes a character at most. No page is touched.
-        bytes(min(4 * size, _LARGEST))
+    global _kept
+    if size > _kept and _kept < _LARGEST:
+        # For values of up to twice that size: what is a little larger finds it done.
+        _kept = 2 * size
+        # A block that is larger than any before is allocated, and freed: no page of it
+        # is touched. It is for the bytes and for what is made of them, which is text of
+        # four bytes a character at most.
+        bytes(min(4 * _kept, _LARGEST))

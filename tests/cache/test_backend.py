@@ -1,12 +1,15 @@
 """The cache backend: every operation, as Django has it, on a real server."""
 
 import asyncio
+import copy
 import enum
+import gc
 import pickle
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from weakref import ref
 
 import pytest
 import redis
@@ -222,6 +225,36 @@ def test_many_keys_are_made_as_single_ones(
     assert made_and_warned_of(
         lambda: cache._make_and_validate_keys(keys, None)
     ) == made_and_warned_of(lambda: [*map(cache.make_and_validate_key, keys)])
+
+
+class Broken:
+    """A pool class of a user's own that lacks what pools have."""
+
+
+def test_attributes_that_are_not_there(database: Database) -> None:
+    """The error names them, and does not hide one that it comes of."""
+    cache = database.cache()
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = cache.nothing
+    broken = database.cache(pool_class=Broken)
+    for _ in range(2):
+        with pytest.raises(AttributeError, match="from_url"):
+            broken.get("key")
+
+
+def test_a_cache_object_goes_with_its_last_reference(database: Database) -> None:
+    """ASGI servers make one for each request."""
+    gc.collect()
+    gc.disable()
+    try:
+        cache: EntraRedisCache | None = database.cache()
+        assert cache is not None
+        known = [ref(cache), ref(copy.deepcopy(cache))]
+        cache.get("key")
+        cache = None
+        assert [one() for one in known] == [None, None]
+    finally:
+        gc.enable()
 
 
 def test_a_key_function_that_returns_the_key(

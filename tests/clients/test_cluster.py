@@ -587,8 +587,9 @@ def test_a_part_that_is_not_waited_for(
         cluster.freeze()
         with node_batch.NodeBatch(node) as part:
             part.send(Request(b"*1\r\n$4\r\nPING\r\n", 1))
-            assert isinstance(part.receive(wait=False), redis.TimeoutError)
+            found = part.receive(wait=False)
         cluster.freeze(False)
+        assert isinstance(found, redis.TimeoutError)
 
 
 def test_refused(

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import redis
 from django.core.cache.backends.base import DEFAULT_TIMEOUT, BaseCache
+from django.http import QueryDict
+from django.utils.datastructures import MultiValueDict
 
 from django_entra_redis.cache import EntraRedisCache
 from django_entra_redis.clients.straight import GeneralPath, StraightPath
@@ -126,6 +128,11 @@ OPERATIONS: dict[str, Do] = {
         f"set_many {timeout}": partial(several, timeout)
         for timeout in (None, 0, 5, 300.9)
     },
+    "set_many of values that are given once": lambda cache: (
+        cache.set_many(QueryDict("key=1&a=2&b=3")),
+        cache.set_many(MultiValueDict({"none": [1], "key2": [2, 3]})),
+        cache.get_many([*NAMES, "key2"]),
+    ),
     "set_many of none": lambda cache: cache.set_many({}),
     "set_many of what can't be pickled": lambda cache: cache.set_many(
         {"key": 1, "other": Unpicklable()}

@@ -217,7 +217,7 @@ def test_a_node_that_does_not_answer() -> None:
 
     def work() -> None:
         location = f"redis://127.0.0.1:{silent.port}"
-        options = {"identity": None, "socket_timeout": 0.4}
+        options = {"identity": None, "socket_timeout": 2.0}
         cache = EntraRedisClusterCache(location, {"OPTIONS": options})
         client, topology = cache._cache, cache.get_topology()
         assert cache.get("discovered") == 5

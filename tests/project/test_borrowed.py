@@ -274,7 +274,7 @@ def foreign(tree: ast.AST, package: set[str]) -> Iterator[str]:
 
     Those are: of ``self``, what no module of the package defines; of other objects,
     what this module does not define, or what it sets; besides what is overridden by way
-    of ``super()``, imported, or named in a string.
+    of ``super()``, imported, or named in a string that is none of this module's names.
     """
     module = set(own_names(tree))
     for node in ast.walk(tree):
@@ -288,7 +288,7 @@ def foreign(tree: ast.AST, package: set[str]) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            names = [node.value]
+            names = [*{node.value} - module]
         yield from filter(private, names)
 
 
