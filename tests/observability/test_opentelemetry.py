@@ -319,9 +319,10 @@ def test_token_requests(telemetry: Telemetry) -> None:
         with pytest.raises(TokenError):
             get_credential_provider().get_credentials()
         points = telemetry.points()
-    (span,) = telemetry.spans()
-    assert span.attributes["error.type"] == "credential_raised"
-    assert points["entra_redis.token.failures"][0].value == 1
+    # On a busy machine the first retry may have come meanwhile.
+    failed = {span.attributes["error.type"] for span in telemetry.spans()}
+    assert failed == {"credential_raised"}
+    assert points["entra_redis.token.failures"][0].value >= 1
     assert "entra_redis.token.time_to_expiry" not in points
 
 
