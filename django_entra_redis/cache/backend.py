@@ -207,19 +207,22 @@ class EntraRedisCache(
     def _operations(self) -> "Operations":
         return self._cache.operations
 
-    def __getattr__(self, name: str) -> Any:
-        """Return the path of operations on one key, at its first use.
+    # Type checkers would take any name for an attribute.
+    if not TYPE_CHECKING:  # pragma: no branch - it never is while this runs
 
-        A cached property would do, too. But CPython does not specialize the access to
-        an attribute that is in its class as well, which would cost each operation one
-        per cent of its instructions (Python/specialize.c).
-        """
-        if name != "_single_key":
-            # Raises again what it has raised, such as the error of a property.
-            return super().__getattribute__(name)
-        path = self._cache.single_key
-        vars(self).update(_single_key=path)
-        return path
+        def __getattr__(self, name: str) -> Any:
+            """Return the path of operations on one key, at its first use.
+
+            A cached property would do, too. But CPython does not specialize the access
+            to an attribute that is in its class as well, which would cost each
+            operation one per cent of its instructions (Python/specialize.c).
+            """
+            if name != "_single_key":
+                # Raises again what it has raised, such as the error of a property.
+                return super().__getattribute__(name)
+            path = self._cache.single_key
+            vars(self).update(_single_key=path)
+            return path
 
     def get_pool(self) -> Any:
         """Return the pool of connections to the first server in ``LOCATION``."""

@@ -235,7 +235,7 @@ def test_attributes_that_are_not_there(database: Database) -> None:
     """The error names them, and does not hide one that it comes of."""
     cache = database.cache()
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
-        _ = cache.nothing
+        _ = cache.nothing  # type: ignore[attr-defined]
     broken = database.cache(pool_class=Broken)
     for _ in range(2):
         with pytest.raises(AttributeError, match="from_url"):
