@@ -7,13 +7,7 @@ client drive the same operations.
 
 import logging
 import re
-from collections.abc import (
-    Callable,
-    Generator,
-    Iterable,
-    Mapping,
-    Sequence,
-)
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from hashlib import sha1
 from typing import Any, TypeVar

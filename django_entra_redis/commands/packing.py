@@ -10,6 +10,8 @@ from contextlib import suppress
 from itertools import chain, repeat
 from typing import Any
 
+from .replies import INTEGER
+
 #: Bits of an integer that Python writes in decimals, however low its limit is set.
 _SHORT = 2000
 
@@ -167,12 +169,9 @@ def _parts_of_sets(
     return zip(repeat(begin), before_names, names, before_data, data, repeat(end))
 
 
-_INT = frozenset((int,))
-
-
 def _encode_each(values: Sequence[Any]) -> list[bytes]:
     """Return what :func:`encode` returns of each value, in few calls of it."""
-    if _INT.issuperset(map(type, values)):
+    if INTEGER.issuperset(map(type, values)):
         return [b"%d" % value for value in values]
     return [value if type(value) is bytes else encode(value) for value in values]
 
