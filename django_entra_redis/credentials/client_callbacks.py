@@ -21,7 +21,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -40,8 +40,9 @@ logger = logging.getLogger(__name__)
 Callback = Callable[[Any], Any]
 
 #: How often a callback is called that fails on a dead connection, and for how many
-#: seconds. redis-py's callback authenticates a pool's idle connections one by one, and
-#: stops at the first that the server has closed; the next call reconnects that one.
+#: seconds callbacks are called again. redis-py's callback authenticates a pool's idle
+#: connections one by one, and stops at the first that the server has closed; the next
+#: call reconnects that one.
 TRIES = 100
 RETRY_FOR = 5.0
 
@@ -142,40 +143,69 @@ class Subscriptions:
         for connection, token in connections:
             if token is not getattr(value, "token", None):
                 _prepare(connection, value)
+        subscriptions = self._subscriptions
         # Event loops first: this thread does not wait for them.
-        for subscription in sorted(self._subscriptions, key=lambda s: s.loop is None):
-            callback = subscription.callback()
-            if callback is None or _is_inherited(callback):
-                continue
-            if subscription.loop is None:
-                for failures in _attempts():
-                    try:
-                        callback(value)
-                    except Exception as error:
-                        failures.append(error)
-            else:
+        for subscription in subscriptions:
+            if subscription.loop is not None:
                 # The coroutine is made in the loop: Python would warn of one that a
                 # stopped loop never awaits. A loop may have been closed meanwhile.
                 with contextlib.suppress(RuntimeError):
-                    subscription.loop.call_soon_threadsafe(_begin, callback, value)
+                    subscription.loop.call_soon_threadsafe(_begin, subscription, value)
+        # In rounds: nobody waits for the attempts of another, whose server is down.
+        waiting = [s for s in subscriptions if s.loop is None]
+        deadline = time.monotonic() + RETRY_FOR
+        for _ in range(TRIES):
+            waiting = [s for s in waiting if _fails(s, value)]
+            if not waiting or time.monotonic() >= deadline:
+                return
 
 
 #: The callbacks that run in event loops: asyncio itself holds tasks by weak references.
 _tasks: set[asyncio.Task[None]] = set()
 
 
-def _begin(callback: Callback, value: Any) -> None:
-    task = asyncio.get_running_loop().create_task(_quietly(callback, value))
-    _tasks.add(task)
-    task.add_done_callback(_tasks.discard)
+def _begin(subscription: _Subscription, value: Any) -> None:
+    callback = _find(subscription)
+    if callback is not None:
+        task = asyncio.get_running_loop().create_task(_quietly(callback, value))
+        _tasks.add(task)
+        task.add_done_callback(_tasks.discard)
+
+
+def _fails(subscription: _Subscription, value: Any) -> bool:
+    """Call a callback; return whether it failed and another call may help."""
+    callback = _find(subscription)
+    if callback is not None:
+        try:
+            callback(value)
+        except Exception as error:
+            return _may_be_called_again(error)
+    return False
+
+
+def _find(subscription: _Subscription) -> Callback | None:
+    """Return a callback unless its object is gone, or is a parent process's."""
+    callback = subscription.callback()
+    return None if callback is None or _is_inherited(callback) else callback
 
 
 async def _quietly(callback: Callback, value: Any) -> None:
-    for failures in _attempts():
+    deadline = time.monotonic() + RETRY_FOR
+    for _ in range(TRIES):
         try:
             await callback(value)
         except Exception as error:
-            failures.append(error)
+            if _may_be_called_again(error) and time.monotonic() < deadline:
+                continue
+        return
+
+
+def _may_be_called_again(error: Exception) -> bool:
+    """Log the error of a callback; return whether another call may help."""
+    # At DEBUG: dead connections in a user's pool are normal.
+    logger.debug("A callback for a new token failed: %s", type(error).__name__)
+    dead = isinstance(error, ConnectionError | TimeoutError)
+    return dead and not isinstance(error, AuthenticationError)
 
 
 def _replacements(
@@ -253,23 +283,6 @@ async def _authenticate(connection: Any, token: Any) -> None:
         await connection.send_command(
             "AUTH", token.try_get("oid"), token.get_value(), check_health=False
         )
-
-
-def _attempts() -> Iterator[list[Exception]]:
-    """Yield a list for the error of each attempt, as long as another one may help."""
-    deadline = time.monotonic() + RETRY_FOR
-    for _ in range(TRIES):
-        failures: list[Exception] = []
-        yield failures
-        if not failures:
-            return
-        error = failures[0]
-        # At DEBUG: dead connections in a user's pool are normal.
-        logger.debug("A callback for a new token failed: %s", type(error).__name__)
-        dead = isinstance(error, ConnectionError | TimeoutError)
-        refused = isinstance(error, AuthenticationError)
-        if not dead or refused or time.monotonic() >= deadline:
-            return
 
 
 def _owner(callback: Callback) -> tuple[Any, Any]:

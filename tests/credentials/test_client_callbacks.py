@@ -1,6 +1,7 @@
 """Who is told of new tokens, and what their callbacks may do."""
 
 import asyncio
+import functools
 import gc
 import logging
 import multiprocessing
@@ -107,6 +108,34 @@ def test_server_that_is_down(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subscriptions, "RETRY_FOR", 0.0)
     made.notify("two")
     assert client.heard.count("two") == 1
+
+
+def test_nobody_waits_for_the_server_of_another() -> None:
+    """Everybody is called once before a client that has failed is called again."""
+    made, calls = Subscriptions(), []
+    clients = [Client(*[ConnectionError("down")] * 3), Client(*[ConnectionError("x")])]
+
+    def listen(number: int, client: Client, value: str) -> None:
+        calls.append(number)
+        client.listen(value)
+
+    for number, client in enumerate(clients):
+        made.add(functools.partial(listen, number, client))
+    made.add(lambda value: calls.append(2))
+    made.notify("one")
+    assert calls == [0, 1, 2, 0, 1, 0, 0]
+
+
+def test_a_client_that_goes_away_while_it_fails() -> None:
+    """It is not kept alive in order to be called again."""
+    made = Subscriptions()
+    # Not one error thrice: it would hold the client by its traceback.
+    clients = [Client(*[ConnectionError("down") for _ in range(3)])]
+    heard = clients[0].heard
+    made.add(clients[0].listen)
+    made.add(lambda value: clients.clear())
+    made.notify("one")
+    assert heard == ["one"]
 
 
 def test_coroutine_functions() -> None:
