@@ -17,6 +17,7 @@ from django_entra_redis.signals import token_renewal_failed, token_renewed
 from emulator import Emulator
 from emulator.cluster import check_server
 from emulator.server import ServerError, find_server
+from tests.support.caches import Database
 from tests.support.clusters import mend
 from tests.support.machine import lacks
 
@@ -136,6 +137,16 @@ def redis_server() -> str:
     if path is None:  # pragma: no cover - a machine has one or it has not
         lacks("no redis-server on PATH (Debian: apt-get install redis-server)")
     return path
+
+
+@pytest.fixture(scope="module")
+def database(
+    redis_server: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Database]:
+    """Run a real redis-server for the tests of a module."""
+    running = Database(tmp_path_factory.mktemp("redis"), redis_server)
+    yield running
+    running.stop()
 
 
 @pytest.fixture(scope="session")

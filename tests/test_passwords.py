@@ -4,7 +4,7 @@ import asyncio
 import asyncio.selector_events as selector_events
 import socket
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +22,6 @@ from tests.support.sites import BACKEND, CLUSTER_BACKEND
 
 USER, PASSWORD = "S3cretUser", "S3cretPassword"
 OTHERS = "S3cretOfTheKey"
-
-
-@pytest.fixture(scope="module")
-def database(
-    redis_server: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Database]:
-    """Run a real redis-server."""
-    running = Database(tmp_path_factory.mktemp("redis"), redis_server)
-    yield running
-    running.stop()
 
 
 @pytest.fixture(autouse=True, scope="module")

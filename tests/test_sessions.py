@@ -28,16 +28,6 @@ DJANGOS_BACKEND = "django.core.cache.backends.redis.RedisCache"
 NOWHERE = "redis://127.0.0.1:1"
 
 
-@pytest.fixture(scope="module")
-def database(
-    redis_server: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Database]:
-    """Run a real redis-server."""
-    running = Database(tmp_path_factory.mktemp("redis"), redis_server)
-    yield running
-    running.stop()
-
-
 @pytest.fixture(scope="module", autouse=True)
 def thread() -> None:
     """Have the one thread begin that all synchronous code of Django goes through."""

@@ -29,16 +29,6 @@ from emulator import Emulator
 from tests.support.caches import PATIENCE, Database, let_in, make_cache, wait_until
 
 
-@pytest.fixture(scope="module")
-def database(
-    redis_server: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Database]:
-    """Run a real redis-server."""
-    running = Database(tmp_path_factory.mktemp("redis"), redis_server)
-    yield running
-    running.stop()
-
-
 @pytest.fixture(autouse=True, scope="module")
 def thread_for_all() -> None:
     """Have asgiref start the one thread that it keeps as long as the process lives."""

@@ -1,7 +1,7 @@
 """Methods that tools replace on a cache object: asynchronous calls go through them."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,16 +14,6 @@ from tests.support.caches import Database
 def thread() -> None:
     """Have the one thread begin that all synchronous code of Django goes through."""
     asyncio.run(sync_to_async(int)())
-
-
-@pytest.fixture(scope="module")
-def database(
-    tmp_path_factory: pytest.TempPathFactory, redis_server: str
-) -> Iterator[Database]:
-    """Run a Redis."""
-    made = Database(tmp_path_factory.mktemp("redis"), redis_server)
-    yield made
-    made.stop()
 
 
 #: Each method with a twin: what it is called with, and what it answers in this order.

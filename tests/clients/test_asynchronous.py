@@ -46,16 +46,6 @@ KEYS = [f"key-{number}" for number in range(4)]
 BACKEND = "django_entra_redis.cache.EntraRedisCache"
 
 
-@pytest.fixture(scope="module")
-def database(
-    redis_server: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Database]:
-    """Run a real redis-server."""
-    running = Database(tmp_path_factory.mktemp("redis"), redis_server)
-    yield running
-    running.stop()
-
-
 @pytest.fixture(scope="module", autouse=True)
 def thread() -> None:
     """Have the one thread begin that all synchronous code of Django goes through."""

@@ -33,16 +33,10 @@ from tests.support.caches import (
 )
 
 
-@pytest.fixture(scope="module")
-def database(
-    redis_server: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Database]:
-    """Run a real redis-server."""
-    # asgiref's one thread belongs to no test.
+@pytest.fixture(scope="module", autouse=True)
+def asgiref_thread() -> None:
+    """Start asgiref's one thread, which belongs to no test."""
     asyncio.run(sync_to_async(int)())
-    running = Database(tmp_path_factory.mktemp("redis"), redis_server)
-    yield running
-    running.stop()
 
 
 @pytest.fixture(autouse=True)

@@ -19,16 +19,6 @@ from tests.support.caches import Database, let_in, make_cache, wait_until
 Call = Callable[..., Any]
 
 
-@pytest.fixture(scope="module")
-def database(
-    redis_server: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Database]:
-    """Run a real redis-server."""
-    running = Database(tmp_path_factory.mktemp("redis"), redis_server)
-    yield running
-    running.stop()
-
-
 @pytest.fixture(autouse=True)
 def fresh(database: Database, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Begin with nothing, do not wait between tries, and leave no connection."""

@@ -89,14 +89,6 @@ def tool() -> Iterator[Tool]:
     made.uninstrument()
 
 
-@pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory, redis_server: str) -> Any:
-    """Run a Redis."""
-    made = Database(tmp_path_factory.mktemp("redis"), redis_server)
-    yield made
-    made.stop()
-
-
 @pytest.fixture(scope="module", autouse=True)
 def thread() -> None:
     """Have the one thread begin that all synchronous code of Django goes through."""

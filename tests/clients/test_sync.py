@@ -41,16 +41,6 @@ from tests.support.machine import lacks
 KEYS = [f"key-{number}" for number in range(4)]
 
 
-@pytest.fixture(scope="module")
-def database(
-    redis_server: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Database]:
-    """Run a real redis-server."""
-    running = Database(tmp_path_factory.mktemp("redis"), redis_server)
-    yield running
-    running.stop()
-
-
 @pytest.fixture(autouse=True)
 def empty(database: Database) -> Iterator[None]:
     """Begin with nothing, and leave no connection."""

@@ -3,7 +3,6 @@
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 
@@ -11,16 +10,6 @@ from tests.support.caches import Database
 from tests.support.commands import ROOT
 
 SIZE = 5_000_000
-
-
-@pytest.fixture(scope="module")
-def database(
-    redis_server: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Database]:
-    """Run a real redis-server."""
-    running = Database(tmp_path_factory.mktemp("redis"), redis_server)
-    yield running
-    running.stop()
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is about glibc")

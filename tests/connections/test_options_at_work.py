@@ -15,14 +15,10 @@ from tests.support.caches import Database, make_cache
 
 
 @pytest.fixture(scope="module")
-def database(
-    redis_server: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Database]:
-    """Run a real redis-server."""
-    running = Database(tmp_path_factory.mktemp("redis"), redis_server)
-    yield running
+def database(database: Database) -> Iterator[Database]:
+    """Close all connections before the server stops."""
+    yield database
     registry.reset()
-    running.stop()
 
 
 class OwnRedis(redis.Connection):

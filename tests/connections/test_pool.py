@@ -28,16 +28,6 @@ from tests.support.caches import PATIENCE, Database, let_in, make_cache, wait_un
 from tests.support.threads import hammering
 
 
-@pytest.fixture(scope="module")
-def database(
-    redis_server: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Database]:
-    """Run a real redis-server."""
-    running = Database(tmp_path_factory.mktemp("redis"), redis_server)
-    yield running
-    running.stop()
-
-
 @pytest.fixture
 def make_pool(database: Database) -> Iterator[Callable[..., Any]]:
     """Give what makes pools by OPTIONS; they are closed afterwards."""

@@ -324,14 +324,10 @@ def explained(call: Call, theirs: Outcome, ours: Outcome) -> bool:
 
 
 @pytest.fixture(scope="module")
-def database(
-    redis_server: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Database]:
-    """Run a real redis-server."""
-    running = Database(tmp_path_factory.mktemp("redis"), redis_server)
-    yield running
+def database(database: Database) -> Iterator[Database]:
+    """Close all connections before the server stops."""
+    yield database
     registry.reset()
-    running.stop()
 
 
 @pytest.fixture(scope="module")

@@ -38,16 +38,6 @@ def thread() -> None:
     asyncio.run(sync_to_async(int)())
 
 
-@pytest.fixture(scope="module")
-def database(
-    tmp_path_factory: pytest.TempPathFactory, redis_server: str
-) -> Iterator[Database]:
-    """Run a Redis."""
-    made = Database(tmp_path_factory.mktemp("redis"), redis_server)
-    yield made
-    made.stop()
-
-
 class Telemetry:
     """What has been exported."""
 

@@ -1,7 +1,6 @@
 """Tools that teams run: what they see of Django's cache, they see of this one."""
 
 import json
-from collections.abc import Iterator
 
 import pytest
 
@@ -22,15 +21,11 @@ TOOLS = [
 
 
 @pytest.fixture(scope="module")
-def database(
-    tmp_path_factory: pytest.TempPathFactory, redis_server: str
-) -> Iterator[Database]:
-    """Run a Redis that lets somebody in with a token."""
-    made = Database(tmp_path_factory.mktemp("redis"), redis_server)
+def database(database: Database) -> Database:
+    """Let somebody in with a token."""
     rules = ("on", f">{TOKEN}", "+@all", "~*", "&*")
-    made.admin.execute_command("ACL", "SETUSER", "the-object-id", *rules)
-    yield made
-    made.stop()
+    database.admin.execute_command("ACL", "SETUSER", "the-object-id", *rules)
+    return database
 
 
 @pytest.mark.parametrize("tool", TOOLS)
