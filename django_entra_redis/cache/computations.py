@@ -13,6 +13,7 @@ from asgiref.sync import SyncToAsync
 
 from .._fork import Order, in_child
 from ..commands.stampede import Facts
+from .get_or_set import ended
 
 #: Seconds after which a process fetches the facts of a value again, and the number of
 #: values whose facts it remembers.
@@ -111,6 +112,7 @@ class Computations:
         with self._lock:
             if self._under_way.get(key) is computation:
                 del self._under_way[key]
+                ended[0] += 1
             return computation.waiters > 0
 
 

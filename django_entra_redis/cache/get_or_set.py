@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 #: The result of ``get()`` for a key that does not exist.
 _MISSING: Any = object()
+#: How many computations have ended in this process: whoever has missed a key before one
+#: ended asks for the key again. It is here since :mod:`.stampede` may not be imported.
+#: Guarded by the lock of the computations.
+ended = [0]
 
 
 class ComputingMethods:
@@ -66,10 +70,11 @@ class ComputingMethods:
         Other callers of this process that miss the same key meanwhile wait for this
         computation, and get its result: the value, or the exception.
         """
+        before = ended[0]
         found = self.get(key, _MISSING, version=version)
         if found is not _MISSING and self.options.stampede is None:
             return found
-        steps = self._get_or_set(found, key, default, timeout, version)
+        steps = self._get_or_set(found, before, key, default, timeout, version)
         threads = self._computing.Threads(self, self._cache, key, timeout, version)
         return threads.drive(steps)
 
@@ -84,10 +89,13 @@ class ComputingMethods:
         if type(self).get_or_set is not ComputingMethods.get_or_set:
             # A subclass overrides get_or_set(): Django 6.1 calls it here, too.
             return await sync_to_async(self.get_or_set)(key, default, timeout, version)
+        before = ended[0]
         found = await self.aget(key, _MISSING, version=version)
         if found is not _MISSING and self.options.stampede is None:
             return found
-        steps = self._get_or_set(found, key, default, timeout, version, native=True)
+        steps = self._get_or_set(
+            found, before, key, default, timeout, version, native=True
+        )
         tasks = self._computing.Tasks(self, self._async_cache, key, timeout, version)
         return await tasks.drive(steps)
 
@@ -101,6 +109,7 @@ class ComputingMethods:
     def _get_or_set(
         self,
         found: Any,
+        before: int,
         key: str,
         default: Any,
         timeout: Any,
@@ -115,6 +124,7 @@ class ComputingMethods:
             names=self._computing.make_names(self, key, version),
             default=default,
             seconds=self.get_backend_timeout(timeout),
+            ended=before,
             native=native,
         )
         return call.missed() if found is _MISSING else call.found(found)

@@ -17,9 +17,10 @@ import time
 from collections.abc import Callable, Generator, Hashable
 from concurrent.futures import Future, wait
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from operator import methodcaller
+from secrets import token_hex
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..commands.packing import encode
@@ -33,6 +34,7 @@ from .computations import (
     waiting_loop,
 )
 from .computations import own as own_computations
+from .get_or_set import ended
 
 if TYPE_CHECKING:
     from ..clients.asynchronous import AsyncCacheClient
@@ -61,6 +63,13 @@ GIVEN_UP: Any = object()
 UNSHARED: Any = object()
 
 
+#: The result of an attempt to acquire the lock whose reply is lost.
+UNKNOWN: Any = object()
+#: The kinds of errors that have been logged as warnings, each with its server. Each
+#: access is atomic.
+_told: set[tuple[Hashable, type[Exception]]] = set()
+
+
 #: A generator of steps. Each is called with the driver, and the result is sent back.
 Steps = Generator[Callable[[Any], Any], Any, T]
 
@@ -73,6 +82,21 @@ class StoppedError(Exception):
         self.error = error
 
 
+@dataclass(frozen=True, slots=True)
+class Lock:
+    """The lock between processes, held by this one.
+
+    Parameters:
+        since: the monotonic time since when it may be held.
+        token: what tells this holder from all others.
+        certain: whether it is held; otherwise the reply to the attempt is lost.
+    """
+
+    since: float
+    token: str
+    certain: bool = True
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
     """One call of ``get_or_set()``.
@@ -83,6 +107,7 @@ class Call:
         names: the keys of the value, of its cost and of its lock.
         default: the value, or a function that computes it.
         seconds: the value's timeout; ``None``: it does not expire.
+        ended: how many computations had ended before the key was asked for.
         native: whether it runs in an event loop, which it must not block.
     """
 
@@ -91,6 +116,7 @@ class Call:
     names: Names
     default: Any = field(repr=False)
     seconds: int | None
+    ended: int
     native: bool
 
     @property
@@ -139,13 +165,14 @@ class Call:
 
     def found(self, value: Any) -> Steps[Any]:
         """Return a value that is in the cache, or a new one if it is time for that."""
-        if self.options is None or not callable(self.default):
+        if self.options is None or not callable(self.default) or self.seconds == 0:
             return value
         draw = 1.0 - random.random()
         beta = self.options.beta
 
         def due() -> Steps[bool]:
-            return is_due((yield from self._learn()), beta, draw)
+            facts = yield from self._unless_it_fails(self._learn(), Facts())
+            return is_due(facts, beta, draw)
 
         known = ledger.get(self.key)
         # The facts that this process knows may be outdated: another process may have
@@ -157,17 +184,11 @@ class Call:
 
     def _early(self, found: Any, due: Callable[[], Steps[bool]]) -> Steps[Any]:
         """Return a new value, computed before the one that is there expires."""
-        since = yield from self._locked()
-        if since is None:
-            return found
-        return (yield from self._unlocking(since, self._replaced(found, due)))
-
-    def _replaced(self, found: Any, due: Callable[[], Steps[bool]]) -> Steps[Any]:
-        # Another process may have computed it until just now.
-        if not (yield from due()):
+        lock = yield from self._locked()
+        if lock is None:
             return found
         try:
-            value, cost = yield from self._measured()
+            return (yield from self._unlocking(lock, self._replaced(found, due)))
         except Exception:
             logger.warning(
                 "A value could not be computed before it expires; the old one is "
@@ -175,27 +196,38 @@ class Call:
                 exc_info=True,
             )
             return found
+
+    def _replaced(self, found: Any, due: Callable[[], Steps[bool]]) -> Steps[Any]:
+        # Another process may have computed it until just now.
+        if not (yield from due()):
+            return found
+        before = yield from self._run(self.beside.state, self.names)
+        value, cost = yield from self._measured()
+        after = yield from self._run(self.beside.state, self.names)
+        # What has been written meanwhile is newer than what this value was made of.
         # "replace", so that a key which has been deleted meanwhile stays deleted.
-        if (yield methodcaller("replace", value)):
+        if after.is_still(before) and (yield methodcaller("replace", value)):
             yield from self._note(cost)
         return (yield methodcaller("get", value))
 
     def _in_turn(self) -> Steps[Any]:
         """Return a value computed here, or by another process that was first."""
         if self.options is None or self.seconds == 0:
-            return (yield from self._compute())
+            if self.ended == ended[0]:
+                return (yield from self._compute())
+            return (yield from self._once_more())
         deadline = time.monotonic() + LOCK
-        while (since := (yield from self._locked())) is None:
+        while (lock := (yield from self._locked())) is None:
             yield methodcaller("sleep", random.uniform(*POLL))
             found = yield methodcaller("get", MISSING)
             if found is not MISSING:
                 return found
             if time.monotonic() >= deadline:
                 return (yield from self._compute())
-        return (yield from self._unlocking(since, self._once_more()))
+        return (yield from self._unlocking(lock, self._once_more()))
 
     def _once_more(self) -> Steps[Any]:
-        # Another process may have been at it until just now.
+        # Another thread or process may have been at it until just now.
         found = yield methodcaller("get", MISSING)
         if found is not MISSING:
             return found
@@ -267,21 +299,33 @@ class Call:
         if self.seconds:
             ledger.put(self.key, Facts(cost, self.seconds))
             note = self.beside.note
-            yield methodcaller("run", note, self.names, cost, self.seconds)
+            storing = self._run(note, self.names, cost, self.seconds)
+            yield from self._unless_it_fails(storing, None)
 
     def _learn(self) -> Steps[Facts]:
-        facts: Facts = yield methodcaller("run", self.beside.facts, self.names)
+        facts: Facts = yield from self._run(self.beside.facts, self.names)
         ledger.put(self.key, facts)
         return facts
 
-    def _locked(self) -> Steps[float | None]:
-        """Take the lock between processes; return since when it may be held, ``None``
-        if another one has it."""
-        since = time.monotonic()
-        taken = yield methodcaller("run", self.beside.lock, self.names, LOCK)
-        return since if taken else None
+    def _locked(self) -> Steps[Lock | None]:
+        """Acquire the lock between processes; return it, ``None`` if another one has
+        it."""
+        lock = Lock(time.monotonic(), token_hex(8))
+        acquiring = self._run(self.beside.lock, self.names, lock.token, LOCK)
+        try:
+            taken = yield from self._unless_it_fails(acquiring, UNKNOWN)
+        except GeneratorExit:
+            raise
+        except BaseException:
+            # The task is cancelled, maybe after the lock has been acquired.
+            yield from self._unlock(replace(lock, certain=False))
+            raise
+        if taken is UNKNOWN:
+            # It may be held or not; not to wait for oneself is what matters.
+            return replace(lock, certain=False)
+        return lock if taken else None
 
-    def _unlocking(self, since: float, way: Steps[T]) -> Steps[T]:
+    def _unlocking(self, lock: Lock, way: Steps[T]) -> Steps[T]:
         """Take the steps of a way, and then release the lock between processes."""
         try:
             result = yield from way
@@ -290,15 +334,39 @@ class Call:
             # lock is released after ``LOCK``.
             raise
         except BaseException:
-            yield from self._unlock(since)
+            yield from self._unlock(lock)
             raise
-        yield from self._unlock(since)
+        yield from self._unlock(lock)
         return result
 
-    def _unlock(self, since: float) -> Steps[None]:
+    def _unlock(self, lock: Lock) -> Steps[None]:
         # After that time it may be another process's lock.
-        if time.monotonic() - since < LOCK:
-            yield methodcaller("run", self.beside.unlock, self.names)
+        if time.monotonic() - lock.since < LOCK:
+            if lock.certain:
+                releasing = self._run(self.beside.unlock, self.names)
+            else:
+                releasing = self._run(self.beside.unlock_if_own, self.names, lock.token)
+            yield from self._unless_it_fails(releasing, None)
+
+    def _run(self, operation: Callable[..., Any], *args: Any) -> Steps[Any]:
+        """Carry out an operation on the keys beside the value."""
+        return (yield methodcaller("run", operation, *args))
+
+    def _unless_it_fails(self, way: Steps[T], instead: T) -> Steps[T]:
+        """Take the steps of a way that the value does not depend on."""
+        try:
+            return (yield from way)
+        except Exception as error:
+            told = self.operations.server, type(error)
+            level = logging.DEBUG if told in _told else logging.WARNING
+            _told.add(told)
+            logger.log(
+                level,
+                "Processes may compute the same value at once: Redis can't be used to "
+                "tell each other: %s",
+                error,
+            )
+            return instead
 
 
 # -- the drivers ---------------------------------------------------------------------

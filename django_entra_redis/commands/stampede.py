@@ -6,7 +6,7 @@ would write.
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from .operations import Operation, Operations
@@ -40,6 +40,23 @@ class Facts:
     left: float = math.inf
 
 
+@dataclass(frozen=True, slots=True)
+class State:
+    """What a value's key holds.
+
+    Parameters:
+        data: the bytes; ``None``: the key does not exist.
+        left: seconds until it expires; ``inf``: never.
+    """
+
+    data: bytes | None = field(repr=False)
+    left: float
+
+    def is_still(self, before: "State") -> bool:
+        """Whether nobody has written the key, or changed its expiry, since then."""
+        return self.data == before.data and self.left <= before.left
+
+
 def is_due(facts: Facts, beta: float, draw: float) -> bool:
     """Whether to compute a value now, before it expires.
 
@@ -69,36 +86,56 @@ class Stampedes:
     #: value for itself.
     empty_answers: Mapping[str, Callable[..., Any]] = {
         "facts": lambda names: Facts(),
-        "lock": lambda names, seconds: True,
+        "state": lambda names: State(None, 0.0),
+        "lock": lambda names, token, seconds: True,
         "unlock": lambda names: None,
+        "unlock_if_own": lambda names, token: None,
         "note": lambda names, cost, timeout: None,
     }
 
     def facts(self, names: Names) -> Operation[Facts]:
         """Return the facts of a value."""
-        commands = [pack_all([("PTTL", names.value)]), pack_get(names.cost)]
-        keys = [names.value, names.cost]
+        left, cost = yield from self._left_and(names, names.cost)
+        return Facts(_seconds(cost), left)
+
+    def state(self, names: Names) -> Operation[State]:
+        """Return what a value's key holds, and for how long."""
+        left, data = yield from self._left_and(names, names.value)
+        return State(data, left)
+
+    def _left_and(self, names: Names, key: str) -> Operation[tuple[float, Any]]:
+        """Return seconds until a value expires, and what another of its keys holds."""
+        commands = [pack_all([("PTTL", names.value)]), pack_get(key)]
+        keys = [names.value, key]
         replies = yield self._operations.each(commands, keys, write=False)
         for reply in replies:
             if isinstance(reply, Exception):
                 raise reply
-        left, cost = replies
-        known = math.inf if left == _FOR_EVER else max(0, integer(left)) / 1000
-        return Facts(_seconds(cost), known)
+        left, data = replies
+        return math.inf if left == _FOR_EVER else max(0, integer(left)) / 1000, data
 
-    def lock(self, names: Names, seconds: float) -> Operation[bool]:
+    def lock(self, names: Names, token: str, seconds: float) -> Operation[bool]:
         """Acquire the lock of a value; return whether it was free.
+
+        It is tried once: a second attempt would find the lock taken by the first.
 
         Parameters:
             names: the value's keys.
+            token: what tells this holder from all others.
             seconds: seconds after which it is released, if its process has died.
         """
-        command = ("SET", names.lock, 1, "NX", "PX", int(seconds * 1000))
-        return bool((yield Request(command, key=names.lock, parse=done)))
+        command = ("SET", names.lock, token, "NX", "PX", int(seconds * 1000))
+        return bool((yield Request(command, key=names.lock, once=True, parse=done)))
 
     def unlock(self, names: Names) -> Operation[None]:
         """Release the lock of a value."""
         yield Request(("DEL", names.lock), key=names.lock, parse=integer)
+
+    def unlock_if_own(self, names: Names, token: str) -> Operation[None]:
+        """Release the lock of a value unless another one holds it."""
+        # From where it was written: a replica may not have it yet.
+        if (yield Request(("GET", names.lock), key=names.lock)) == token.encode():
+            yield from self.unlock(names)
 
     def note(self, names: Names, cost: float, timeout: int) -> Operation[None]:
         """Store the cost of a value for other processes.

@@ -18,12 +18,17 @@ import pytest
 from asgiref.sync import sync_to_async
 from django.core.cache.backends.redis import RedisCache
 
-from django_entra_redis.cache import EntraRedisCache, computations, stampede
+from django_entra_redis.cache import (
+    EntraRedisCache,
+    computations,
+    get_or_set,
+    stampede,
+)
 from django_entra_redis.cache.computations import Computations, Ledger
 from django_entra_redis.cache.stampede import make_names
 from django_entra_redis.commands.stampede import Facts, Stampedes
 from django_entra_redis.connections import registry
-from tests.support.caches import Database, wait_until
+from tests.support.caches import Database, Proxy, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Has every hit compute the value anew.
@@ -464,6 +469,29 @@ def test_one_task_computes_for_all(database: Database) -> None:
     assert computing.calls == 1
 
 
+@pytest.mark.parametrize("native", [False, True])
+def test_one_who_has_missed_it_long_ago(database: Database, native: bool) -> None:
+    """Who resumes after another one's computation has ended computes no second time."""
+    other = database.cache()
+
+    class Slow(EntraRedisCache):
+        def get(self, key: str, *args: Any, **kwargs: Any) -> Any:
+            found = super().get(key, *args, **kwargs)
+            other.get_or_set("k", lambda: "other", 60)
+            return found
+
+        async def aget(self, key: str, *args: Any, **kwargs: Any) -> Any:
+            found = await super().aget(key, *args, **kwargs)
+            await other.aget_or_set("k", lambda: "other", 60)
+            return found
+
+    cache: Any = Slow(database.url, {"OPTIONS": {"identity": None}})
+    if native:
+        assert asyncio.run(cache.aget_or_set("k", pytest.fail, 60)) == "other"
+    else:
+        assert cache.get_or_set("k", pytest.fail, 60) == "other"
+
+
 def test_a_function_computes_once_in_a_loop(database: Database) -> None:
     """Which blocks the loop, yet the others have missed the key already."""
     cache, computing = database.cache(), Computing()
@@ -691,7 +719,149 @@ def test_what_is_deleted_meanwhile_stays_away(database: Database) -> None:
     assert cache.get("k") is None
 
 
+@pytest.mark.parametrize(
+    ("write", "left"),
+    [
+        (lambda cache: cache.set("k", "new", 90), (85, 90)),
+        (lambda cache: [cache.delete("k"), cache.set("k", "new", 50)], (40, 50)),
+        (lambda cache: cache.incr("k"), (40, 50)),
+        (lambda cache: cache.persist("k"), (-1, -1)),
+        (lambda cache: cache.touch("k", 90), (85, 90)),
+    ],
+    ids=["set", "delete", "incr", "persist", "touch"],
+)
+@pytest.mark.parametrize("native", [False, True])
+def test_what_is_written_meanwhile_stays(
+    database: Database,
+    write: Callable[[Any], Any],
+    left: tuple[int, int],
+    native: bool,
+) -> None:
+    """It is newer than what the value was computed from, and so is its expiry."""
+    cache = database.cache(stampede=ALWAYS)
+
+    def first() -> int:
+        time.sleep(0.01)
+        return 5
+
+    cache.get_or_set("k", first, 50)
+
+    def compute() -> str:
+        write(cache)
+        expected.append(cache.get("k"))
+        return "old"
+
+    expected: list[Any] = []
+    if native:
+        early = sync_to_async(compute, thread_sensitive=False)
+        got = asyncio.run(cache.aget_or_set("k", early, 50))
+    else:
+        got = cache.get_or_set("k", compute, 50)
+    assert [got] == [cache.get("k")] == expected
+    assert left[0] <= database.admin.ttl(":1:k") <= left[1]
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_full_before_it_expires(
+    database: Database, caplog: pytest.LogCaptureFixture, native: bool
+) -> None:
+    """What is there is returned where a new value can't be written."""
+    cache = database.cache(stampede=ALWAYS)
+    cache.get_or_set("k", lambda: time.sleep(0.01), 50)
+
+    def compute() -> str:
+        database.admin.config_set("maxmemory", 1)
+        return "new"
+
+    try:
+        for _ in range(2):  # the lock can't be written either, the second time
+            if native:
+                assert asyncio.run(cache.aget_or_set("k", compute, 50)) is None
+            else:
+                assert cache.get_or_set("k", compute, 50) is None
+    finally:
+        database.admin.config_set("maxmemory", 0)
+    assert "OutOfMemoryError" in caplog.text
+
+
+def test_no_timeout_is_left_before_it_expires(database: Database) -> None:
+    """A value of somebody who would keep none is not computed early."""
+    cache = database.cache(stampede=ALWAYS)
+    cache.get_or_set("k", lambda: time.sleep(0.01), 50)
+    assert cache.get_or_set("k", pytest.fail, 0) is None
+    assert database.admin.ttl(":1:k") > 40
+
+
 # -- between processes
+
+
+@pytest.fixture
+def proxy(database: Database) -> Iterator[Proxy]:
+    """Give something that cuts connections."""
+    made = Proxy(database.address)
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("native", [False, True])
+@pytest.mark.parametrize("taken", [False, True])
+def test_nobody_waits_for_itself(
+    database: Database, proxy: Proxy, native: bool, taken: bool
+) -> None:
+    """Where the reply to its lock is lost, a process may hold it or not.
+
+    It computes, and leaves the lock alone if it is another one's.
+    """
+    options = {"identity": None, "stampede": True}
+    cache = EntraRedisCache(proxy.url(database.url), {"OPTIONS": options})
+    began = time.monotonic()
+
+    async def ask() -> Any:
+        await cache.aget("other")
+        proxy.arm(len("$-1\r\n+"))
+        return await cache.aget_or_set("k", compute, 60)
+
+    def compute() -> str:
+        return "value"
+
+    if taken:
+        database.admin.set(":stampede-lock:1:k", "another", px=50_000)
+    if native:
+        assert asyncio.run(ask()) == "value"
+    else:
+        cache.get("other")
+        proxy.arm(len("$-1\r\n+"))
+        assert cache.get_or_set("k", compute, 60) == "value"
+    assert time.monotonic() - began < stampede.LOCK
+    held = database.admin.get(":stampede-lock:1:k")
+    assert held == (b"another" if taken else None)
+
+
+def test_a_task_that_is_dropped_while_it_acquires_the_lock(database: Database) -> None:
+    """It can send nothing any more; the lock ends by itself."""
+    cache: Any = database.cache(stampede=True)
+    steps = cache._get_or_set(get_or_set._MISSING, 0, "k", pytest.fail, 60, None)
+    next(steps)
+    steps.close()
+    assert not computations.computations.under_way()
+
+
+def test_a_task_that_is_cancelled_leaves_no_lock(database: Database) -> None:
+    """Not even while it acquires it."""
+    cache = database.cache(stampede=True)
+
+    async def main() -> None:
+        await cache.aget("k")
+        # Writes wait, reads don't.
+        database.admin.execute_command("CLIENT", "PAUSE", 300, "WRITE")
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await cache.aget_or_set("k", pytest.fail, 60)
+        # The connection stays open until Redis has answered.
+        await cache.adelete("other")
+
+    asyncio.run(main())
+    assert database.admin.keys("*lock*") == []
 
 
 def test_another_process_is_waited_for(database: Database) -> None:
@@ -780,17 +950,26 @@ def test_a_cache_that_is_down(
     assert computing.calls == 1
 
 
-def test_refused(database: Database) -> None:
-    """What an access policy forbids is told, and nobody waits in vain."""
+def test_refused(database: Database, caplog: pytest.LogCaptureFixture) -> None:
+    """What an access policy forbids is told once, and nobody waits in vain."""
+    options = {"identity": None, "stampede": True}
     url = database.url_of("reader", "~* +@all -pttl -get")
-    cache = EntraRedisCache(url, {"OPTIONS": {"identity": None, "stampede": True}})
+    cache = EntraRedisCache(url, {"OPTIONS": options})
     cache.set("k", 1)
     with pytest.raises(Exception, match="no permissions"):
         cache.get_or_set("k", pytest.fail)
-    url = database.url_of("reader", "~* +@all -pttl")
-    cache = EntraRedisCache(url, {"OPTIONS": {"identity": None, "stampede": True}})
-    with pytest.raises(Exception, match="no permissions"):
-        cache.get_or_set("k", pytest.fail)
+    url = database.url_of("reader", "~* +@all -pttl -del")
+    stampede._told.clear()
+    for number in range(3):
+        cache = EntraRedisCache(url, {"OPTIONS": options})
+        assert cache.get_or_set("k", pytest.fail) == 1
+        assert cache.get_or_set(f"missing-{number}", lambda: "made") == "made"
+    # The lock, which it can't release, and the facts, which it can't read.
+    warnings = [r for r in caplog.records if r.levelname == "WARNING"]
+    assert len(warnings) == 1
+    url = database.url_of("writer", "~:1:* +@all")
+    cache = EntraRedisCache(url, {"OPTIONS": options})
+    assert cache.get_or_set("of-these-keys-alone", lambda: "made") == "made"
 
 
 # -- its parts
