@@ -1,5 +1,6 @@
 """Fixtures for all tests."""
 
+import asyncio
 import contextlib
 import gc
 import os
@@ -11,6 +12,7 @@ from collections.abc import Generator, Iterator
 
 import django
 import pytest
+from asgiref.sync import sync_to_async
 from redis.exceptions import ResponseError
 
 from django_entra_redis.signals import token_renewal_failed, token_renewed
@@ -147,6 +149,12 @@ def database(
     running = Database(tmp_path_factory.mktemp("redis"), redis_server)
     yield running
     running.stop()
+
+
+@pytest.fixture(scope="module")
+def asgiref_thread() -> None:
+    """Start asgiref's one thread, which belongs to no test."""
+    asyncio.run(sync_to_async(int)())
 
 
 @pytest.fixture(scope="session")

@@ -276,6 +276,17 @@ def test_an_outage_is_an_error(call: Call, name: str, forgiving: bool) -> None:
             assert caches["default"].get("key") is None
 
 
+def test_a_prefix_that_is_changed_while_it_is_used(database: Database) -> None:
+    """A cache with ``ignore_exceptions`` names sessions as it does without."""
+    for forgiving in (False, True):
+        cache: Any = database.cache(ignore_exceptions=forgiving)
+        cache.strict.set("first", 1)
+        cache.key_prefix, cache.version, cache.default_timeout = "tenant", 9, 77
+        cache.strict.set("k", forgiving)
+        assert cache.get("k") == forgiving
+        assert 70 < database.admin.ttl("tenant:9:k") <= 77
+
+
 def test_a_broken_setting_is_an_error() -> None:
     """It would log everybody out, too."""
     with cached("nonsense"), pytest.raises(ImproperlyConfigured):

@@ -41,6 +41,10 @@ T = TypeVar("T")
 #: Options whose values make an object for each client. One of a user's own is each
 #: thread's, since it need not be made for several at once.
 _MADE = frozenset(("serializer", "compressor", "compressor_fallbacks"))
+#: What a cache's keys and timeouts are made of, beside what callers give.
+_NAMING = ("default_timeout", "key_func", "key_prefix", "version")
+#: Asks a client of redis-py for bytes, also one with ``decode_responses``.
+_UNDECODED = {"NEVER_DECODE": True}
 #: What decides, besides class and settings, what a cache object's client is.
 _DECISIVE = ("options", "read_options", "copying")
 
@@ -150,7 +154,11 @@ class EntraRedisCache(
     @property
     def strict(self) -> "EntraRedisCache":
         """The same cache without ``ignore_exceptions``: what can't be done raises."""
-        return self._strict if self._given.get("ignore_exceptions") else self
+        if not self._given.get("ignore_exceptions"):
+            return self
+        # As they are now: they may have been changed since this cache was made.
+        vars(self._strict).update((name, getattr(self, name)) for name in _NAMING)
+        return self._strict
 
     @cached_property
     def _strict(self) -> "EntraRedisCache":
@@ -259,7 +267,9 @@ class EntraRedisCache(
 
     def _seconds(self, timeout: Any) -> Any:
         # The stubs know timeouts as BaseCache's; RedisCache makes them whole seconds.
-        return self.get_backend_timeout(timeout)
+        seconds: Any = self.get_backend_timeout(timeout)
+        # A subclass may add a random part to it.
+        return seconds if type(seconds) is int or seconds is None else int(seconds)
 
     def _conditional(self, nx: bool, xx: bool) -> "Callable[..., Operation[bool]]":
         """Return the operation that sets a key under a condition."""
@@ -292,7 +302,7 @@ class EntraRedisCache(
         """Return a key's value; ``client`` is redis-py's, to be asked for it."""
         made = self.make_and_validate_key(key, version)
         if client is not None:
-            data = client.get(made)
+            data = client.execute_command("GET", made, **_UNDECODED)
             return default if data is None else self._operations.loads(data)
         return self._single_key.get(made, default)
 
@@ -421,7 +431,7 @@ class EntraRedisCache(
         """See :meth:`get`; ``client`` is one of redis-py's for event loops."""
         made = self.make_and_validate_key(key, version)
         if client is not None:
-            data = await client.get(made)
+            data = await client.execute_command("GET", made, **_UNDECODED)
             return default if data is None else self._operations.loads(data)
         try:
             return await self._async_cache.get(made, default)

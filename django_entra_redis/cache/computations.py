@@ -13,7 +13,7 @@ from asgiref.sync import SyncToAsync
 
 from .._fork import Order, in_child
 from ..commands.stampede import Facts
-from .get_or_set import ended
+from .ended import ended
 
 #: Seconds after which a process fetches the facts of a value again, and the number of
 #: values whose facts it remembers.

@@ -248,7 +248,7 @@ class KeyspaceMethods:
         if timeout is DEFAULT_TIMEOUT:
             if self.default_timeout is None:
                 return "touch", made, None
-            amount = self.default_timeout * _PER_SECOND[command]
+            amount = int(self.default_timeout * _PER_SECOND[command])
         else:
             amount = duration(timeout, _PER_SECOND[command])
         return "change_expiry", command, made, amount

@@ -11,6 +11,7 @@ from django.core.cache.backends.base import DEFAULT_TIMEOUT
 from django.utils.functional import cached_property
 
 from .._fork import no_fork
+from .ended import ended
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -19,14 +20,11 @@ if TYPE_CHECKING:
     from ..clients.sync import Client
     from ..commands.operations import Operations
     from ..conf.options import CacheOptions
-    from .stampede import Call, Steps
+    from .drivers import Steps
+    from .stampede import Call
 
 #: The result of ``get()`` for a key that does not exist.
 _MISSING: Any = object()
-#: How many computations have ended in this process: whoever has missed a key before one
-#: ended asks for the key again. It is here since :mod:`.stampede` may not be imported.
-#: Guarded by the lock of the computations.
-ended = [0]
 
 
 class ComputingMethods:
@@ -56,7 +54,7 @@ class ComputingMethods:
 
         get: Any
         aget: Any
-        get_backend_timeout: Any
+        _seconds: Any
 
     def get_or_set(
         self,
@@ -75,7 +73,7 @@ class ComputingMethods:
         if found is not _MISSING and self.options.stampede is None:
             return found
         steps = self._get_or_set(found, before, key, default, timeout, version)
-        threads = self._computing.Threads(self, self._cache, key, timeout, version)
+        threads = self._drivers.Threads(self, self._cache, key, timeout, version)
         return threads.drive(steps)
 
     async def aget_or_set(
@@ -96,8 +94,15 @@ class ComputingMethods:
         steps = self._get_or_set(
             found, before, key, default, timeout, version, native=True
         )
-        tasks = self._computing.Tasks(self, self._async_cache, key, timeout, version)
+        tasks = self._drivers.Tasks(self, self._async_cache, key, timeout, version)
         return await tasks.drive(steps)
+
+    @cached_property
+    def _drivers(self) -> "ModuleType":
+        with no_fork():
+            from . import drivers
+
+        return drivers
 
     @cached_property
     def _computing(self) -> "ModuleType":
@@ -123,7 +128,7 @@ class ComputingMethods:
             options=self.options.stampede,
             names=self._computing.make_names(self, key, version),
             default=default,
-            seconds=self.get_backend_timeout(timeout),
+            seconds=self._seconds(timeout),
             ended=before,
             native=native,
         )

@@ -42,6 +42,14 @@ class KeyMethods:
             ),
         )
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        # Replaced on the object, as a test may do it.
+        if name == "validate_key":
+            vars(self).update(_validates=True)
+        elif name in ("make_key", "make_and_validate_key"):
+            vars(self).update(_makes_keys=True)
+
     def make_and_validate_key(self, key: str, version: int | None = None) -> str:
         """Return the key in Redis; warn of one that memcached would not take."""
         made: str

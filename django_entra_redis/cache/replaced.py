@@ -13,19 +13,45 @@ from typing import Any
 from asgiref.sync import async_to_sync, sync_to_async
 
 
+class _Twin(functools.partial[Any]):
+    """What stands for an asynchronous method as long as its twin is replaced."""
+
+
+_OURS = _Twin(bool)
+
+
 class ReplacedMethods:
     """Makes ``aget()`` call ``get()`` once that has been replaced, and so on."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        if callable(value):
-            twin = f"a{name}"
-            if inspect.iscoroutinefunction(getattr(type(self), twin, None)):
-                super().__setattr__(twin, functools.partial(_call, self, name))
+        twin = f"a{name}"
+        # A twin that somebody has replaced, too, stays what they have made it.
+        if callable(value) and not self._is_replaced(twin):
+            if _is_method(self, name, value):
+                # Put back by assignment.
+                vars(self).pop(twin, None)
+            elif inspect.iscoroutinefunction(getattr(type(self), twin, None)):
+                super().__setattr__(twin, _Twin(_call, self, name))
 
     def __delattr__(self, name: str) -> None:
         super().__delattr__(name)
-        vars(self).pop(f"a{name}", None)
+        twin = f"a{name}"
+        if not self._is_replaced(twin):
+            vars(self).pop(twin, None)
+
+    def _is_replaced(self, twin: str) -> bool:
+        """Whether an asynchronous method has been replaced by somebody else."""
+        return not isinstance(vars(self).get(twin, _OURS), _Twin)
+
+
+def _is_method(cache: Any, name: str, value: Any) -> bool:
+    """Whether a value is the class's own method, bound to the object."""
+    own = getattr(type(cache), name, None)
+    return (
+        getattr(value, "__self__", None) is cache
+        and getattr(value, "__func__", None) is own
+    )
 
 
 async def _call(cache: Any, name: str, *args: Any, **kwargs: Any) -> Any:

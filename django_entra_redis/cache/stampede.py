@@ -5,17 +5,14 @@ thread or task of a process does, and the callers that come meanwhile get its re
 With ``OPTIONS["stampede"]`` processes take turns, too, and one of them computes a value
 anew before it expires.
 
-Each way to the value is a generator that yields what is to be done next. Threads and
-event loops drive the same generators.
+Each way to the value is a generator that yields what is to be done next; see
+:mod:`.drivers`.
 """
 
-import asyncio
-import inspect
 import logging
 import random
 import time
-from collections.abc import Callable, Generator, Hashable
-from concurrent.futures import Future, wait
+from collections.abc import Callable, Hashable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -34,11 +31,10 @@ from .computations import (
     waiting_loop,
 )
 from .computations import own as own_computations
-from .get_or_set import ended
+from .drivers import Steps
+from .ended import ended
 
 if TYPE_CHECKING:
-    from ..clients.asynchronous import AsyncCacheClient
-    from ..clients.sync import Client
     from ..commands.operations import Operations
 
 logger = logging.getLogger(__name__)
@@ -68,18 +64,6 @@ UNKNOWN: Any = object()
 #: The kinds of errors that have been logged as warnings, each with its server. Each
 #: access is atomic.
 _told: set[tuple[Hashable, type[Exception]]] = set()
-
-
-#: A generator of steps. Each is called with the driver, and the result is sent back.
-Steps = Generator[Callable[[Any], Any], Any, T]
-
-
-class StoppedError(Exception):
-    """Stands for a StopIteration, which Python lets out of no generator."""
-
-    def __init__(self, error: StopIteration) -> None:
-        super().__init__("StopIteration")
-        self.error = error
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +130,7 @@ class Call:
             if computation is None:
                 break
             try:
-                yield methodcaller("wait", computation.future)
+                yield methodcaller("wait", computation.future, WAIT)
             finally:
                 computations.leave(own)
             if not computation.future.done():
@@ -367,161 +351,6 @@ class Call:
                 error,
             )
             return instead
-
-
-# -- the drivers ---------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Threads:
-    """The driver of a call in a thread.
-
-    Parameters:
-        cache: the cache. Its methods are used, since a subclass may override them.
-        client: the client, for operations that the cache has no methods for.
-        key, timeout, version: the caller's arguments.
-    """
-
-    cache: Any
-    client: "Client"
-    key: str
-    timeout: Any
-    version: int | None
-
-    def drive(self, steps: Steps[T]) -> T:
-        """Do all that is to be done; return what comes of it."""
-        try:
-            step = next(steps)
-            while True:
-                try:
-                    got = step(self)
-                except StopIteration as error:
-                    step = steps.throw(StoppedError(error))
-                except BaseException as error:
-                    step = steps.throw(error)
-                else:
-                    # It may hold a computation, whose error this frame would keep.
-                    del step
-                    step = steps.send(got)
-        except StopIteration as stop:
-            result: T = stop.value
-            return result
-        except StoppedError as stopped:
-            failure = stopped.error
-        try:
-            raise failure
-        finally:
-            del failure  # Otherwise this frame would keep it alive.
-
-    def get(self, default: Any) -> Any:
-        """Return the value in the cache."""
-        return self.cache.get(self.key, default, version=self.version)
-
-    def add(self, value: Any) -> bool:
-        """Set a value where there is none."""
-        added: bool = self.cache.add(
-            self.key, value, self.timeout, version=self.version
-        )
-        return added
-
-    def replace(self, value: Any) -> bool | None:
-        """Set a value where there is one."""
-        done: bool | None = self.cache.set(
-            self.key, value, self.timeout, version=self.version, xx=True
-        )
-        return done
-
-    def run(self, operation: Callable[..., Any], *args: Any) -> Any:
-        """Carry out an operation."""
-        return self.client.run(operation, *args)
-
-    def compute(self, default: Callable[[], Any]) -> Any:
-        """Compute a value."""
-        return default()
-
-    def wait(self, future: "Future[Any]") -> None:
-        """Wait for another one's computation."""
-        wait([future], WAIT)
-
-    def sleep(self, seconds: float) -> None:
-        """Wait for some time."""
-        time.sleep(seconds)
-
-
-@dataclass(frozen=True, slots=True)
-class Tasks:
-    """The driver of a call in an event loop.
-
-    Parameters:
-        cache, client, key, timeout, version: see :class:`Threads`.
-    """
-
-    cache: Any
-    client: "AsyncCacheClient"
-    key: str
-    timeout: Any
-    version: int | None
-
-    async def drive(self, steps: Steps[T]) -> T:
-        """Do all that is to be done; return what comes of it."""
-        try:
-            step = next(steps)
-            while True:
-                try:
-                    got = await step(self)
-                except BaseException as error:
-                    step = steps.throw(error)
-                else:
-                    # It may hold a computation, whose error this frame would keep.
-                    del step
-                    step = steps.send(got)
-        except StopIteration as stop:
-            result: T = stop.value
-            return result
-        except StoppedError as stopped:
-            failure = stopped.error
-        try:
-            raise failure
-        finally:
-            del failure  # Otherwise this frame would keep it alive.
-
-    async def get(self, default: Any) -> Any:
-        """Return the value in the cache."""
-        return await self.cache.aget(self.key, default, version=self.version)
-
-    async def add(self, value: Any) -> bool:
-        """Set a value where there is none."""
-        added: bool = await self.cache.aadd(
-            self.key, value, self.timeout, version=self.version
-        )
-        return added
-
-    async def replace(self, value: Any) -> bool | None:
-        """Set a value where there is one."""
-        done: bool | None = await self.cache.aset(
-            self.key, value, self.timeout, version=self.version, xx=True
-        )
-        return done
-
-    async def run(self, operation: Callable[..., Any], *args: Any) -> Any:
-        """Carry out an operation."""
-        return await self.client.run(operation, *args)
-
-    async def compute(self, default: Callable[[], Any]) -> Any:
-        """Compute a value; a coroutine function may, too."""
-        value = default()
-        return await value if inspect.isawaitable(value) else value
-
-    async def wait(self, future: "Future[Any]") -> None:
-        """Wait for another one's computation."""
-        waiting = asyncio.wrap_future(future)
-        # Retrieves the error, about which asyncio would log a warning otherwise.
-        waiting.add_done_callback(asyncio.Future.exception)
-        await asyncio.wait([waiting], timeout=WAIT)
-
-    async def sleep(self, seconds: float) -> None:
-        """Wait for some time."""
-        await asyncio.sleep(seconds)
 
 
 def make_names(cache: Any, key: str, version: int | None) -> Names:

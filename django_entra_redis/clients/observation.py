@@ -150,7 +150,8 @@ def is_own(function: Any) -> bool:
     """Whether a function is redis-py's own, not a replacement."""
     if type(function) is not FunctionType:
         return False
-    module: str = function.__globals__["__name__"]
+    # Those of a function made by exec() may have no name, or none that is text.
+    module = str(function.__globals__.get("__name__"))
     return module.partition(".")[0] == "redis"
 
 

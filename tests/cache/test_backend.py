@@ -371,6 +371,37 @@ def test_get(cache: EntraRedisCache) -> None:
     assert cache.get("key", "default") is None
 
 
+@pytest.mark.usefixtures("asgiref_thread")
+@pytest.mark.parametrize("part", [1.01, True])
+def test_a_subclass_that_spreads_timeouts(database: Database, part: float) -> None:
+    """Its timeouts are whole seconds, and those of other caches stay what they are."""
+
+    class Spread(EntraRedisCache):
+        def get_backend_timeout(self, timeout: Any = None) -> Any:
+            return (super().get_backend_timeout(timeout) or 0) * part
+
+    spread: Any = Spread(database.url, {"OPTIONS": {"identity": None}})
+
+    async def asynchronously() -> None:
+        await spread.aset("d", 1, 77)
+        await spread.aadd("e", 1, 77)
+
+    spread.set("a", 1, 77)
+    spread.add("b", 1, 77)
+    spread.set_many({"c": 1}, 77)
+    asyncio.run(asynchronously())
+    spread.set("f", 1, None)
+    assert spread.touch("a", 77)
+    assert spread.get_or_set("g", lambda: 1, 77) == 1
+    for name in "abcdeg":
+        assert 70 < database.admin.ttl(f":1:{name}") <= 77
+    plain = database.cache()
+    plain.set("a", 1, 77)
+    plain.set("a", 1, 1)
+    assert plain.set_many({"a": 1}, 77) == []
+    assert plain.add("other", 1, 77)
+
+
 def test_set_with_no_timeout_left(cache: EntraRedisCache) -> None:
     """A timeout of 0, or below, removes the key."""
     for timeout in (0, -1):

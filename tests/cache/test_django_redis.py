@@ -619,6 +619,30 @@ def test_get_of_a_client(database: Database) -> None:
     assert asyncio.run(read()) == [{"a": 1}, 7]
 
 
+def test_get_of_a_client_that_decodes(database: Database) -> None:
+    """The cache's own clients do, with ``decode_responses``; values are bytes still."""
+    cache = database.cache(decode_responses=True)
+    cache.set_many({"pickle": {"a": 1}, "number": 5})
+
+    async def read() -> list[Any]:
+        client = cache.get_async_client()
+        return [await cache.aget(name, client=client) for name in ("pickle", "number")]
+
+    client = cache.get_client()
+    assert cache.get("pickle", client=client) == {"a": 1}
+    assert cache.get("number", client=client) == 5
+    assert asyncio.run(read()) == [{"a": 1}, 5]
+
+
+def test_a_default_timeout_that_is_no_whole_number(database: Database) -> None:
+    """It is cut, as that of ``set()``."""
+    cache = database.cache()
+    cache.default_timeout = 57.5
+    cache.set("key", 1)
+    assert cache.expire("key", DEFAULT_TIMEOUT)
+    assert 50 < database.admin.ttl(":1:key") <= 57
+
+
 @pytest.mark.parametrize("copies", [None, True])
 def test_counting_from_nothing(database: Database, copies: bool | None) -> None:
     """``incr(ignore_key_check=True)`` makes the key, which incr() alone refuses."""

@@ -3,17 +3,13 @@
 import asyncio
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import pytest
-from asgiref.sync import sync_to_async
 
 from tests.support.caches import Database
 
-
-@pytest.fixture(scope="module", autouse=True)
-def thread() -> None:
-    """Have the one thread begin that all synchronous code of Django goes through."""
-    asyncio.run(sync_to_async(int)())
+pytestmark = pytest.mark.usefixtures("asgiref_thread")
 
 
 #: Each method with a twin: what it is called with, and what it answers in this order.
@@ -47,6 +43,57 @@ def watch(cache: Any, name: str, seen: list[str]) -> None:
         return method(*args, **kwargs)
 
     setattr(cache, name, watched)
+
+
+def test_both_twins_are_replaced(database: Database) -> None:
+    """Each does what it was replaced by, in whatever order; undoing leaves nothing."""
+    for first, second in (("get", "aget"), ("aget", "get")):
+        cache: Any = database.cache()
+        cache.set("a", 1)
+        with (
+            mock.patch.object(cache, first, **replacement(first)),
+            mock.patch.object(cache, second, **replacement(second)),
+        ):
+            assert cache.get("a") == "get"
+            assert asyncio.run(cache.aget("a")) == "aget"
+        assert {"get", "aget"}.isdisjoint(vars(cache))
+        assert cache.get("a") == asyncio.run(cache.aget("a")) == 1
+
+
+def replacement(name: str) -> dict[str, Any]:
+    """Return what replaces a method: a mock that answers with the method's name."""
+    kind = mock.AsyncMock if name.startswith("a") else mock.Mock
+    return {"new": kind(return_value=name)}
+
+
+def test_put_back_by_assignment(database: Database) -> None:
+    """The asynchronous call needs no thread any more."""
+    cache: Any = database.cache()
+    method = cache.get
+    watch(cache, "get", [])
+    assert "aget" in vars(cache)
+    cache.get = method
+    assert "aget" not in vars(cache)
+    assert asyncio.run(cache.aget("missing", 5)) == 5
+
+
+def test_methods_that_make_keys(database: Database) -> None:
+    """Replaced on an object, they count for one key and for many."""
+    cache: Any = database.cache()
+    seen: list[str] = []
+    cache.set("a", 1)
+    cache.validate_key = seen.append
+    cache.set("b", 1)
+    cache.set_many({"c": 1, "d": 1})
+    assert seen == [":1:b", ":1:c", ":1:d"]
+    for name in ("make_key", "make_and_validate_key"):
+        cache = database.cache()
+        setattr(cache, name, lambda key, version=None: f"made-{key}")
+        cache.set("a", 1)
+        cache.set_many({"b": 2, "c": 3})
+        assert database.admin.mget("made-a", "made-b", "made-c") == [b"1", b"2", b"3"]
+        assert cache.get_many(["a", "c"]) == {"a": 1, "c": 3}
+        database.admin.flushall()
 
 
 def test_twins_go_through_them(database: Database) -> None:

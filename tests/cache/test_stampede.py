@@ -35,10 +35,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ALWAYS = {"beta": 1e4}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def asgiref_thread() -> None:
-    """Start asgiref's one thread, which belongs to no test."""
-    asyncio.run(sync_to_async(int)())
+pytestmark = pytest.mark.usefixtures("asgiref_thread")
 
 
 @pytest.fixture(autouse=True)

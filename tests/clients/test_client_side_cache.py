@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 import redis
 import redis.asyncio
-from asgiref.sync import sync_to_async
 
 from django_entra_redis.cache import EntraRedisCache
 from django_entra_redis.connections import registry, tracking
@@ -32,11 +31,7 @@ from tests.support.caches import (
     wait_until,
 )
 
-
-@pytest.fixture(scope="module", autouse=True)
-def asgiref_thread() -> None:
-    """Start asgiref's one thread, which belongs to no test."""
-    asyncio.run(sync_to_async(int)())
+pytestmark = pytest.mark.usefixtures("asgiref_thread")
 
 
 @pytest.fixture(autouse=True)

@@ -296,4 +296,8 @@ def test_own_functions_are_known() -> None:
     assert is_own(own)
     assert not is_own(double)
     assert not is_own(lambda: None)
+    for namespace in ({"__name__": None}, {}):  # as templates of decorators leave them
+        made: dict[str, Any] = dict(namespace)
+        exec("def wrapper(): pass", made)
+        assert not is_own(made["wrapper"])
     assert INSTRUMENTATION.idle()

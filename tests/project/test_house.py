@@ -76,6 +76,7 @@ LAZY = {
     ("apps", "cache.in_use"),
     ("checks", "connections.arguments"),
     ("contrib.admin.admin", "contrib.admin.page"),
+    ("cache.get_or_set", "cache.drivers"),
     ("cache.get_or_set", "cache.stampede"),
     ("connections.endpoint", "connections.tracking"),
     ("cache.backend", "clients.kinds"),
