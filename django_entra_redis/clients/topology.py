@@ -237,16 +237,27 @@ class Topology:
             What :meth:`ensure` raises.
         """
         try:
-            self._flight.join(LONGEST)
+            self._flight.join(self._longest())
         except TimeoutError:
             raise _discovery_timeout() from None
 
     async def adiscover(self) -> None:
         """Do as :meth:`discover` does, without blocking the event loop."""
         try:
-            await self._flight.ajoin(LONGEST)
+            await self._flight.ajoin(self._longest())
         except TimeoutError:
             raise _discovery_timeout() from None
+
+    def _longest(self) -> float:
+        """Return the seconds to wait for a discovery.
+
+        Where a token has to be requested first, that has its own time: otherwise a
+        silent identity endpoint would be told as nodes that do not answer.
+        """
+        provider = own_provider(self.nodes.first.pool)
+        if provider is None or provider.renewal.fresh() is not None:
+            return LONGEST
+        return LONGEST + provider.renewal.policy.timeout
 
     def disconnect(self) -> None:
         """Close all connections."""

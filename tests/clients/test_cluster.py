@@ -34,6 +34,7 @@ from django_entra_redis.exceptions import (
     ClusterUnavailableError,
     ConfigurationError,
     InvalidReplyError,
+    TokenError,
     TokenRefusedError,
     UncertainResultError,
     WrongBackendError,
@@ -1019,6 +1020,31 @@ def test_silence_while_nodes_are_looked_for(monkeypatch: pytest.MonkeyPatch) -> 
                 await topology.adiscover()
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_a_silent_identity_endpoint_is_no_silent_node(
+    cluster: Emulator, monkeypatch: pytest.MonkeyPatch, native: bool
+) -> None:
+    """The time of the token's request is not the nodes'."""
+    monkeypatch.setattr(topologies, "LONGEST", 0.5)
+    cluster.faults.fail("hang", endpoint="token")
+    options = {"ssl_ca_certs": str(cluster.ca_file)}
+    try:
+        with let_in(cluster, monkeypatch, request_timeout=2):
+            cache = EntraRedisClusterCache(cluster.redis_url, {"OPTIONS": options})
+            topology = cache.get_topology()
+
+            def discover() -> None:
+                if native:
+                    asyncio.run(topology.adiscover())
+                else:
+                    topology.discover()
+
+            with pytest.raises(TokenError, match="REQUEST_TIMEOUT"):
+                discover()
+    finally:
+        cluster.faults.recover()
 
 
 def test_slow_nodes_that_are_not_down(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,6 +54,7 @@ def let_in(
     monkeypatch: pytest.MonkeyPatch,
     *,
     refresh_ratio: float = 0.7,
+    request_timeout: float = 10.0,
     **identities: Any,
 ) -> Iterator[None]:
     """Make the emulator's application the default identity; add others.
@@ -61,6 +62,7 @@ def let_in(
     Parameters:
         refresh_ratio: share of a token's life after which there is a new one. Where
             nothing may notice a renewal, a small one leaves a busy machine its time.
+        request_timeout: seconds that a token request may take.
         identities: more identities, by their names.
     """
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(emulator.ca_file))
@@ -72,6 +74,7 @@ def let_in(
         "AUTHORITY_HOST": emulator.authority_host,
         "INSTANCE_DISCOVERY": False,
         "REFRESH_RATIO": refresh_ratio,
+        "REQUEST_TIMEOUT": request_timeout,
     }
     with override_settings(ENTRA_REDIS={"default": default, **identities}):
         yield
