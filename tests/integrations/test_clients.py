@@ -72,6 +72,8 @@ def options(emulator: Emulator, **more: Any) -> dict[str, Any]:
         "host": "localhost",
         "port": urlsplit(emulator.plaintext_url).port,
         "credential_provider": get_credential_provider(),
+        # redis-py 8 waits for five seconds; a busy machine may need more.
+        "socket_timeout": PATIENCE,
         **more,
     }
 
