@@ -66,7 +66,7 @@ def make_cluster_client(topology: Topology) -> Any:
         del options[name]
 
     def connect_to(*, host: str, port: int, **options: Any) -> LentConnection:
-        target = nodes.at(host, int(port)).target
+        target = nodes.at(host, port).target
         return LentConnection(
             host=host,
             port=port,

@@ -10,10 +10,11 @@ from typing import Any
 
 from redis import cluster
 from redis.cluster import ClusterNode
+from redis.connection import parse_url
 
 from .._errors import ConfigurationError, Problem, hidden
 from .._fork import ForkSafeLock
-from ..commands.slots import Address
+from ..commands.addresses import Address, is_host, is_port
 from ..conf.location import read_url, transport
 from ..conf.options import CacheOptions
 from ..connections.arguments import CLUSTER_OPTIONS
@@ -22,6 +23,7 @@ from ..connections.endpoint import Endpoint
 from ..connections.idle_exchange import exchanges, make_exchange
 from ..connections.pool import ConnectionPool, pool_settings
 from ..connections.tls import SharedTls
+from ..exceptions import InvalidReplyError
 from .cluster_observation import CLUSTER_INSTRUMENTATION
 from .lending import LentRetry, lending
 from .retry import make_policy
@@ -95,8 +97,8 @@ class NodePools:
         self._options = replace(options, connection=connection)
         self._retry = LentRetry(make_policy(options.connection))
         self._startup = [(location.host, location.port) for location in read]
-        names = [host for host, _ in self._startup]
-        self._tls = SharedTls(names, options.node_domain)
+        self._names = [host for host, _ in self._startup]
+        self._tls = SharedTls(self._names, options.node_domain)
         self._endpoints: dict[Address, Endpoint] = {}
         # Guards the dictionary of endpoints.
         self._lock = ForkSafeLock()
@@ -118,8 +120,15 @@ class NodePools:
         """Return the endpoint of the node with that address.
 
         Raises:
+            InvalidReplyError: no node can have that address.
             ConfigurationError: a token would be sent to the node in plain text.
         """
+        # Also for redis-py's own clients, which do not check what nodes announce. The
+        # name in LOCATION may have letters that no node's name has.
+        if not (is_port(port) and (is_host(host) or host in self._names)):
+            raise InvalidReplyError(
+                f"No node of a cluster has the address {host!a:.100}, {port!a:.100}."
+            )
         with self._lock.current:
             endpoint = self._endpoints.get((host, port))
             if endpoint is None:
@@ -172,8 +181,14 @@ class NodePools:
             raise ConfigurationError([_in_plain_text(host, port)])
         if "tls" in kwargs:
             kwargs["tls"] = self._tls
-        url = self._location.at(host, port)
-        return pool_class.from_url(url, **{**_PARSER, **kwargs})
+        # As redis-py's from_url() does; but the address does not become text of a URL,
+        # in which it might set any other argument.
+        where = {
+            "connection_class": kwargs["connection_class"],
+            "host": host,
+            "port": port,
+        }
+        return pool_class(**{**_PARSER, **kwargs, **parse_url(self.url), **where})
 
 
 def _in_plain_text(host: str, port: int) -> Problem:

@@ -455,8 +455,9 @@ def read_one(connection: Any) -> Any:
     try:
         return connection.read_response(disable_decoding=True)
     except ResponseError as error:
-        if isinstance(cluster_error(error), InvalidReplyError):
-            raise InvalidReplyError(f"A redirection leads nowhere: {error}") from None
+        if isinstance(found := cluster_error(error), InvalidReplyError):
+            # A copy: a frame of the traceback would keep this one alive.
+            raise InvalidReplyError(*found.args) from None
         raise
     except UNREADABLE as error:
         detail = str(error) or type(error).__name__

@@ -24,9 +24,10 @@ from redis.exceptions import (
 
 from .._errors import without_frames
 from .._fork import Order, register
+from ..commands.addresses import NO_HOST, Address
 from ..commands.request import Request
 from ..commands.resp import SLOTS
-from ..commands.slots import NO_HOST, Address, SlotRange, read_slots, slots_of
+from ..commands.slots import SlotRange, read_slots, slots_of
 from ..conf.options import CacheOptions
 from ..connections.endpoint import Endpoint
 from ..connections.outage import Outages

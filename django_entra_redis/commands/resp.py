@@ -13,6 +13,8 @@ from typing import Any, Protocol
 
 from redis.exceptions import InvalidResponse
 
+from .addresses import NO_HOST, is_host, is_port
+
 try:
     import hiredis
 except ImportError:  # pragma: no cover - one of the two is covered in each environment
@@ -44,7 +46,7 @@ _STATUS, _ERROR, _INTEGER, _BULK, _ARRAY, _ZERO = b"+-:$*0"
 _NEGATIVE = re.compile(rb"-[1-9][0-9]{0,18}")
 
 # The host may be missing: then it is the host of the node that was asked.
-_REDIRECT = re.compile(r"(?:MOVED|ASK) ([0-9]{1,5}) [^ ]*:([0-9]{1,5})", re.ASCII)
+_REDIRECT = re.compile(r"(?:MOVED|ASK) ([0-9]{1,5}) ([^ ]*):([0-9]{1,5})", re.ASCII)
 #: Slots of a cluster ("Redis cluster specification").
 SLOTS = 16384
 
@@ -120,7 +122,9 @@ def is_malformed_redirect(text: str) -> bool:
     if text.partition(" ")[0] not in ("MOVED", "ASK"):
         return False
     found = _REDIRECT.fullmatch(text)
-    return found is None or int(found[1]) >= SLOTS or not 0 < int(found[2]) < 65536
+    if found is None or int(found[1]) >= SLOTS or not is_port(int(found[3])):
+        return True
+    return found[2] not in NO_HOST and not is_host(found[2])
 
 
 def verify(reply: Any) -> None:

@@ -13,18 +13,12 @@ from typing import Any
 from redis.crc import key_slot
 
 from ..exceptions import InvalidReplyError
+from .addresses import NO_HOST, Address, is_host, is_port
 from .packing import encode
 from .resp import SLOTS
 
 #: Nodes of a cluster at most; Redis Cluster is designed for up to a thousand.
 MAX_NODES = 4096
-#: Characters of a host name or address at most, as in DNS.
-_MAX_HOST = 255
-#: Hosts that mean the host of the node that was asked: the node does not know its name,
-#: or is configured not to announce it (``cluster-preferred-endpoint-type``).
-NO_HOST = ("", "?")
-
-Address = tuple[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +81,10 @@ def _read_range(first: Any, last: Any, *nodes: Any, asked: str) -> SlotRange:
 
 def _read_node(host: Any, port: Any, *_: Any, asked: str) -> Address:
     name = host.decode() if isinstance(host, bytes) else host
-    if name is None or name in NO_HOST:
-        name = asked
-    if not (type(port) is int and 0 < port < 65536):
+    if not is_port(port):
         raise ValueError
-    if not (isinstance(name, str) and name.isprintable() and len(name) <= _MAX_HOST):
+    if name is None or name in NO_HOST:
+        return asked, port
+    if not is_host(name):
         raise ValueError
     return name, port

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit, urlunsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from .._fork import no_fork
 
@@ -50,14 +50,6 @@ class Location:
         if "@" in url.path + url.query + url.fragment:
             return None
         return f"{self.scheme}://{url.netloc.rpartition('@')[2]}{url.path}"
-
-    def at(self, host: str, port: int) -> str:
-        """Return the same URL for another host and port, such as a cluster's node."""
-        url = urlsplit(self.url)
-        user, at, _ = url.netloc.rpartition("@")
-        shown = f"[{host}]" if ":" in host else host
-        netloc = f"{user}{at}{shown}:{port}"
-        return urlunsplit((url.scheme, netloc, url.path, url.query, url.fragment))
 
     def database(self, connection: Mapping[str, Any]) -> str:
         """Return the number of the database that a cache uses.

@@ -28,7 +28,7 @@ from ..identity.token import Token
 from .deadlines import bounded_parser
 from .exchanger import Exchanger, make_exchanger
 from .refusals import greeting_error, is_refusal, refusal
-from .tls import SharedTlsConnection
+from .tls import SharedTlsConnection, as_os_error
 
 _ONCE = Retry(NoBackoff(), 0)
 
@@ -208,6 +208,13 @@ class PlainConnection(AbstractConnection):
             connect()
         else:
             self.lent.call_with_retry(connect, self.disconnect)
+
+    def _connect(self) -> Any:
+        parent: Any = super()
+        try:
+            return parent._connect()
+        except UnicodeError as error:
+            raise as_os_error(error) from None
 
     def _open(self) -> None:
         """Connect by redis-py's own method, without retries."""

@@ -23,7 +23,7 @@ from .multiplexed import Target
 from .outage import Outages
 from .pool import ConnectionPool, pool_settings
 from .registry import get_or_make
-from .tls import SharedTls
+from .tls import SharedTls, as_os_error
 
 if TYPE_CHECKING:
     from .copies import Copies
@@ -219,9 +219,15 @@ def _make_target(pool: Any) -> Target:
 
 def _ssl_context(tls: SharedTls, connection: Any) -> ssl.SSLContext:
     """Return the SSL context that a pool's connections share."""
-    context = tls.context
-    if context is None:
+    if tls.context is None:
         # redis-py makes the context from its options, which takes no connection.
-        with socket.socket() as sock, connection._wrap_socket_with_ssl(sock) as wrapped:
-            context = wrapped.context
-    return context
+        try:
+            with (
+                socket.socket() as sock,
+                connection._wrap_socket_with_ssl(sock) as wrapped,
+            ):
+                made: ssl.SSLContext = wrapped.context
+        except UnicodeError as error:
+            raise as_os_error(error) from None
+        return made
+    return tls.context

@@ -158,7 +158,7 @@ async def reach(
             async with asyncio.timeout(seconds):
                 made = await connect(host)
         except _UNREACHED as error:
-            failure = _more_telling(failure, error)
+            failure = _more_telling(failure, as_os_error(error))
             continue
         if tls is not None:
             tls.routes[announced] = host
@@ -175,6 +175,15 @@ async def reach(
 #: server with another certificate or without TLS, which has the same address in another
 #: network.
 _UNREACHED = (OSError, UnicodeError)
+
+
+def as_os_error(error: Exception) -> Exception:
+    """Return an error of a connect as whoever connects expects it.
+
+    For a name that can't be looked up at all, such as ``a..b``, Python raises a
+    ``UnicodeError``, which redis-py lets through.
+    """
+    return OSError(f"{error}") if isinstance(error, UnicodeError) else error
 
 
 def _more_telling(first: Exception | None, error: Exception) -> Exception:

@@ -1,6 +1,7 @@
 """Nodes of a cluster that have been hijacked, and what they can't do."""
 
 import asyncio
+import gc
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Iterator
@@ -12,6 +13,7 @@ import redis
 from django.core.cache import caches
 from django.test import override_settings
 
+from django_entra_redis import aget_redis_connection, get_redis_connection
 from django_entra_redis.connections import event_loops, registry
 from emulator.certificates import CertificateAuthority
 from tests.support.peers import Answer, Peer, PeerHost
@@ -22,6 +24,8 @@ LOCATION = "contoso.redis.example"
 NODE = "node-1.nodes.example"
 ATTACKER = "attacker.example"
 TOKEN = "the-token"
+#: The answer to COMMAND, from which redis-py reads which arguments are keys.
+COMMANDS = b"*1\r\n*6\r\n$3\r\nget\r\n:2\r\n*1\r\n+readonly\r\n:1\r\n:1\r\n:1\r\n"
 
 
 @pytest.fixture(autouse=True)
@@ -177,3 +181,95 @@ def test_names_below_a_domain(
             assert other.commands == []
 
     asyncio.run(main())
+
+
+#: Announced hosts; tests/commands/test_addresses.py has more.
+NO_HOSTS = [
+    # In a URL, it would have nobody verify the server.
+    f"{ATTACKER}?port=PORT&ssl_cert_reqs=none&ssl_check_hostname=False"
+    "&ssl_validate_ocsp=true#",
+    # redis-py would import this, and call it.
+    f"{ATTACKER}?credential_provider={__name__}.call#",
+    "\x1b[2J" + "%00" * 1000,
+    # Redis takes it for a host name; Python can't look it up.
+    "a..b",
+]
+#: The calls of the function below.
+calls: list[object] = []
+
+
+def call(*args: object) -> None:
+    """Be called by nobody."""
+    calls.append(args)
+
+
+async def get_lent(how: str) -> Any:
+    """Return a key that one of redis-py's own clients has got."""
+    if how == "sync":
+        return await asyncio.to_thread(lambda: get_redis_connection().get("key"))
+    client: Any = await aget_redis_connection()
+    try:
+        return await client.get("key")
+    finally:
+        await client.aclose()
+
+
+# redis-py does not close what it has opened before its discovery failed.
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning",
+    "ignore:[Uu]nclosed:ResourceWarning",
+)
+@ways
+@pytest.mark.parametrize(
+    ("by", "lent"),
+    [
+        ("MOVED", False),
+        ("ASK", False),
+        ("CLUSTER", False),
+        # To follow an ASK, redis-py's asynchronous client must know the node.
+        ("MOVED", True),
+        ("CLUSTER", True),
+    ],
+)
+def test_what_is_no_host(site: Site, how: str, by: str, lent: bool) -> None:
+    """It leads nowhere, changes no option, and fails with an error of redis-py's."""
+
+    async def attack(host: str, node: PeerHost, evil: PeerHost) -> None:
+        name = host.replace("PORT", str(evil.port)).encode()
+        replies = {
+            "COMMAND": COMMANDS,
+            "CLUSTER": slots(b"", node.port),
+            "GET": bulk(b"5"),
+        }
+        node.answer = answering(**replies)
+        moved = b"-%b 12539 %b:%d\r\n" % (by.encode(), name, evil.port)
+        wrong = (
+            {"CLUSTER": slots(name, evil.port)} if by == "CLUSTER" else {"GET": moved}
+        )
+        hostile = answering(**{**replies, **wrong})
+        with site.settings(node):
+            if lent:
+                # The cache has found the nodes; redis-py's client does so itself.
+                cache: Any = caches["default"]
+                await asyncio.to_thread(cache.get_topology().ensure)
+            node.answer = hostile
+            with pytest.raises(redis.RedisError) as caught:
+                await (get_lent(how) if lent else get(how))
+        assert len(str(caught.value)) < 500
+        assert "\x1b" not in str(caught.value)
+        if not lent and host == NO_HOSTS[-1]:
+            with site.settings(node, ignore_exceptions=True):
+                assert await get(how) is None
+        registry.reset()
+
+    async def main() -> None:
+        async with (
+            PeerHost(answering(GET=bulk(b"5")), tls=site.tls(ATTACKER)) as evil,
+            PeerHost(answering(), tls=site.tls(LOCATION)) as node,
+        ):
+            for host in NO_HOSTS:
+                await attack(host, node, evil)
+            assert evil.commands == calls == []
+
+    asyncio.run(main())
+    gc.collect()  # It warns here, not later.

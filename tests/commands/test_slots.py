@@ -15,6 +15,7 @@ NODE = [b"10.0.0.5", 6379, b"id"]
     [
         (b"10.0.0.5", "10.0.0.5"),
         (b"node-1.example", "node-1.example"),
+        (b"fe80::1", "fe80::1"),
         ("node-1.example", "node-1.example"),
         # Redis does not know it, or is not to tell it.
         (None, "asked"),
@@ -56,6 +57,7 @@ def test_hosts(host: Any, expected: str) -> None:
         [[0, 5, [5, 6379]]],
         [[0, 5, [b"\xff", 6379]]],
         [[0, 5, [b"a\nb", 6379]]],
+        [[0, 5, [b"host?ssl_cert_reqs=none#", 6379]]],
         [[0, 5, [b"a" * 256, 6379]]],
         [[0, 5, [[b"host"], 6379]]],
         # Slots that are told twice, and nodes without end.

@@ -82,9 +82,16 @@ BORROWED = {
         lambda: callable(getattr(SSLConnection, "_wrap_socket_with_ssl", None)),
     ),
     "_connect": Borrowed(
-        "redis.connection.SSLConnection, and asyncio's connections",
-        frozenset({"connections.lent_connection", "connections.tls"}),
-        "a way to try a second host for a connection before it counts as failed",
+        "redis.connection.SSLConnection and Connection, and asyncio's connections",
+        frozenset(
+            {
+                "connections.connection",
+                "connections.lent_connection",
+                "connections.tls",
+            }
+        ),
+        "a way to try a second host for a connection before it counts as failed; a "
+        "ConnectionError for a name that Python can't look up",
         lambda: all(
             callable(getattr(kind, "_connect", None))
             for kind in (AsyncConnection, SSLConnection)
