@@ -24,8 +24,9 @@ from ._errors import UnreadableValueError
 MAX_OPCODES = 1_000_000
 #: Levels of lists, dictionaries and other containers in one another.
 MAX_DEPTH = 100
-#: Characters, bytes and values that a pickle may make: for each of its bytes, since
-#: values may be shared (a list of rows repeats their keys); and in any case.
+#: Characters and bytes that a pickle may make, and places (see ``_PLACES``): for each of
+#: its bytes, since values may be shared (a list of rows repeats their keys); and in any
+#: case.
 GROWTH = 16
 HEADROOM = 100_000
 #: Keys of one dictionary or set that may have the same hash as another one: each is
@@ -75,7 +76,10 @@ def loads(data: bytes) -> Any:
             far more than its size tells.
         Exception: the bytes are no pickle, or one that no pickler writes.
     """
-    return _Builder(GROWTH * len(data) + HEADROOM).build(_Reader().read(data), 0)
+    made = _Reader().read(data)
+    # No opcode takes more places than this, unless the value that it makes is shared.
+    places = GROWTH * min(len(data), MAX_OPCODES) + HEADROOM
+    return _Builder(places, GROWTH * len(data) + HEADROOM).build(made, 0)
 
 
 def _out_of_proportion() -> UnreadableValueError:
@@ -199,12 +203,13 @@ class _Reader:
         arguments, kind = self.stack.pop(), self.stack.pop()
         if not isinstance(kind, _Name) or arguments.name != "tuple":
             raise ValueError("there is nothing to call")
-        made = _Made(kind.name, list(arguments.items))
+        # Nothing is copied: two bytes may call a type with thousands of arguments anew.
+        items: list[Any] = arguments.items
         if kind.name in ("builtins.frozenset", "builtins.set"):
             # Protocols without an opcode for sets make them of a list.
-            (items,) = made.items
-            made.items = list(items.items)
-        self.stack.append(made)
+            (listed,) = items
+            items = listed.items
+        self.stack.append(_Made(kind.name, items))
 
     def build(self, _: Any) -> None:
         """Set a value's state; of plain data, UUIDs alone have one."""
@@ -281,11 +286,13 @@ class _Builder:
     """Builds values from their descriptions.
 
     Parameters:
-        left: characters, bytes and values that may still be built.
+        places: how many may still be taken, see ``_PLACES``.
+        characters: characters and bytes that may still be built.
     """
 
-    def __init__(self, left: int) -> None:
-        self.left = left
+    def __init__(self, places: int, characters: int) -> None:
+        self.places = places
+        self.characters = characters
 
     def build(self, made: Any, depth: int) -> Any:
         """Return the value that is described.
@@ -294,13 +301,19 @@ class _Builder:
             made: the description.
             depth: the number of containers around it.
         """
-        self.left -= 1 + (len(made) if isinstance(made, str | bytes | bytearray) else 0)
-        if self.left < 0 or depth > MAX_DEPTH:
+        if depth > MAX_DEPTH:
             raise _out_of_proportion()
         if not isinstance(made, _Made):
-            if isinstance(made, _Name | _Mark):
+            if isinstance(made, str | bytes | bytearray):
+                self.characters -= len(made)
+                if self.characters < 0:
+                    raise _out_of_proportion()
+            elif isinstance(made, _Name | _Mark):
                 raise ValueError("a type is no plain data")
             return made
+        self.places -= _PLACES.get(made.name, 4) + len(made.items) + 2 * len(made.pairs)
+        if self.places < 0:
+            raise _out_of_proportion()
         items = [self.build(item, depth + 1) for item in made.items]
         if made.name in ("dict", "collections.OrderedDict"):
             keys = _unlike([self.build(key, depth + 1) for key, _ in made.pairs])
@@ -404,5 +417,15 @@ _TYPES: Mapping[str, Callable[[list[Any]], Any]] = {
     "decimal.Decimal": _decimal,
     "django.utils.safestring.SafeString": _text,
     "uuid.UUID": lambda items: None,
+}
+#: Places that a value takes beside one for each of its items: of 16 bytes, the size of
+#: most other containers being 4. A place less than ``GROWTH`` at most, since the value
+#: is an item, too.
+_PLACES: Mapping[str, int] = {
+    "builtins.frozenset": 15,
+    "builtins.set": 15,
+    "collections.OrderedDict": 15,
+    "decimal.Decimal": 7,
+    "dict": 12,
 }
 _RENAMED = {"__builtin__": "builtins"}

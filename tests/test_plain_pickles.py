@@ -1,10 +1,12 @@
 """Plain data out of old pickles, and nothing else out of hostile ones."""
 
 import collections
+import contextlib
 import datetime
 import decimal
 import pickle
 import struct
+import tracemalloc
 import uuid
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 from django.utils.html import conditional_escape
 from django.utils.safestring import SafeString, mark_safe
 
+from django_entra_redis import plain_pickles
 from django_entra_redis._errors import UnreadableValueError
 from django_entra_redis.plain_pickles import MAX_DEPTH
 from django_entra_redis.serializers import JSONSerializer
@@ -32,6 +35,7 @@ def named(module: str, name: str) -> bytes:
 
 DATETIME = named("datetime", "datetime")
 NEW_UUID = named("uuid", "UUID") + b")\x81"
+INT = text("int")
 SAFE = named("django.utils.safestring", "SafeString")
 read = JSONSerializer().loads
 
@@ -53,7 +57,7 @@ read = JSONSerializer().loads
         datetime.datetime.max.replace(tzinfo=datetime.timezone.min),
         *(decimal.Decimal("NaN"), decimal.Decimal("-1.50"), uuid.UUID(int=2**127)),
         *([ROW] * 3, {"rows": [dict(ROW) for _ in range(3)]}, list(range(3000))),
-        *("long" * 20_000, b"long" * 20_000, {str(n): n for n in range(3000)}),
+        *("long" * 5_000, b"long" * 5_000, {str(n): n for n in range(3000)}),
     ],
     ids=lambda value: repr(value)[:30] if not isinstance(value, int) else None,
 )
@@ -142,6 +146,97 @@ def test_nothing_grows_without_end(attack: bytes, says: str) -> None:
     """Neither depth nor hashing nor memory: it is refused at once."""
     with pytest.raises(UnreadableValueError, match=says):
         read(b"\x80\x04" + attack)
+
+
+def taken(attack: bytes) -> int:
+    """Return the bytes of memory that it takes at most to read or refuse a pickle."""
+    tracemalloc.start()
+    try:
+        with contextlib.suppress(UnreadableValueError):
+            read(attack)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def called(name: str, arguments: bytes, call: bytes) -> bytes:
+    """Return a pickle that remembers a type and its arguments, and calls it often."""
+    start = b"\x80\x02(" + named(*name.rsplit(".", 1)) + b"q\x00" + arguments + b"q\x01"
+    return start + (b"h\x00h\x01" + call) * 500 + b"l."
+
+
+@pytest.mark.parametrize("call", [b"R", b"\x81"])
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("datetime.timedelta", b"(" + b"N" * 5000 + b"t"),
+        ("builtins.set", b"](" + b"N" * 5000 + b"e\x85"),
+        ("builtins.frozenset", b"(" + b"N" * 5000 + b"l\x85"),
+        ("builtins.frozenset", b"(" + b"N" * 5000 + b"t\x85"),
+    ],
+)
+def test_arguments_are_not_copied(name: str, arguments: bytes, call: bytes) -> None:
+    """A call takes as much memory as its opcodes, however many arguments it has."""
+    assert taken(called(name, arguments, call)) < 5_000_000
+    # It is refused for what it makes, or breaks off; either way it had to be read.
+    assert taken(called(name, arguments, call)[:-2]) < 5_000_000
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        *(b"]", b"}", b"\x8f", b"]Na", b"}NNs", b"\x8f(K\x01K\x02K\x03K\x04K\x05\x90"),
+        *(b"(\x91", named("collections", "OrderedDict") + b")R"),
+        *(named("builtins", "bytearray") + b")R", NEW_UUID + b"}" + INT + b"K\x01sb"),
+        named("decimal", "Decimal") + text("1") + b"\x85R",
+    ],
+)
+def test_shared_values_take_no_more_memory_than_others(item: bytes) -> None:
+    """A shared container is built anew each time, at two bytes each."""
+    lists = b"](" + item + b"q\x00" + b"h\x00" * 999 + b"eq\x01"
+    attack = b"\x80\x02](" + lists + b"h\x01" * 60 + b"X\x10\x27\0\0" + b"a" * 10_000
+    with pytest.raises(UnreadableValueError, match="out of all proportion"):
+        read(attack + b"e.")
+
+
+def test_padding_buys_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Text makes room for text, but not for more values than there may be opcodes."""
+    monkeypatch.setattr(plain_pickles, "MAX_OPCODES", 10_000)
+    padding = b"X" + (1 << 20).to_bytes(4, "little") + b"a" * (1 << 20)
+    lists = b"](" + b"}" + b"q\x00" + b"h\x00" * 999 + b"eq\x01"
+    attack = b"\x80\x02](" + lists + b"h\x01" * 30 + padding + b"e."
+    with pytest.raises(UnreadableValueError, match="out of all proportion"):
+        read(attack)
+
+
+@pytest.mark.parametrize(
+    "literal",
+    [b"\x8f", b"}", b"]", b")", b"N", b"(\x91", b"K\x01", b"}(NNu", b"C\x01x"],
+)
+def test_what_shares_nothing_is_read(literal: bytes) -> None:
+    """Many small values are in proportion, whatever they are."""
+    count = 20_000 // len(literal)
+    assert len(read(b"\x80\x04](" + literal * count + b"e.")) == count
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize(
+    "value",
+    [
+        list(range(50_000)),
+        [{} for _ in range(2_000)],
+        [{"id": n, "name": f"row {n}", "tags": [], "at": MOMENT} for n in range(2_000)],
+        [(n, MOMENT, decimal.Decimal(n), MOMENT.date()) for n in range(2_000)],
+        [[MOMENT] * 5_000, [MOMENT.date()] * 5_000, [MOMENT.time()] * 5_000],
+        [[decimal.Decimal("0.00")] * 5_000, [(0, 1)] * 5_000, ["x" * 30] * 5_000],
+        {n: {n} for n in range(5_000)},
+        "x" * 3_000_000,
+    ],
+    ids=lambda value: repr(value)[:20] if not isinstance(value, int) else None,
+)
+def test_large_values(value: Any, protocol: int) -> None:
+    """What a site caches is in proportion, also where it repeats what it has."""
+    assert read(pickle.dumps(value, protocol)) == value
 
 
 def test_memory_is_not_asked_for_by_an_index() -> None:
