@@ -24,9 +24,9 @@ from ._errors import UnreadableValueError
 MAX_OPCODES = 1_000_000
 #: Levels of lists, dictionaries and other containers in one another.
 MAX_DEPTH = 100
-#: Characters and bytes that a pickle may make, and places (see ``_PLACES``): for each of
-#: its bytes, since values may be shared (a list of rows repeats their keys); and in any
-#: case.
+#: Characters and bytes that a pickle may make, and places (see ``_PLACES``): for each
+#: of its bytes, since values may be shared (a list of rows repeats their keys); and in
+#: any case.
 GROWTH = 16
 HEADROOM = 100_000
 #: Keys of one dictionary or set that may have the same hash as another one: each is
@@ -316,7 +316,7 @@ class _Builder:
             raise _out_of_proportion()
         items = [self.build(item, depth + 1) for item in made.items]
         if made.name in ("dict", "collections.OrderedDict"):
-            keys = _unlike([self.build(key, depth + 1) for key, _ in made.pairs])
+            keys = unlike([self.build(key, depth + 1) for key, _ in made.pairs])
             values = [self.build(value, depth + 1) for _, value in made.pairs]
             kind: Any = dict if made.name == "dict" else OrderedDict
             return kind(*items, zip(keys, values, strict=True))
@@ -325,15 +325,17 @@ class _Builder:
         return _TYPES[made.name](items)
 
 
-def _unlike(keys: list[Any]) -> list[Any]:
+def unlike(keys: list[Any]) -> list[Any]:
     """Return the keys, unless too many have the same hash.
 
-    An attacker can choose numbers so that they do.
+    An attacker can choose numbers so that they do, and tuples and dates of them.
+
+    Raises:
+        UnreadableValueError: too many have.
     """
     if len(keys) - len({hash(key) for key in keys}) > MAX_COLLISIONS:
         raise UnreadableValueError(
-            "A value in the cache was pickled and has many keys of the same hash. "
-            "Delete it."
+            "A value in the cache has many keys of the same hash. Delete it."
         )
     return keys
 
@@ -406,8 +408,8 @@ _TYPES: Mapping[str, Callable[[list[Any]], Any]] = {
     "builtins.bytearray": _bytearray,
     "builtins.bytes": lambda items: b"".join(items),
     "builtins.complex": _complex,
-    "builtins.frozenset": lambda items: frozenset(_unlike(items)),
-    "builtins.set": lambda items: set(_unlike(items)),
+    "builtins.frozenset": lambda items: frozenset(unlike(items)),
+    "builtins.set": lambda items: set(unlike(items)),
     "collections.OrderedDict": lambda items: None,
     "datetime.date": _date,
     "datetime.datetime": _datetime,

@@ -109,7 +109,7 @@ class MsgPackSerializer:
     def __init__(self) -> None:
         msgpack = _msgpack()
         self._pack = msgpack.packb
-        self._unpack: Unpack = partial(msgpack.unpackb, strict_map_key=False)
+        self._unpack: Unpack = _guarded(msgpack)
 
     def dumps(self, obj: Any) -> Any:
         """Return MessagePack, or a number that Redis can count with.
@@ -374,16 +374,42 @@ def _unpack() -> Unpack:
     """
     try:
         # As ormsgpack does it, no extension types: they would be objects of msgpack's.
-        return partial(
-            _msgpack().unpackb,
-            strict_map_key=False,
-            ext_hook=_refuse_extension,
-            timestamp=_AS_DATETIME,
-        )
+        return _guarded(_msgpack(), ext_hook=_refuse_extension, timestamp=_AS_DATETIME)
     except MissingExtraError:
         with suppress(MissingExtraError):
             return partial(_unpack_by_ormsgpack, _ormsgpack())
         raise
+
+
+def _guarded(msgpack: Any, **options: Any) -> Unpack:
+    """Return a reader of MessagePack that no keys of one hash hold up.
+
+    Whoever writes a timestamp can choose its hash, so that each is compared with all
+    others. Nothing else that has such a hash comes as a key: arrays come as lists.
+
+    Parameters:
+        options: more of msgpack's.
+    """
+    unpack = partial(msgpack.unpackb, strict_map_key=False, **options)
+    # What has no extension types is read in half the time without a look at its keys.
+    without = partial(unpack, max_ext_len=0)
+    looking = partial(unpack, object_pairs_hook=_dict_of_unlike)
+
+    def read(data: bytes) -> Any:
+        try:
+            return without(data)
+        except ValueError:
+            return looking(data)
+
+    return read
+
+
+def _dict_of_unlike(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    """Return a dictionary, unless too many of its keys have the same hash."""
+    from .plain_pickles import unlike
+
+    unlike([key for key, _ in pairs])
+    return dict(pairs)
 
 
 #: What msgpack makes of a timestamp, by its own numbers.

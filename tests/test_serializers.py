@@ -10,6 +10,7 @@ import json
 import lzma
 import pickle
 import re
+import struct
 import sys
 import tracemalloc
 import uuid
@@ -796,6 +797,51 @@ def test_extension_types_of_ones_own() -> None:
         assert serializer.loads(serializer.dumps(value)) == value
     found = make("json", "none").loads(serializer.dumps(msgpack.Timestamp(5, 6000)))
     assert found == datetime.datetime.fromtimestamp(5.000006, datetime.UTC)
+
+
+def timestamps_of_one_hash(count: int) -> list[tuple[int, int]]:
+    """Return seconds and nanoseconds whose tuples have the same hash.
+
+    That of a tuple is a chain of reversible steps of 64 bits, one for each item.
+    """
+    bits, first, second, start = 2**64, *HASH_PRIMES
+    undo_first, undo_second = pow(first, -1, bits), pow(second, -1, bits)
+
+    def turned(number: int) -> int:
+        number = number * undo_first % bits
+        return (number >> 31 | number << 33) % bits
+
+    found: list[tuple[int, int]] = []
+    for nano in range(10 * count):
+        seconds = (turned(turned(1) - nano * second) - start) * undo_second % bits
+        seconds -= bits if seconds >= bits // 2 else 0
+        # Integers up to this are their own hash.
+        if abs(seconds) < 2**61 - 1:
+            found.append((seconds, nano))
+    return found[:count]
+
+
+HASH_PRIMES = (11400714785074694791, 14029467366897019727, 2870177450012600261)
+
+
+def test_many_timestamps_of_one_hash() -> None:
+    """As keys they would be compared each with all others, for hours."""
+    msgpack = pytest.importorskip("msgpack")
+    chosen = timestamps_of_one_hash(1000)
+    assert len(chosen) == 1000
+    assert len({hash(one) for one in chosen}) == 1
+    for count in (100, 1000):
+        data = b"\xde" + struct.pack(">H", count)
+        for seconds, nano in chosen[:count]:
+            data += b"\xc7\x0c\xff" + struct.pack(">Iq", nano, seconds) + b"\xc0"
+        serializer = make("msgpack", "none")
+        if count == 100:
+            keys = [msgpack.Timestamp(*one) for one in chosen[:count]]
+            assert serializer.loads(data) == dict.fromkeys(keys)
+            continue
+        for hidden in (data, b"\x91" + data):
+            with pytest.raises(UnreadableValueError, match="many keys of the same"):
+                serializer.loads(hidden)
 
 
 def test_messagepack_is_read_with_what_there_is(
