@@ -152,6 +152,29 @@ class OrMsgPackSerializer(MsgPackSerializer):
         self._unpack = partial(_unpack_by_ormsgpack, ormsgpack)
 
 
+class _CompressedValueError(UnreadableValueError):
+    """A value is compressed that comes to a serializer.
+
+    Parameters:
+        length: its bytes.
+        compressor: the class of the compressor by which it is, as it seems.
+    """
+
+    def __init__(self, length: int, compressor: str) -> None:
+        # Both are arguments, so that the error can be pickled.
+        super().__init__(length, compressor)
+        self.length = length
+        self.compressor = compressor
+
+    def __str__(self) -> str:
+        return (
+            f"A value of {self.length} bytes is compressed, by the looks of it with "
+            f"{self.compressor}, which OPTIONS do not have for this cache. Name it in "
+            "OPTIONS['compressor_fallbacks'] if it was 'compressor' before, or delete "
+            "the value."
+        )
+
+
 class CompressingSerializer:
     """Compresses what a serializer gives, and reads what was never compressed, too.
 
@@ -211,14 +234,24 @@ class CompressingSerializer:
         """Return what :meth:`dumps` was given, also where nothing compressed it.
 
         Raises:
-            UnreadableValueError: it is larger than ``max_value_bytes``.
+            UnreadableValueError: it is larger than ``max_value_bytes``, or nothing
+                that was written here.
         """
+        found = data
         if not _NUMBER.fullmatch(data):
             for compressor in self._compressors:
                 found = self._decompress(compressor, data)
                 if found is not data:
-                    return self.serializer.loads(found)
-        return self.serializer.loads(data)
+                    break
+        try:
+            return self.serializer.loads(found)
+        except _CompressedValueError as error:
+            fault = _compression_fault(
+                error.compressor, self._compressors, unpacked=found is not data
+            )
+            if fault is None:
+                raise
+        raise UnreadableValueError(f"A value of {len(data)} bytes {fault}. Delete it.")
 
     def _decompress(self, compressor: Compressor, data: bytes) -> bytes:
         """Return what a compressor makes of the bytes, or just them."""
@@ -232,6 +265,30 @@ class CompressingSerializer:
             # all compressors, so the serializer has the last word.
             return data
         return found
+
+
+def _compression_fault(
+    name: str, compressors: Sequence[Compressor], *, unpacked: bool
+) -> str | None:
+    """Return what is wrong with a value that is compressed where it should not be.
+
+    Parameters:
+        name: the class of the compressor by which it is, as it seems.
+        compressors: those of the settings.
+        unpacked: whether one of them has taken a layer off.
+
+    Returns:
+        ``None`` if the settings lack that compressor.
+    """
+    if unpacked:
+        return f"is compressed twice, by the looks of it (within: {name})"
+    if any(name == kind.__name__ for one in compressors for kind in type(one).__mro__):
+        return (
+            f"begins as what {name} writes, which OPTIONS have, but can't be "
+            "decompressed: it breaks off, is damaged, takes too much memory, or "
+            "something follows it"
+        )
+    return None
 
 
 def make_serializer(
@@ -340,12 +397,7 @@ def _read(data: bytes, unpickle: Unpickle, unpack: Unpack | None = None) -> Any:
     packed = b"\x80" < first < b"\xe0"
     if not packed and (compressor := compressed_with(data)):
         # Not undone here: a few bytes may become gigabytes.
-        raise UnreadableValueError(
-            f"A value of {len(data)} bytes is compressed, by the looks of it with "
-            f"{compressor}, which OPTIONS do not have for this cache. Name it in "
-            "OPTIONS['compressor_fallbacks'] if it was 'compressor' before, or delete "
-            "the value."
-        )
+        raise _CompressedValueError(len(data), compressor)
     try:
         if first < b"\x80":
             try:

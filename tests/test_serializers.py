@@ -502,8 +502,30 @@ def make_compressor(name: str) -> Any:
 def test_one_layer_is_taken_off(name: str) -> None:
     """What was compressed twice is nothing that this package has written."""
     twice = compressed(name, json.dumps("x" * 10_000).encode(), times=2)
-    with pytest.raises(UnreadableValueError, match="is compressed, by the looks of it"):
+    with pytest.raises(UnreadableValueError, match=r"twice.+\(within: ") as info:
         make("json", name).loads(twice)
+    assert "OPTIONS" not in str(info.value)
+
+
+@pytest.mark.parametrize("name", BOMBS)
+@pytest.mark.parametrize("serializer", FORMATS)
+def test_what_is_wrong_with_compressed_data_is_told(serializer: str, name: str) -> None:
+    """That of a compressor that the settings have is not told as another's."""
+    if serializer in OPTIONAL and not installed(serializer):
+        pytest.skip(f"{serializer} is not installed")  # pragma: no cover
+    data = compressed(name, json.dumps("x" * 10_000).encode())
+    says = rf"{type(make_compressor(name)).__name__} writes, which OPTIONS have"
+    for made in (make(serializer, name), make(serializer, "none", name)):
+        for other in (data[:-1], data[: len(data) // 2], data + data):
+            with pytest.raises(UnreadableValueError, match=says):
+                made.loads(other)
+
+
+def test_an_error_of_compressed_data_survives_pickling() -> None:
+    """As errors do on their way out of a worker process."""
+    with pytest.raises(UnreadableValueError) as info:
+        JSONSerializer().loads(zlib.compress(b"x"))
+    assert str(pickle.loads(pickle.dumps(info.value))) == str(info.value)
 
 
 @pytest.mark.parametrize("name", BOMBS)
