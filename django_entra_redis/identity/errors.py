@@ -78,7 +78,8 @@ def token_error(
     """Return the error of a token request; ``None`` if there is a token.
 
     The class of an exception counts first, then the response's status, then whether
-    its content is JSON, and its wording last.
+    its content is JSON, and its wording last. A token in a refusal, which msal takes,
+    is none: nobody has granted it.
 
     Parameters:
         outcome: what msal returned, or the exception that it raised.
@@ -91,7 +92,8 @@ def token_error(
             return failure
     elif isinstance(outcome, Mapping):
         token = outcome.get("access_token")
-        if isinstance(token, str) and token:
+        granted = response is None or read_answer(response).status < 300
+        if isinstance(token, str) and token and granted:
             return None
     if response is None:
         return _explain_unread(outcome, request)
@@ -283,6 +285,8 @@ def _explain_response(
             code = "token_not_json"
         return TokenRequestError(text, code=code)
     if status < 400 and "error" not in answer.fields:
+        if status >= 300 and answer.is_object:
+            return TokenRequestError(text, code="token_bad_answer")
         if answer.token is not None:
             text = "the identity endpoint's answer states no expiry of its token."
             return TokenRequestError(text, code="token_expiry_unreadable")

@@ -97,6 +97,8 @@ class _MsalIdentity(ABC):
         self.http_cache: dict[str, Any] = {}
         #: The last token.
         self.last_token: str | None = None
+        #: Failures in a row; a request counts as one until it has succeeded.
+        self.failures = 0
 
     def __call__(self) -> Answer:
         """Request a token; return the endpoint's answer.
@@ -119,6 +121,7 @@ class _MsalIdentity(ABC):
             self.session.end()
         if failure is None:
             self.last_token = str(answer.get("access_token"))
+            self.failures = 0
             return {**answer, "answered_at": self.session.answered_at()}
         raise TokenRequestError(
             redact(
@@ -226,7 +229,6 @@ class _Application(_MsalIdentity):
         super().__init__(identity)
         self._client: Any = None
         self._certificate = b""
-        self._failures = 0
 
     def acquire(self) -> Answer:
         path = self.identity.client_certificate
@@ -235,16 +237,14 @@ class _Application(_MsalIdentity):
             if content != self._certificate:
                 self._client = None
             self._certificate = content
-        self._failures += 1
-        if self._failures > _PATIENCE:
-            self._client, self._failures = None, 0
+        self.failures += 1
+        if self.failures > _PATIENCE:
+            self._client, self.failures = None, 0
         if self._client is None:
             self._client = self._build(self._certificate)
         answer: Any = self._client.acquire_token_for_client([self.identity.scope])
         if not _fits_header(answer):
             self._client = None
-        if isinstance(answer, Mapping) and answer.get("access_token"):
-            self._failures = 0
         return answer  # type: ignore[no-any-return]  # msal has no types
 
     def specific_code(self, code: str) -> str:

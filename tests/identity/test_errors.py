@@ -349,7 +349,22 @@ def test_docker_desktop(body: str) -> None:
 
 def test_token() -> None:
     """An answer with a token is no failure."""
-    assert token_error({"access_token": "x"}, None, RequestInfo(timeout=1.0)) is None
+    request = RequestInfo(timeout=1.0)
+    for answer in (None, response(200, {"access_token": "x"}), response(204)):
+        assert token_error({"access_token": "x"}, answer, request) is None
+
+
+@pytest.mark.parametrize("status", [300, 304, 400, 401, 404, 409, 429, 500, 503])
+@pytest.mark.parametrize(
+    "platform", [None, VIRTUAL_MACHINE, APP_SERVICE, AZURE_ARC, MACHINE_LEARNING]
+)
+def test_token_in_a_refusal(status: int, platform: Platform | None) -> None:
+    """msal takes it; nobody has granted it."""
+    content = {"access_token": "sesame", "expires_in": 60}
+    failure = explained(content, response(status, content), platform)
+    assert str(failure) == f"the identity endpoint answered HTTP {status}."
+    inside = {**content, "statusCode": status}
+    assert str(explained(inside, response(200, inside), platform)) == str(failure)
 
 
 @pytest.mark.parametrize("platform", [None, VIRTUAL_MACHINE])

@@ -108,6 +108,41 @@ def test_the_servers_are_endpoints(
     assert sent[kind] in server.requests[-1]
 
 
+#: Of an answer that is no redirect, all that can be a refusal.
+REFUSALS = [304, 400, 401, 403, 404, 409, 429, 500, 503]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("status", REFUSALS)
+@pytest.mark.parametrize("inside", [False, True])
+def test_no_token_is_taken_from_a_refusal(
+    kind: str,
+    status: int,
+    inside: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """The status counts, also where it stands in the JSON, and no token beside it."""
+    content = json.dumps({**TOKEN, "statusCode": status} if inside else TOKEN).encode()
+    data = answer(200 if inside else status, content, Content_Type="application/json")
+    with endpoint(kind, says(data), monkeypatch, tmp_path) as (_, fetch):
+        error = failure(fetch)
+    assert str(error).startswith(f"the identity endpoint answered HTTP {status}")
+    passing = status in (429, 500, 503) or (kind != "application" and status == 404)
+    assert (error.code == "token_endpoint_failing") is passing
+
+
+def test_token_in_a_refusal_is_a_failure(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """After some in a row Entra is asked for its own endpoints anew."""
+    data = answer(400, json.dumps(TOKEN).encode())
+    with endpoint("application", says(data), monkeypatch, tmp_path) as (server, fetch):
+        for asked in (1, 1, 1, 2):
+            failure(fetch)
+            assert sum(sent.startswith(b"GET") for sent in server.requests) == asked
+
+
 # -- redirects
 
 
