@@ -311,7 +311,7 @@ def parse_identity(
     for key, value in entry.items():
         if key not in KEYS:
             problems.append(_unknown_key(where, key))
-        elif value is not None and value != "":
+        else:
             _parse(f"{where}[{key!r}]", key, value, values, problems)
     if not problems:
         values = _complete(where, values, environ, problems)
@@ -325,11 +325,19 @@ def parse_identity(
 def _parse(
     where: str, key: str, value: Any, values: dict[str, Any], problems: list[Problem]
 ) -> None:
-    """Add a key's parsed value to the values, or its problem to the problems."""
+    """Add a key's parsed value, if it is given, to the values, or its problem to the
+    problems."""
     try:
-        values[key] = KEYS[key].parse(value)
+        if value is not None and value != "":
+            values[key] = KEYS[key].parse(value)
+        return
     except InvalidValueError as error:
-        problems.append(Problem("E007", where, "its value can't be used.", str(error)))
+        hint = str(error)
+    except Exception as error:
+        # An object may compute its attributes, and Django's lazy ones are made when
+        # they are looked at. The words of what they raise may hold a secret.
+        hint = f"It raises {type(error).__name__} as soon as it is looked at."
+    problems.append(Problem("E007", where, "its value can't be used.", hint))
 
 
 def _unknown_key(where: str, key: Any) -> Problem:

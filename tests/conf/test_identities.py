@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from django.conf import settings as django_settings
 from django.core.exceptions import ImproperlyConfigured
 from django.test import override_settings
+from django.utils.functional import SimpleLazyObject
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -588,6 +590,60 @@ def test_problems_of_every_identity() -> None:
             "ENTRA_REDIS['bad']",
             "ENTRA_REDIS['worse']['KIND']",
         ]
+
+
+class Raising:
+    """A credential that computes its method, and fails at it."""
+
+    @property
+    def get_token(self) -> Any:
+        """Raise."""
+        raise ValueError("hush")
+
+
+class Unclassed:
+    """An object that computes even its class, as Django's lazy ones do."""
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        """Raise."""
+        raise OSError("hush")
+
+
+def make_hushed() -> Any:
+    """Make no credential."""
+    raise LookupError("hush")
+
+
+@pytest.mark.parametrize(
+    ("make", "raised"),
+    [
+        (Raising, "ValueError"),
+        (Unclassed, "OSError"),
+        (lambda: SimpleLazyObject(make_hushed), "LookupError"),
+    ],
+)
+def test_credential_that_raises_when_it_is_looked_at(
+    make: Callable[[], Any], raised: str
+) -> None:
+    """The setting is named and the error's class, but not its words."""
+    problem = fault({"CREDENTIAL": make()})
+    where = "ENTRA_REDIS['default']['CREDENTIAL']"
+    assert (problem.id, problem.where) == ("E007", where)
+    assert f"It raises {raised}" in problem.hint
+    assert "hush" not in str(problem)
+
+
+def test_credential_that_computes_its_method() -> None:
+    """It is a credential like any other, and so is a lazy one."""
+
+    class Computing:
+        @property
+        def get_token(self) -> Any:
+            return len
+
+    for credential in (Computing(), SimpleLazyObject(Computing)):
+        assert parse({"CREDENTIAL": credential}).credential is credential
 
 
 # -- secrets, errors
