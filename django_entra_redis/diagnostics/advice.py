@@ -165,8 +165,9 @@ ADVICE: Mapping[str, Advice] = {
         "unset $MSI_ENDPOINT and $MSI_SECRET.",
     ),
     "token_bad_answer": Advice(
-        "What answered is not an identity endpoint.",
-        "Look at AUTHORITY_HOST, or at $IDENTITY_ENDPOINT.",
+        "What answered is not an identity endpoint, or the object in CREDENTIAL "
+        "returned what is no token.",
+        "Look at AUTHORITY_HOST, at $IDENTITY_ENDPOINT, or at CREDENTIAL.",
     ),
     "token_redirected": Advice(
         "What answered sends the request elsewhere: a proxy that wants a login, or no "

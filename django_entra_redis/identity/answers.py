@@ -10,7 +10,7 @@ from typing import Any
 import requests
 
 from ..exceptions import TokenRequestError
-from .token import read_time
+from .token import quote_expiry, read_time
 
 #: The content of an answer that is not JSON.
 _NOT_JSON: Any = object()
@@ -117,12 +117,11 @@ def read_token(response: requests.Response | None) -> Mapping[str, Any]:
     if answer.status >= 300 or answer.token is None:
         return {}
     stated = {name: answer.fields.get(name) for name in _EXPIRIES}
-    given = [(name, value) for name, value in stated.items() if value is not None]
-    if given and all(read_time(value) is None for _, value in given):
-        name, value = given[0]
+    said = quote_expiry(stated)
+    if said and all(read_time(value) is None for value in stated.values()):
         raise TokenRequestError(
-            "the token's expiry can't be read in the identity endpoint's answer: "
-            f"{name} is '{value}'.",
+            f"the token's expiry can't be read in the identity endpoint's answer: "
+            f"{said}.",
             code="token_expiry_unreadable",
         )
     return {"access_token": answer.token, **stated}

@@ -28,7 +28,7 @@ from .errors import RequestInfo, token_error
 from .http import MAX_BYTES, BoundedSession
 from .platforms import AZURE_ARC, SERVICE_FABRIC, Platform, find_platform
 from .redaction import redact
-from .token import SYSTEM_CLOCK, Clock, Fetch, Token, receive_token
+from .token import SYSTEM_CLOCK, Clock, Fetch, Token, receive_token, text_of
 
 Answer = Mapping[str, Any]
 
@@ -49,14 +49,19 @@ def make_fetch(identity: Identity, clock: Clock = SYSTEM_CLOCK) -> Fetch:
 
     def fetch() -> Token:
         answer = request()
-        return receive_token(
-            answer.get("access_token"),
-            clock=clock,
-            expires_in=answer.get("expires_in"),
-            expires_on=answer.get("expires_on"),
-            username=identity.username,
-            answered_at=answer.get("answered_at"),
-        )
+        try:
+            return receive_token(
+                answer.get("access_token"),
+                clock=clock,
+                expires_in=answer.get("expires_in"),
+                expires_on=answer.get("expires_on"),
+                username=identity.username,
+                answered_at=answer.get("answered_at"),
+                giver=request.giver,
+            )
+        except TokenRequestError as error:
+            text, code = request.redact(str(error)), error.code
+        raise TokenRequestError(text, code=code)
 
     return fetch
 
@@ -87,6 +92,8 @@ class _MsalIdentity(ABC):
     #: Whether it is a managed identity, whose endpoint is on this machine: requests to
     #: it must not go through a proxy.
     managed = False
+    #: Who gives the token, as errors call it.
+    giver = "The identity endpoint"
 
     def __init__(self, identity: Identity) -> None:
         self.identity = identity
@@ -124,12 +131,14 @@ class _MsalIdentity(ABC):
             self.failures = 0
             return {**answer, "answered_at": self.session.answered_at()}
         raise TokenRequestError(
-            redact(
-                str(failure), [*self.secrets(), self.last_token, *self.session.secrets]
-            ),
+            self.redact(str(failure)),
             code=self.specific_code(failure.code),
             retry_after=self.session.retry_after() or _PAUSES.get(failure.code),
         )
+
+    def redact(self, text: str) -> str:
+        """Return a text without the secrets that the endpoint might quote."""
+        return redact(text, [*self.secrets(), self.last_token, *self.session.secrets])
 
     def request_info(self) -> RequestInfo:
         """Return the request's description, to explain its failure."""
@@ -303,6 +312,9 @@ class _Application(_MsalIdentity):
 class _Credential:
     """A user's object with ``get_token(*scopes)``, such as one of azure-identity."""
 
+    giver = "CREDENTIAL"
+    redact = staticmethod(redact)
+
     def __init__(self, identity: Identity) -> None:
         self.identity = identity
         self._credential: Any = None
@@ -325,21 +337,21 @@ class _Credential:
             self._failures = 0
             return answer
         except TokenRequestError as error:
-            code, failure = error.code, str(error)
+            code, failure = error.code, text_of(error)
         except ImportError as error:
-            code, failure = "credential_import", f"can't be imported: {error}."
+            code, failure = "credential_import", f"can't be imported: {text_of(error)}."
             if (error.name or "").partition(".")[0] == "azure":
                 code = "azure_identity_missing"
                 failure += " Install the extra: django-entra-redis[azure-identity]."
         except Exception as error:
             code, failure = (
                 "credential_raised",
-                f"raised {type(error).__name__}: {error}",
+                f"raised {type(error).__name__}: {text_of(error)}",
             )
         raise TokenRequestError(f"CREDENTIAL {redact(failure)}", code=code)
 
 
-_KINDS: Mapping[str, Callable[[Identity], Callable[[], Answer]]] = {
+_KINDS: Mapping[str, Callable[[Identity], _MsalIdentity | _Credential]] = {
     "managed_identity": _ManagedIdentity,
     "service_principal": _Application,
     "workload_identity": _Application,

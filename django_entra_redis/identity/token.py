@@ -117,8 +117,11 @@ def receive_token(
     expires_on: object = None,
     username: str | None = None,
     answered_at: object = None,
+    giver: str = "The identity endpoint",
 ) -> Token:
     """Make a :class:`Token` of an identity endpoint's answer.
+
+    The text of an error may quote the answer.
 
     Parameters:
         value: the access token.
@@ -129,13 +132,19 @@ def receive_token(
         username: the Redis user name; ``None``: the token's ``oid`` claim.
         answered_at: the endpoint's time of the answer, in seconds since the epoch, if
             the answer has it.
+        giver: who gave the token, as the errors call it.
 
     Raises:
         TokenRequestError: there is no token, or it has expired or has no user name.
     """
-    # ASCII by RFC 6749, A.12. Other characters would fail when AUTH is packed.
-    if not isinstance(value, str) or not value or not value.isascii():
-        raise TokenRequestError("The identity endpoint's answer holds no access token.")
+    # Visible ASCII, as all tokens of RFC 6750 are: others would fail when AUTH is
+    # packed, or are torn out of something else.
+    if not isinstance(value, str) or not re.fullmatch("[!-~]+", value):
+        raise TokenRequestError(
+            f"{giver} gave something that is no access token: that is a text of ASCII "
+            "characters, without spaces and line breaks.",
+            code="token_bad_answer",
+        )
     claims = read_claims(value)
     if username is None:
         username = claims.get("oid")
@@ -152,8 +161,8 @@ def receive_token(
     stated = read_time(expires_in)
     if stated is not None and stated <= 0:
         raise TokenRequestError(
-            f"The identity endpoint states a life of {stated:.0f} s of the token that "
-            "it hands out (expires_in).",
+            f"{giver} states a life of {stated:.0f} s of the token that it hands out "
+            "(expires_in).",
             code="token_expired_already",
         )
     lives = [] if stated is None else [stated]
@@ -163,9 +172,10 @@ def receive_token(
     if until is not None and (until >= today + SHORTEST or not lives):
         lives.append(until - today)
     if not lives:
+        said = quote_expiry({"expires_on": expires_on, "expires_in": expires_in})
         raise TokenRequestError(
-            "The identity endpoint stated no expiry with its token, or none that can "
-            "be one, and the token has no such 'exp' claim.",
+            f"{giver} stated no expiry with its token, or none that can be one"
+            f"{said and f' ({said})'}, and the token has no such 'exp' claim.",
             code="token_expiry_unreadable",
         )
     life = min(*lives, LONGEST_LIFE)
@@ -234,6 +244,27 @@ def read_claims(value: str) -> Mapping[str, Any]:
     except (binascii.Error, ValueError, RecursionError):
         return {}
     return claims if isinstance(claims, dict) else {}
+
+
+def quote_expiry(stated: Mapping[str, object]) -> str:
+    """Return the first field that is given of those with an expiry, with its value, as
+    an error quotes them; an empty text if none is.
+
+    Parameters:
+        stated: the fields' values by their names.
+    """
+    given = ((name, value) for name, value in stated.items() if value is not None)
+    name, value = next(given, ("", None))
+    return name and f"{name} is '{text_of(value)}'"
+
+
+def text_of(value: object) -> str:
+    """Return the text of an object that is anybody's, such as an exception of a user's
+    credential, whose own method for that may raise."""
+    try:
+        return str(value)
+    except Exception as error:
+        return f"(its text can't be had: {type(error).__name__})"
 
 
 def without_tokens(text: str) -> str:

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from django.test import override_settings
@@ -54,7 +55,8 @@ def test_the_same_token_is_asked_for_a_second_apart(bench: Bench) -> None:
 def test_a_life_too_short_is_a_failure(life: float) -> None:
     """It would be over before it is used; a failure has pauses that grow."""
     clock = Clock(lambda: 5.0, lambda: NOW)
-    for stated in ({"expires_in": life}, {"expires_on": NOW + life}):
+    told: list[dict[str, Any]] = [{"expires_in": life}, {"expires_on": NOW + life}]
+    for stated in told:
         with pytest.raises(TokenRequestError, match="too short to be used") as info:
             receive_token("x", clock=clock, username="u", **stated)
         assert info.value.code == "token_expired_already"
@@ -75,7 +77,7 @@ def test_a_wall_clock_that_is_ahead_by_the_token_s_life(ahead: float) -> None:
 def test_no_life_is_beyond_the_calendar(bench: Bench, key: str, stated: float) -> None:
     """The status tells of any, and so does what is made of it."""
     clock = bench.renewal.clock
-    given = {key: stated}
+    given: dict[str, Any] = {key: stated}
     if stated > 1e12:  # No time at all.
         given = {"expires_in": 3600.0, "expires_on": clock.wall() + 3600.0, **given}
     token = receive_token("x", clock=clock, username="u", **given)

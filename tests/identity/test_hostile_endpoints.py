@@ -132,6 +132,19 @@ def test_no_token_is_taken_from_a_refusal(
     assert (error.code == "token_endpoint_failing") is passing
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("value", ["sésame", "a b", "a\r\nAUTH x y", " ", "\0"])
+def test_what_can_not_be_sent_is_no_token(
+    kind: str, value: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """No command can be smuggled in with a token, and none fails when it is packed."""
+    speak = says(give({**TOKEN, "access_token": value}))
+    with endpoint(kind, speak, monkeypatch, tmp_path) as (_, fetch):
+        error = failure(fetch)
+    assert error.code == "token_bad_answer"
+    assert "is no access token" in str(error)
+
+
 def test_token_in_a_refusal_is_a_failure(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -694,6 +694,49 @@ def test_broken_credential(host: Host, given: Any, text: str, code: str) -> None
     assert error.code == f"credential_{code}"
 
 
+class Wordless(Exception):  # noqa: N818 - the name is told
+    """An exception whose text can't be had."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("hush")
+
+
+class WordlessImportError(Wordless, ImportError):
+    """Another one."""
+
+
+class WordlessTokenError(Wordless, TokenRequestError):
+    """A third one."""
+
+
+@pytest.mark.parametrize(
+    ("error", "said", "code"),
+    [
+        (Wordless(), "raised Wordless: (", "credential_raised"),
+        (WordlessImportError(), "can't be imported: (", "credential_import"),
+        (WordlessTokenError("x"), "(its text", "token_failed"),
+    ],
+)
+def test_error_of_a_credential_without_a_text(
+    host: Host, error: Exception, said: str, code: str
+) -> None:
+    """The class that is told is its own, not that of what its text raises."""
+    told = failure(host.fetch(CREDENTIAL=Broken(error)))
+    assert str(told).startswith(f"CREDENTIAL {said}")
+    assert "its text can't be had: RuntimeError)" in str(told)
+    assert told.code == code
+
+
+@pytest.mark.parametrize("value", [None, b"bytes", "", "sésame", "a b", "a\r\nb"])
+def test_token_of_a_credential_that_is_none(host: Host, value: Any) -> None:
+    """The setting is named, and no identity endpoint; nor is the value shown."""
+    fetch = host.fetch(CREDENTIAL=Broken(AccessToken(value, 2**31)), USERNAME="me")
+    error = failure(fetch)
+    assert error.code == "token_bad_answer"
+    assert str(error).startswith("CREDENTIAL gave something that is no access token")
+    assert "sés" not in str(error)
+
+
 class Aio:
     """A credential such as azure.identity.aio's."""
 
@@ -1223,6 +1266,16 @@ def test_entra_without_an_expiry(host: Host) -> None:
     replace_answers(host, lambda _: {"access_token": value})
     token = host.secret()()
     assert (token.value, 50.0 < token.life < 70.0) == (value, True)
+
+
+@pytest.mark.parametrize("name", ["expires_in", "expires_on"])
+def test_expiry_of_entra_that_can_not_be_read(host: Host, name: str) -> None:
+    """It is told with the field, as of a managed identity, and with no secret."""
+    said = f"2026-11-29T12:00:00Z\n{host.emulator.application.secret}"
+    replace_answers(host, lambda _: {"access_token": "opaque", name: said})
+    error = failure(host.secret(USERNAME="me"))
+    assert error.code == "token_expiry_unreadable"
+    assert f"({name} is '2026-11-29T12:00:00Z ***')" in str(error)
 
 
 MALFORMED = [

@@ -157,11 +157,26 @@ def test_user_name_of_the_settings(hands: Hands) -> None:
     assert (token.username, token.claims["oid"]) == ("me", OID)
 
 
-@pytest.mark.parametrize("value", [None, "", b"bytes", 5, ["list"], "tökèn", "\ud800"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(None, "", b"bytes", 5, ["list"], "tökèn", "\ud800"),
+        *("a b", " a", "a\n", "a\r\nb", "a\tb", "a\0b", "a\x7f", "\ufeffa", " "),
+    ],
+)
 def test_no_token_in_the_answer(hands: Hands, value: object) -> None:
-    """Something that no token can be is told, not sent to Redis."""
-    with pytest.raises(TokenRequestError, match="holds no access token"):
-        receive_token(value, clock=hands.clock, expires_in=60, username="me")
+    """Something that no token can be is told, with its giver, and not sent to Redis."""
+    for giver in ("The identity endpoint", "CREDENTIAL"):
+        said = f"^{giver} gave something that is no access token"
+        with pytest.raises(TokenRequestError, match=said) as caught:
+            receive_token(
+                value,
+                clock=hands.clock,
+                expires_in=60,
+                username="me",
+                giver=giver,
+            )
+        assert caught.value.code == "token_bad_answer"
 
 
 @pytest.mark.parametrize(
@@ -216,8 +231,21 @@ def test_date_that_is_none(hands: Hands, date: Any, there: Any) -> None:
                 answered_at=there,
             )
         assert caught.value.code == "token_expiry_unreadable"
+        assert (stated is None) is ("expires_on" not in str(caught.value))
     told = make_jwt({"oid": OID, "exp": TODAY + 40})
     assert receive_token(told, clock=hands.clock, expires_on=date).life == 40
+
+
+def test_date_in_words(hands: Hands) -> None:
+    """The field that can't be read is told with its value, by whoever gave it."""
+    with pytest.raises(TokenRequestError) as caught:
+        receive_token("t", clock=hands.clock, username="me", expires_in="noon")
+    assert str(caught.value).startswith("The identity endpoint stated no expiry")
+    assert "(expires_in is 'noon')" in str(caught.value)
+    with pytest.raises(TokenRequestError) as caught:
+        receive_token("t", clock=hands.clock, username="me", giver="CREDENTIAL")
+    assert str(caught.value).startswith("CREDENTIAL stated no expiry with its token, ")
+    assert "or none that can be one, and" in str(caught.value)
 
 
 @pytest.mark.parametrize(
