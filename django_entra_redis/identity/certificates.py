@@ -1,6 +1,7 @@
 """Client certificates: a file's private key, its certificate, and that one's chain."""
 
 import base64
+import codecs
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509 import Certificate, load_pem_x509_certificates
 
 _BASE64 = re.compile(rb"[A-Za-z0-9+/\s]+[=\s]*")
+_PEM_CERTIFICATE = re.compile(rb"-----BEGIN (?:X509 )?CERTIFICATE-----")
 _PEM_KEY = re.compile(
     rb"-----BEGIN (?P<name>[A-Z ]*PRIVATE KEY)-----.*?-----END (?P=name)-----",
     re.DOTALL,
@@ -64,20 +66,49 @@ def read_certificate(content: bytes, password: str | None) -> ClientCertificate:
     Raises:
         ValueError: the file can't be used; the text has the reason.
     """
-    key, certificates = _load(content, password.encode() if password else None)
-    own = [certificate for certificate in certificates if _is_of(certificate, key)]
+    keys, certificates = _load(content, password.encode() if password else None)
+    if not keys or not certificates:
+        raise ValueError("it holds no private key with its certificate")
+    fitting = [key for key in keys if isinstance(key, RSAPrivateKey)]
+    if not fitting:
+        kind = type(keys[0]).__name__.removeprefix("_").removesuffix("PrivateKey")
+        raise ValueError(
+            f"its key is of another kind ({kind}): it should be an RSA key"
+        )
+    # Several, if one was renewed, perhaps with the same key.
+    own = {one: key for key in fitting for one in certificates if _is_of(one, key)}
     if not own:
         raise ValueError("none of its certificates is the private key's")
-    # Several, if it was renewed with the same key.
-    certificate = max(own, key=lambda one: one.not_valid_after_utc)
-    return ClientCertificate(key, certificate, tuple(_chain(certificate, certificates)))
+    certificate = _in_force(own, datetime.now(UTC))
+    chain = tuple(_chain(certificate, certificates))
+    return ClientCertificate(own[certificate], certificate, chain)
+
+
+def _in_force(certificates: Iterable[Certificate], now: datetime) -> Certificate:
+    """Return the certificate to use: one that is valid now, and for longest."""
+
+    def rank(one: Certificate) -> tuple[bool, datetime]:
+        end = one.not_valid_after_utc
+        return one.not_valid_before_utc <= now <= end, end
+
+    return max(certificates, key=rank)
 
 
 def _load(
     content: bytes, password: bytes | None
-) -> tuple[RSAPrivateKey, Sequence[Certificate]]:
-    """Return the private key and all certificates of a file."""
-    key: Any
+) -> tuple[Sequence[Any], Sequence[Certificate]]:
+    """Return the private keys and all certificates of a file.
+
+    Raises:
+        ValueError: the file, or its only key, can't be read.
+    """
+    content = content.removeprefix(codecs.BOM_UTF8)
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise ValueError(
+            "it is text in UTF-16, as PowerShell's '>' writes it: write it as ASCII"
+        )
+    if not content.strip():
+        raise ValueError("it is empty")
     try:
         if _BASE64.fullmatch(content):
             # Key Vault returns a PFX file as the base64 text of a secret
@@ -88,23 +119,40 @@ def _load(
                 content, password
             )
             certificates = [*filter(None, [certificate]), *others]
-        else:
-            # Only the key is handed on: some releases of cryptography fail on other
-            # parts of the file, such as the parameters of an elliptic curve.
-            found = _PEM_KEY.search(content)
-            key = load_pem_private_key(found[0], password) if found else None
-            certificates = load_pem_x509_certificates(content)
-    except (TypeError, UnsupportedAlgorithm) as error:
-        # TypeError: a password without an encrypted key, or the reverse.
-        raise ValueError(error) from None
-    if key is None or not certificates:
-        raise ValueError("it holds no private key with its certificate")
-    if not isinstance(key, RSAPrivateKey):
-        kind = type(key).__name__.removeprefix("_").removesuffix("PrivateKey")
+            return [*filter(None, [key])], certificates
+    except (TypeError, ValueError, UnsupportedAlgorithm) as error:
         raise ValueError(
-            f"its key is of another kind ({kind}): it should be an RSA key"
+            f"it is no PEM file, and can't be read as a PFX file ({error})"
+        ) from None
+    keys, failures = [], []
+    for found in _PEM_KEY.finditer(content):
+        try:
+            keys.append(_load_key(found, password))
+        except (TypeError, ValueError, UnsupportedAlgorithm) as error:
+            # TypeError: a password without an encrypted key, or the reverse.
+            failures.append(str(error))
+    if failures and not keys:
+        raise ValueError(failures[0])
+    if not _PEM_CERTIFICATE.search(content):
+        return keys, []
+    try:
+        return keys, load_pem_x509_certificates(content)
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise ValueError(f"a certificate in it can't be read ({error})") from None
+
+
+def _load_key(found: re.Match[bytes], password: bytes | None) -> Any:
+    """Return a private key of a PEM file.
+
+    Only the key is handed on: some releases of cryptography fail on other parts of the
+    file, such as the parameters of an elliptic curve.
+    """
+    if found["name"] == b"OPENSSH PRIVATE KEY":
+        raise ValueError(
+            "its private key is in OpenSSH's own format: 'ssh-keygen -p -m PKCS8 -f "
+            "KEY' converts a file with the key alone"
         )
-    return key, certificates
+    return load_pem_private_key(found[0], password)
 
 
 def _chain(

@@ -3,6 +3,8 @@
 import base64
 import functools
 import random
+import re
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -35,9 +37,14 @@ def rsa_key(name: str) -> rsa.RSAPrivateKey:
 
 
 def certify(
-    subject: str, key: Any, issuer: str, issuer_key: Any, days: float = 1
+    subject: str,
+    key: Any,
+    issuer: str,
+    issuer_key: Any,
+    days: float = 1,
+    start: float = -100,
 ) -> x509.Certificate:
-    """Return a certificate that is valid for so many days."""
+    """Return a certificate that is valid for so many days, from a day on."""
     now = datetime.now(UTC)
     names = [
         x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
@@ -50,7 +57,7 @@ def certify(
         .issuer_name(names[1])
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=100))
+        .not_valid_before(now + timedelta(days=start))
         .not_valid_after(now + timedelta(days=days))
         .sign(issuer_key, None if elliptic else hashes.SHA256())
     )
@@ -127,6 +134,91 @@ def test_certificate_that_was_renewed_with_the_same_key(newest: int) -> None:
     assert list(read.chain) == [renewed[newest], chain()[1]]
 
 
+@pytest.mark.parametrize("swapped", [False, True])
+@pytest.mark.parametrize(
+    ("valid", "other"),
+    [
+        # Not valid yet, or no longer; of two that are valid, the one for longest.
+        ((-100, 1), (1, 400)),
+        ((-100, 1), (-400, -100)),
+        ((-100, 9), (-1, 1)),
+        # None is: it may become so, by a clock that is set right.
+        ((1, 400), (-400, -1)),
+    ],
+)
+def test_certificate_that_is_valid_now(
+    valid: tuple[float, float], other: tuple[float, float], swapped: bool
+) -> None:
+    """It is taken, and none that will be only later."""
+    key = rsa_key("leaf")
+    right, wrong = (
+        certify("leaf", key, "leaf", key, end, start) for start, end in (valid, other)
+    )
+    content = pem(
+        *((wrong, right) if swapped else (right, wrong)),
+        key,
+        encryption=NoEncryption(),
+        form=PrivateFormat.PKCS8,
+    )
+    assert read_certificate(content, None).certificate == right
+
+
+@pytest.mark.parametrize("first", ["other RSA key", "elliptic key", "OpenSSH's"])
+def test_any_of_several_keys(first: str) -> None:
+    """The one counts whose certificate is there, wherever it stands."""
+    own: dict[str, Any] = {"encryption": NoEncryption(), "form": PrivateFormat.PKCS8}
+    others = {
+        "other RSA key": pem(rsa_key("other one"), **own),
+        "elliptic key": pem(KEYS["P-256"](), **own),
+        "OpenSSH's": pem(
+            rsa_key("leaf"), encryption=NoEncryption(), form=PrivateFormat.OpenSSH
+        ),
+    }
+    content = others[first] + pem(rsa_key("leaf"), chain()[0], **own)
+    read = read_certificate(content, None)
+    assert read.certificate == chain()[0]
+    assert read.key.private_numbers() == rsa_key("leaf").private_numbers()
+
+
+def whole(form: PrivateFormat = PrivateFormat.PKCS8) -> bytes:
+    """Return a PEM file of a key and its certificate."""
+    parts = rsa_key("leaf"), chain()[0]
+    return pem(*parts, encryption=NoEncryption(), form=form)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (lambda: whole(PrivateFormat.OpenSSH), "'ssh-keygen -p -m PKCS8 -f KEY'"),
+        (lambda: whole().decode().encode("utf-16"), "text in UTF-16"),
+        (lambda: b"\xfe\xff" + whole().decode().encode("utf-16-be"), "in UTF-16"),
+        (lambda: b"", "it is empty"),
+        (lambda: b"\xef\xbb\xbf\r\n", "it is empty"),
+        (lambda: b"a\0b", "it is no PEM file, and can't be read as a PFX file"),
+        (lambda: b"AAAAA", "it is no PEM file, and can't be read as a PFX file"),
+        (
+            lambda: pem(
+                rsa_key("leaf"), encryption=NoEncryption(), form=PrivateFormat.PKCS8
+            ),
+            "no private key with its certificate",
+        ),
+        (lambda: whole().replace(b"PRIVATE KEY", b"KEY"), "no private key with"),
+        (
+            lambda: whole().replace(b"CERTIFICATE-----\nMII", b"CERTIFICATE-----\nAAA"),
+            "a certificate in it can't be read",
+        ),
+        (
+            lambda: whole().replace(b"CERTIFICATE", b"CERTIFICATE REQUEST"),
+            "no private key with its certificate",
+        ),
+    ],
+)
+def test_file_of_another_kind(content: Callable[[], bytes], said: str) -> None:
+    """It is told what it is."""
+    with pytest.raises(ValueError, match=re.escape(said)):
+        read_certificate(content(), None)
+
+
 @pytest.mark.parametrize("encryption", [NoEncryption(), ENCRYPTED])
 @pytest.mark.parametrize("above", [0, 1, 3])
 def test_pfx(above: int, encryption: KeySerializationEncryption) -> None:
@@ -150,7 +242,9 @@ def test_pfx_as_text(encode: Any, ending: bytes) -> None:
     content = pkcs12.serialize_key_and_certificates(
         b"name", rsa_key("leaf"), leaf, others, NoEncryption()
     )
-    assert read_certificate(encode(content) + ending, None).certificate == leaf
+    for mark in (b"", b"\xef\xbb\xbf"):
+        text = mark + encode(content) + ending
+        assert read_certificate(text, None).certificate == leaf
 
 
 def test_neighbour_of_an_unknown_kind() -> None:
