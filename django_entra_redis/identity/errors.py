@@ -20,7 +20,7 @@ from ..exceptions import TokenRequestError
 from .answers import Answer, read_answer
 from .entra_codes import code_of
 from .platforms import Platform, find_incomplete
-from .trust import unusable_directory, unusable_file
+from .trust import is_special, unusable_directory, unusable_file
 
 #: All three match where an endpoint says that this machine has no such managed
 #: identity: "no", "identity", "found". IMDS, App Service (Azure/azure-cli#20196),
@@ -186,9 +186,25 @@ def _unreadable_key(what: str) -> TokenRequestError:
     )
 
 
+def endless_bundle() -> TokenRequestError | None:
+    """Return the error of a file of trusted certificates whose reading might never end,
+    else None.
+
+    OpenSSL waits for a pipe's writer, and reads a device without end.
+    """
+    variable = _bundle_variable()
+    if variable is None or not is_special(os.environ[variable]):
+        return None
+    return _unusable_bundle()
+
+
+def _bundle_variable() -> str | None:
+    return next((name for name in _BUNDLES if os.environ.get(name)), None)
+
+
 def _unusable_bundle() -> TokenRequestError | None:
     """Return the error of an unusable file of trusted certificates, else None."""
-    variable = next((name for name in _BUNDLES if os.environ.get(name)), None)
+    variable = _bundle_variable()
     if variable is None:
         return None
     path = os.environ[variable]

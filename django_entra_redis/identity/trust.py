@@ -10,6 +10,16 @@ import stat
 _HASHED = re.compile(r"[0-9a-f]{8}\.[0-9]+")
 
 
+def is_special(path: str) -> bool:
+    """Whether a path leads to a pipe, a device or a socket, whose reading might never
+    end."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
 def unusable_file(path: str) -> str | None:
     """Return why a file of trusted certificates can't be used, if it can't."""
     try:

@@ -1464,6 +1464,22 @@ def test_bundle_that_is_not_there(host: Host) -> None:
     host.fetch(KIND="managed_identity")()
 
 
+@pytest.mark.parametrize("variable", ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"])
+@pytest.mark.parametrize("name", ["pipe", "/dev/zero"])
+def test_bundle_without_an_end(
+    host: Host, tmp_path: Path, variable: str, name: str
+) -> None:
+    """Nobody waits for a pipe's writer, nor reads a device."""
+    os.mkfifo(tmp_path / "pipe")
+    fetch = host.secret()
+    host.monkeypatch.delenv("REQUESTS_CA_BUNDLE")
+    host.monkeypatch.setenv(variable, str(tmp_path / name))
+    error = failure(fetch)
+    assert error.code == "token_ca_bundle"
+    assert f"${variable} names '{tmp_path / name}'" in str(error)
+    assert "it is not a regular file" in str(error)
+
+
 def test_proxy_of_an_identity_binding(host: Host) -> None:
     """azure-identity's credential asks the cluster's proxy, and nobody else."""
     identity: Any = pytest.importorskip("azure.identity")
