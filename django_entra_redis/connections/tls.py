@@ -1,11 +1,14 @@
 """TLS: the SSL context and the session that connections to one server share."""
 
 import asyncio
+import errno
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from redis.connection import SSLConnection
+
+from ..identity.trust import FILE_OPTIONS, is_special, unusable_tls_file
 
 if TYPE_CHECKING:
     import socket
@@ -68,6 +71,7 @@ class SharedTlsConnection(SSLConnection):
     def __init__(self, *, tls: SharedTls, **kwargs: Any) -> None:
         self._tls = tls
         self._socket: ssl.SSLSocket | None = None
+        self._files = {key: kwargs[key] for key in FILE_OPTIONS if kwargs.get(key)}
         super().__init__(**kwargs)
 
     def _connect(self) -> Any:
@@ -121,7 +125,17 @@ class SharedTlsConnection(SSLConnection):
         # For the first connection, redis-py builds the context from the options.
         address, self.host = self.host, name
         try:
+            if any(map(is_special, self._files.values())):
+                # OpenSSL waits for a pipe's writer, beyond all timeouts.
+                raise OSError(errno.EINVAL, "it is not a regular file")
             wrapped: ssl.SSLSocket = super()._wrap_socket_with_ssl(sock)
+        except OSError as error:
+            # OpenSSL does not say which file it can't use.
+            network = isinstance(error, ConnectionError | TimeoutError)
+            why = None if network else unusable_tls_file(self._files)
+            if why is None:
+                raise
+            raise OSError(error.errno, why) from error
         finally:
             self.host = address
         # Atomic: the first thread's context stays. Sessions belong to one context.

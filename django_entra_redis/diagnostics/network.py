@@ -1,7 +1,6 @@
 """Checks of a server by the network: its name, its port, its TLS."""
 
 import contextlib
-import os
 import socket
 import ssl
 import time
@@ -13,7 +12,7 @@ from typing import Any
 from redis.connection import SSLConnection, UnixDomainSocketConnection
 from redis.exceptions import RedisError
 
-from ..identity.trust import unusable_directory, unusable_file
+from ..identity.trust import unusable_tls_file
 from .runner import StepError
 
 #: Failure codes by OpenSSL's errors of certificates (X509_V_ERR_..., "x509_vfy.h").
@@ -226,46 +225,10 @@ class ProbedServer:
         else:
             code = "tls_failed"
         if code in ("tls_untrusted", "tls_failed"):
-            unusable = _unusable_file(self.pool.connection_kwargs)
+            unusable = unusable_tls_file(self.pool.connection_kwargs)
             if unusable is not None:
                 code, text = "tls_file_unreadable", unusable
         return StepError(code, text)
-
-
-def _unusable_file(options: Mapping[str, Any]) -> str | None:
-    """Return which of the files for TLS can't be used, and why, if one can't.
-
-    Parameters:
-        options: the pool's options.
-    """
-    named = {
-        f"OPTIONS['{name}']": (options.get(name), unusable)
-        for name, unusable in (
-            ("ssl_ca_certs", unusable_file),
-            ("ssl_ca_path", unusable_directory),
-            ("ssl_certfile", _unreadable),
-            ("ssl_keyfile", _unreadable),
-        )
-    }
-    if not options.keys() & {"ssl_ca_certs", "ssl_ca_path"}:
-        # OpenSSL ignores these variables if it can't use what they name.
-        file, directory = map(os.environ.get, ("SSL_CERT_FILE", "SSL_CERT_DIR"))
-        named["$SSL_CERT_FILE"] = file, unusable_file
-        named["$SSL_CERT_DIR"] = None if file else directory, unusable_directory
-    for name, (path, unusable) in named.items():
-        why = None if path is None else unusable(path)
-        if why is not None:
-            return f"{name} names '{path}', which can't be used: {why}."
-    return None
-
-
-def _unreadable(path: str) -> str | None:
-    """Return why a file can't be read, if it can't."""
-    try:
-        with open(path, "rb"):
-            return None
-    except OSError as error:
-        return error.strerror
 
 
 def _describe(sock: ssl.SSLSocket) -> str:

@@ -186,16 +186,17 @@ def _unreadable_key(what: str) -> TokenRequestError:
     )
 
 
-def endless_bundle() -> TokenRequestError | None:
-    """Return the error of a file of trusted certificates whose reading might never end,
-    else None.
+def check_bundle() -> None:
+    """Refuse a file of trusted certificates whose reading might never end.
 
     OpenSSL waits for a pipe's writer, and reads a device without end.
+
+    Raises:
+        TokenRequestError: it is such a file.
     """
     variable = _bundle_variable()
-    if variable is None or not is_special(os.environ[variable]):
-        return None
-    return _unusable_bundle()
+    if variable is not None and is_special(os.environ[variable]):
+        raise _bundle_error(variable, "it is not a regular file")
 
 
 def _bundle_variable() -> str | None:
@@ -211,8 +212,12 @@ def _unusable_bundle() -> TokenRequestError | None:
     why = unusable_directory(path) if os.path.isdir(path) else unusable_file(path)
     if why is None:
         return None
+    return _bundle_error(variable, why)
+
+
+def _bundle_error(variable: str, why: str) -> TokenRequestError:
     return TokenRequestError(
-        f"${variable} names '{path}', which can't be used: {why}.",
+        f"${variable} names '{os.environ[variable]}', which can't be used: {why}.",
         code="token_ca_bundle",
     )
 

@@ -24,7 +24,7 @@ from ..exceptions import TokenRequestError
 from . import service_fabric
 from .answers import read_token
 from .certificates import read_certificate
-from .errors import RequestInfo, endless_bundle, token_error
+from .errors import RequestInfo, check_bundle, token_error
 from .http import MAX_BYTES, BoundedSession
 from .platforms import AZURE_ARC, SERVICE_FABRIC, Platform, find_platform
 from .redaction import redact
@@ -240,9 +240,7 @@ class _Application(_MsalIdentity):
         self._certificate = b""
 
     def acquire(self) -> Answer:
-        endless = endless_bundle()
-        if endless is not None:
-            raise endless
+        check_bundle()
         path = self.identity.client_certificate
         if path is not None:
             content = _read(path, "CLIENT_CERTIFICATE")

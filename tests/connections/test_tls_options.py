@@ -1,6 +1,7 @@
 """Options of TLS: each is seen to do what it says, in threads and in event loops."""
 
 import hashlib
+import os
 import ssl
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -106,6 +107,47 @@ def test_ca_certs(place: Place) -> None:
     assert not place.works(ssl_ca_path=str(folder))
     (folder / hashed_name(place.authority.pem)).write_bytes(place.authority.pem)
     assert place.works(ssl_ca_path=str(folder))
+
+
+@pytest.mark.parametrize(
+    ("option", "content", "why"),
+    [
+        *(
+            (option, None, "No such file or directory")
+            for option in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
+        ),
+        ("ssl_ca_certs", "x", "it holds no certificate in PEM form"),
+        ("ssl_certfile", "x", "it holds no certificate in PEM form"),
+        ("ssl_keyfile", "x", "it holds no private key in PEM form"),
+        # Nobody writes into it.
+        ("ssl_ca_certs", os.mkfifo, "it is not a regular file"),
+        ("ssl_certfile", os.mkfifo, "it is not a regular file"),
+        ("ssl_keyfile", os.mkfifo, "it is not a regular file"),
+    ],
+)
+def test_file_that_can_not_be_used(
+    place: Place, option: str, content: Any, why: str
+) -> None:
+    """The option is named, since OpenSSL names neither it nor the file."""
+    path = place.folder / "unusable"
+    if isinstance(content, str):
+        path.write_text(content)
+    elif content is not None:
+        content(path)
+    files = {"ssl_ca_certs": place.ca_file}
+    if option == "ssl_keyfile":
+        (place.folder / "own.pem").write_bytes(cached_client_certificate().pem)
+        files["ssl_certfile"] = str(place.folder / "own.pem")
+    url = f"rediss://localhost:{place.server.server_address[1]}"
+    options = {**files, option: str(path)}
+    cache = make_cache(url, identity=None, retry=None, **options)
+    try:
+        with pytest.raises(redis.ConnectionError) as caught:
+            place.use(cache, ("get", "key"))
+    finally:
+        registry.reset()
+    told = f"OPTIONS['{option}'] names '{path}', which can't be used: {why}."
+    assert told in str(caught.value)
 
 
 def hashed_name(pem: bytes) -> str:
