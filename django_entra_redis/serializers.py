@@ -7,11 +7,9 @@ pleases, though, so that the safe serializers read those of plain data alone.
 """
 
 import json
-import os
 import pickle
 import re
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 from typing import Any, Protocol
 
@@ -107,9 +105,12 @@ class MsgPackSerializer:
     ``msgpack``)."""
 
     def __init__(self) -> None:
-        msgpack = _msgpack()
+        # Imported where it is chosen, or where a value tells of it.
+        from .messagepack import guarded, load_msgpack
+
+        msgpack = load_msgpack()
         self._pack = msgpack.packb
-        self._unpack: Unpack = _guarded(msgpack)
+        self._unpack: Unpack = guarded(msgpack)
 
     def dumps(self, obj: Any) -> Any:
         """Return MessagePack, or a number that Redis can count with.
@@ -139,8 +140,10 @@ class OrMsgPackSerializer(MsgPackSerializer):
     """
 
     def __init__(self) -> None:
-        ormsgpack = _ormsgpack()
-        # Of what it would make text, it asks _as_plain() instead.
+        from .messagepack import as_plain, load_ormsgpack, unpack_by_ormsgpack
+
+        ormsgpack = load_ormsgpack()
+        # Of what it would make text, it asks as_plain() instead.
         options = (
             ormsgpack.OPT_NON_STR_KEYS
             | ormsgpack.OPT_PASSTHROUGH_DATACLASS
@@ -148,8 +151,8 @@ class OrMsgPackSerializer(MsgPackSerializer):
             | ormsgpack.OPT_PASSTHROUGH_ENUM
             | ormsgpack.OPT_PASSTHROUGH_UUID
         )
-        self._pack = partial(ormsgpack.packb, default=_as_plain, option=options)
-        self._unpack = partial(_unpack_by_ormsgpack, ormsgpack)
+        self._pack = partial(ormsgpack.packb, default=as_plain, option=options)
+        self._unpack = partial(unpack_by_ormsgpack, ormsgpack)
 
 
 class _CompressedValueError(UnreadableValueError):
@@ -406,7 +409,7 @@ def _read(data: bytes, unpickle: Unpickle, unpack: Unpack | None = None) -> Any:
                 return unpickle(data)  # those of protocol 0 and 1
         if first == b"\x80" and len(data) > 1:
             return unpickle(data)
-        return (unpack or _unpack())(data)
+        return (unpack or _make_unpack())(data)
     except EntraRedisError:
         raise
     except Exception as error:
@@ -418,117 +421,10 @@ def _read(data: bytes, unpickle: Unpickle, unpack: Unpack | None = None) -> Any:
     )
 
 
-def _unpack() -> Unpack:
-    """Return a reader of MessagePack for the other serializers: of plain data alone.
+def _make_unpack() -> Unpack:
+    from .messagepack import make_unpack
 
-    Raises:
-        MissingExtraError: there is none.
-    """
-    try:
-        # As ormsgpack does it, no extension types: they would be objects of msgpack's.
-        return _guarded(_msgpack(), ext_hook=_refuse_extension, timestamp=_AS_DATETIME)
-    except MissingExtraError:
-        with suppress(MissingExtraError):
-            return partial(_unpack_by_ormsgpack, _ormsgpack())
-        raise
-
-
-def _guarded(msgpack: Any, **options: Any) -> Unpack:
-    """Return a reader of MessagePack that no keys of one hash hold up.
-
-    Whoever writes a timestamp can choose its hash, so that each is compared with all
-    others. Nothing else that has such a hash comes as a key: arrays come as lists.
-
-    Parameters:
-        options: more of msgpack's.
-    """
-    unpack = partial(msgpack.unpackb, strict_map_key=False, **options)
-    # What has no extension types is read in half the time without a look at its keys.
-    without = partial(unpack, max_ext_len=0)
-    looking = partial(unpack, object_pairs_hook=_dict_of_unlike)
-
-    def read(data: bytes) -> Any:
-        try:
-            return without(data)
-        except ValueError:
-            return looking(data)
-
-    return read
-
-
-def _dict_of_unlike(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
-    """Return a dictionary, unless too many of its keys have the same hash."""
-    from .plain_pickles import unlike
-
-    unlike([key for key, _ in pairs])
-    return dict(pairs)
-
-
-#: What msgpack makes of a timestamp, by its own numbers.
-_AS_DATETIME = 3
-
-
-def _refuse_extension(code: int, data: bytes) -> Any:
-    raise ValueError(f"extension type {code}")
-
-
-#: Put behind the value that is read: ormsgpack ignores what follows a value. Nobody can
-#: have written it, since each process has another one.
-_END = os.urandom(16)
-
-
-def _unpack_by_ormsgpack(ormsgpack: Any, data: bytes) -> Any:
-    """Return the value of MessagePack.
-
-    Raises:
-        ValueError: it is none, or something follows it.
-    """
-    # An array of two: the value, and sixteen bytes.
-    pair = b"\x92%b\xc4\x10%b" % (data, _END)
-    value, end = ormsgpack.unpackb(pair, option=ormsgpack.OPT_NON_STR_KEYS)
-    if end != _END:
-        raise ValueError("Something follows the value.")
-    return value
-
-
-def _as_plain(value: Any) -> Any:
-    """Return what msgpack takes a value of a subclass for.
-
-    Raises:
-        TypeError: it is of none of the types that MessagePack knows.
-    """
-    for kind, plain in _PLAIN.items():
-        if isinstance(value, kind):
-            return plain(value)
-    raise TypeError
-
-
-#: By type what makes a value of its subclasses plain, whatever these override.
-_PLAIN: Mapping[type, Callable[[Any], Any]] = {
-    int: int.__int__,
-    float: float.__float__,
-    str: str.__str__,
-    bytes: bytes.__bytes__,
-    tuple: list,
-}
-
-
-def _ormsgpack() -> Any:
-    try:
-        # Optional, as msgpack is.
-        import ormsgpack
-    except ImportError:
-        raise MissingExtraError("ormsgpack") from None
-    return ormsgpack
-
-
-def _msgpack() -> Any:
-    try:
-        # Optional: imported when it is chosen, or when a value tells of it.
-        import msgpack
-    except ImportError:
-        raise MissingExtraError("msgpack") from None
-    return msgpack
+    return make_unpack()
 
 
 def _unpickle_plain(data: bytes) -> Any:

@@ -32,6 +32,7 @@ VALUES = {
     "_fork",
     "compressors",
     "exceptions",
+    "messagepack",
     "plain_pickles",
     "serializers",
     "signals",
@@ -90,6 +91,8 @@ LAZY = {
     ("cache.django_redis", "clients.client_side_cache"),
     ("cache.django_redis", "cache.locks"),
     ("credentials.provider", "identity.kinds"),
+    ("messagepack", "plain_pickles"),
+    ("serializers", "messagepack"),
     ("serializers", "plain_pickles"),
 }
 
