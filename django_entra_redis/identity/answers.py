@@ -19,6 +19,9 @@ _NOT_JSON: Any = object()
 _PAGE = re.compile(r"[\s\ufeff]*<")
 #: Characters of no text.
 _BINARY = re.compile(r"[\x00-\x08\x0e-\x1f]")
+#: Characters of an error's text that are read: a sentence has fewer, and what searches
+#: the text may take time with the square of its length.
+MAX_WORDS = 1000
 #: The names of the fields with a token's expiry.
 _EXPIRIES = ("expires_on", "expires_in")
 
@@ -96,7 +99,7 @@ def read_answer(response: requests.Response) -> Answer:
     return Answer(
         content=content,
         status=status,
-        words=lines[0].strip().rstrip(": ") if lines else "",
+        words=lines[0].strip()[:MAX_WORDS].rstrip(": ") if lines else "",
         error=str(error),
         numbers=tuple(dict.fromkeys([*_numbers(fields.get("error_codes")), *found])),
         is_page=is_page,

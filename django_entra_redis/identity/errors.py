@@ -33,7 +33,8 @@ _MISSING = tuple(
         r"found\b|\b(assigned|associated|attached|configured|enabled|exists?|load(ed)?)\b",
     )
 )
-#: What they say where the machine has several identities, and none was named.
+#: What they say where the machine has several identities, and none was named. The time
+#: that it takes is in proportion to the square of the text's length, which is bounded.
 _SEVERAL = re.compile(r"\b(multiple|several|more than one)\b.*identit", re.IGNORECASE)
 #: Statuses by which the same request may succeed later, besides the 5xx: Request
 #: Timeout, Misdirected Request, Locked, Too Early, Too Many Requests (RFC 9110, 4918,

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from django_entra_redis.diagnostics.advice import ADVICE
 from django_entra_redis.exceptions import TokenRequestError
+from django_entra_redis.identity import errors
 from django_entra_redis.identity.errors import RequestInfo, token_error
 from django_entra_redis.identity.platforms import (
     APP_SERVICE,
@@ -163,6 +165,29 @@ FORMS: dict[str, Callable[[int, str], Any]] = {
     "problem": lambda status, words: {"title": "Bad Request", "detail": words},
     "string": lambda status, words: words,
 }
+
+
+@pytest.mark.parametrize("form", [*FORMS, "text"])
+@pytest.mark.parametrize(
+    "words",
+    ["multiple ", "more than one ", "no ", "identity ", "found ", "AADSTS1 ", "a", "<"],
+)
+def test_long_words(form: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No pattern gets more of them than a sentence has: none could freeze a process,
+    in which no other thread runs while one is matched."""
+    text = words * (10**6 // len(words))
+    body = text if form == "text" else FORMS[form](400, text)
+    asked: list[int] = []
+
+    def search(text: str) -> None:
+        asked.append(len(text))
+
+    pattern = SimpleNamespace(search=search)
+    monkeypatch.setattr(errors, "_SEVERAL", pattern)
+    monkeypatch.setattr(errors, "_MISSING", (pattern,))
+    failure = explained({}, response(400, body), VIRTUAL_MACHINE)
+    assert len(str(failure)) < 1000
+    assert max(asked, default=0) <= 1000
 
 
 @pytest.mark.parametrize("form", [*FORMS, "text"])
