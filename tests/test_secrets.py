@@ -1,11 +1,13 @@
 """Nothing secret is told: by no log, error, repr, status, signal or debug page."""
 
+import asyncio
 import base64
 import io
 import logging
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest.mock import patch
 from urllib.parse import quote
 
 import pytest
@@ -18,8 +20,10 @@ from django.core.management import call_command
 from django.test import override_settings
 from django.views.debug import ExceptionReporter
 
+from django_entra_redis import aget_redis_connection, get_redis_connection
 from django_entra_redis.cache import EntraRedisCache
 from django_entra_redis.conf.identities import load_identity
+from django_entra_redis.connections import event_loops
 from django_entra_redis.credentials.provider import (
     EntraCredentialProvider,
     RedisToken,
@@ -40,7 +44,7 @@ from tests.support.failing_clients import (
     failure_to_authenticate_anew,
     traces_in,
 )
-from tests.support.sites import BACKEND, CLUSTER_BACKEND
+from tests.support.sites import BACKEND, CLUSTER_BACKEND, Credential, ScriptedServer
 
 
 class Log(logging.Handler):
@@ -327,6 +331,74 @@ def test_debug_page_of_a_client_that_authenticates_anew() -> None:
     told = debug_page(failure_to_authenticate_anew())
     assert "re_auth" in told
     assert traces_in(told) == []
+
+
+def ask_in_a_loop(alias: str) -> None:
+    """Ask a cache for a key in an event loop that connects at once."""
+    with patch.object(event_loops, "FIRST_OPERATIONS", 0):
+        asyncio.run(caches[alias].aget("key"))
+
+
+def ask_a_client(alias: str) -> None:
+    """Ask a client that a cache lends."""
+    get_redis_connection(alias).get("key")
+
+
+def ask_a_client_in_a_loop(alias: str) -> None:
+    """Ask a client that a cache lends to an event loop."""
+
+    async def main() -> None:
+        await (await aget_redis_connection(alias)).get("key")
+
+    asyncio.run(main())
+
+
+#: All that authenticates.
+WAYS: list[Callable[[str], object]] = [
+    lambda alias: caches[alias].get("key"),
+    ask_in_a_loop,
+    ask_a_client,
+    ask_a_client_in_a_loop,
+]
+
+
+@pytest.mark.parametrize("backend", [BACKEND, CLUSTER_BACKEND])
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "words",
+    [
+        "-ERR bad {} \x1b[2J",
+        "-WRONGPASS bad {} \x1b[2J",
+        "-ERR max number of clients reached \x1b[2J {}",
+        "-LOADING {} \x1b[2J",
+        "-READONLY \u202e {}",
+        "?{}",
+        ":{}",
+        "-MOVED {} host:1",
+    ],
+)
+def test_servers_that_quote_the_token(
+    backend: str, way: Callable[[str], object], words: str, request: Any
+) -> None:
+    """What a server has been sent is in none of its words that are told."""
+    token = "0paque.Secret-Tok3n_Value9xyz"
+    answer = f"{words.format(token)}\r\n".encode()
+    server = ScriptedServer({"AUTH": answer, "HELLO": answer})
+    request.addfinalizer(server.stop)
+    output, log = io.StringIO(), Log()
+    logger = logging.getLogger("django_entra_redis")
+    logger.addHandler(log)
+    request.addfinalizer(lambda: logger.removeHandler(log))
+    entry = {"CREDENTIAL": Credential(token), "USERNAME": "user"}
+    cache = {"BACKEND": backend, "LOCATION": server.url}
+    with override_settings(CACHES={"default": cache}, ENTRA_REDIS={"default": entry}):
+        with pytest.raises((redis.RedisError, ValueError)) as info:
+            way("default")
+        with pytest.raises(SystemExit):
+            call_command("entra_redis_check", "--json", stdout=output)
+    text = f"{info.value} {output.getvalue()} {''.join(log.told)}"
+    assert "".join(text.split()).isprintable()
+    assert token not in f"{text} {debug_page(info.value)}"
 
 
 @pytest.mark.parametrize("backend", [BACKEND, CLUSTER_BACKEND])

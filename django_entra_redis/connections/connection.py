@@ -27,7 +27,7 @@ from ..credentials.reauthentication import Action, next_action
 from ..identity.token import Token
 from .deadlines import bounded_parser
 from .exchanger import Exchanger, make_exchanger
-from .refusals import greeting_error, is_refusal, refusal
+from .refusals import greeting_error, is_refusal, redacted, refusal
 from .tls import SharedTlsConnection, as_os_error
 
 _ONCE = Retry(NoBackoff(), 0)
@@ -224,14 +224,12 @@ class PlainConnection(AbstractConnection):
                 super().connect_check_health(check_health=True)
             else:
                 super().connect()
-        except ResponseError as error:
-            failure = self._meaning(error)
-        except RedisError as error:
+        except (RedisError, ValueError) as error:
             # redis-py leaves the socket's error in a frame of that error's traceback,
             # which would keep both alive.
             if isinstance(error.__context__, OSError):
                 traceback.clear_frames(error.__context__.__traceback__)
-            raise
+            failure = self._meaning(error)
         else:
             return
         finally:
@@ -242,9 +240,13 @@ class PlainConnection(AbstractConnection):
             # Otherwise a frame of its traceback would keep the error alive.
             del failure
 
-    def _meaning(self, error: ResponseError) -> Exception:
+    def _meaning(self, error: Exception) -> Exception:
         """Translate an error reply by the command that it answers."""
-        return greeting_error(self._asked, error, self.db)
+        return greeting_error(self._asked, error, self.db, self._secrets())
+
+    def _secrets(self) -> list[str | None]:
+        """Return what the connection has sent to authenticate."""
+        return [self.password]
 
 
 class EntraConnection(PlainConnection):
@@ -331,12 +333,14 @@ class EntraConnection(PlainConnection):
         self._subscribed = True
         # On the instance, so that checkouts of other connections do not pay for it.
         vars(self)["can_read"] = self._poll
+        vars(self)["read_response"] = self._hear
         super().register_connect_callback(callback)
 
     def deregister_connect_callback(self, callback: Any) -> None:
         """Remove the callback of a subscriber."""
         self._subscribed = False
-        vars(self).pop("can_read", None)
+        for name in ("can_read", "read_response"):
+            vars(self).pop(name, None)
         super().deregister_connect_callback(callback)
 
     def _poll(self, *args: Any, **kwargs: Any) -> Any:
@@ -344,6 +348,19 @@ class EntraConnection(PlainConnection):
         if not super().can_read():
             self.connect()
         return super().can_read(*args, **kwargs)
+
+    def _hear(self, *args: Any, **kwargs: Any) -> Any:
+        """Read a reply for a subscriber, who gets those to AUTH, too."""
+        try:
+            return super().read_response(*args, **kwargs)
+        except (RedisError, ValueError) as error:
+            failure = redacted(error, self._secrets())
+            if failure is error:
+                raise
+        try:
+            raise failure
+        finally:
+            del failure
 
     def _authenticate(self, token: Token) -> None:
         """Authenticate again on the open connection.
@@ -367,7 +384,12 @@ class EntraConnection(PlainConnection):
         self._held = token
 
     def _send_token(self, token: Token) -> None:
+        self._recorder.token = token
         self.send_command("AUTH", token.username, token.value, check_health=False)
+
+    def _secrets(self) -> list[str | None]:
+        token = self._recorder.token
+        return [] if token is None else [token.value]
 
     def _establish(self, open_: Callable[[], None]) -> None:
         error = self._attempt(open_)
@@ -394,17 +416,24 @@ class EntraConnection(PlainConnection):
         try:
             action()
         except (RedisError, OSError) as error:
-            failure = (
-                self._meaning(error) if isinstance(error, ResponseError) else error
-            )
+            failure = self._meaning(error) if isinstance(error, RedisError) else error
             failure.__cause__ = failure.__context__ = None
             return failure.with_traceback(None)
         except BaseException as error:
             # A signal handler may have raised: a reply may still arrive, or the
             # database not be selected, and redis-py would take that for connected.
             self.disconnect()
-            raise error.with_traceback(None) from None
-        return None
+            stop: BaseException = error
+            # int() quotes what is no number where redis-py reads one.
+            if type(error) is ValueError:
+                stop = redacted(error, self._secrets())
+            stop = without_frames(stop)
+        else:
+            return None
+        try:
+            raise stop
+        finally:
+            del stop
 
 
 @functools.cache

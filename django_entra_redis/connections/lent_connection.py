@@ -18,7 +18,7 @@ from redis.asyncio.connection import (
 )
 from redis.asyncio.retry import Retry
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError, ResponseError, TimeoutError
+from redis.exceptions import RedisError, TimeoutError
 
 from .._errors import without_frames
 from ..commands.packing import pack_all
@@ -28,7 +28,7 @@ from ..credentials.renewal import Renewal
 from ..identity.token import Token
 from .connection import RecordingProvider
 from .multiplexed import Target
-from .refusals import greeting_error, is_refusal, refusal
+from .refusals import greeting_error, is_refusal, redacted, refusal
 from .tls import reach
 
 #: redis-py 7 and newer connects in a method of that name, older versions in connect().
@@ -121,14 +121,28 @@ class _Lent(AbstractConnection):
             await action()
         except (RedisError, OSError) as error:
             failure: Exception = error
-            if isinstance(error, ResponseError):
-                failure = greeting_error(self._asked, error, self.db)
+            if isinstance(error, RedisError):
+                failure = greeting_error(self._asked, error, self.db, self._secrets())
             return without_frames(failure)
         except BaseException as error:
             # The task was cancelled: a reply may still arrive.
             await self.disconnect(nowait=True)
-            raise without_frames(error) from None
-        return None
+            stop: BaseException = error
+            # int() quotes what is no number where redis-py reads one.
+            if type(error) is ValueError:
+                stop = redacted(error, self._secrets())
+            stop = without_frames(stop)
+        else:
+            return None
+        try:
+            raise stop
+        finally:
+            del stop
+
+    def _secrets(self) -> list[str | None]:
+        """Return what the connection has sent to authenticate."""
+        token = None if self._recorder is None else self._recorder.token
+        return [self.password if token is None else token.value]
 
     async def disconnect(self, *args: Any, **kwargs: Any) -> None:
         """Disconnect from the server."""
@@ -179,6 +193,8 @@ class _Lent(AbstractConnection):
         self._held = token
 
     async def _send_token(self, token: Token) -> None:
+        assert self._recorder is not None  # There is a token.
+        self._recorder.token = token
         await self.send_command("AUTH", token.username, token.value, check_health=False)
 
     # -- commands --------------------------------------------------------------------
@@ -224,13 +240,27 @@ class _Lent(AbstractConnection):
         super().deregister_connect_callback(callback)
 
     async def read_response(self, *args: Any, **kwargs: Any) -> Any:
-        """Read a reply; a subscriber authenticates before, if it is time to."""
+        """Read a reply; a subscriber authenticates before, if it is time to.
+
+        A subscriber gets the replies to AUTH, too.
+        """
         # `_held` is None while it connects.
         if self._subscribed and self._held is not None and await self._may_keep_up():
             await self._keep_up()
             if not self.is_connected:
                 await self.connect()
-        return await super().read_response(*args, **kwargs)
+        try:
+            return await super().read_response(*args, **kwargs)
+        except (RedisError, ValueError) as error:
+            failure: Exception = error
+            if self._subscribed:
+                failure = redacted(error, self._secrets())
+            if failure is error:
+                raise
+        try:
+            raise failure
+        finally:
+            del failure
 
     @property
     def _in_place(self) -> bool:

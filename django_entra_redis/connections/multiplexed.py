@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from ssl import SSLContext
 from typing import Any
 
-from redis.exceptions import AuthenticationError, ReadOnlyError, ResponseError
+from redis.exceptions import AuthenticationError, ReadOnlyError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
@@ -24,6 +24,7 @@ from .._errors import hidden
 from ..commands.packing import pack_all
 from ..credentials.reauthentication import Action, next_action
 from ..credentials.renewal import Renewal
+from ..identity.redaction import redact
 from ..identity.token import Token
 from .authentication import MARK, REPLIES, is_accepted, pack_auth, pack_marked_auth
 from .protocol import (
@@ -68,6 +69,16 @@ class Target:
     def __str__(self) -> str:
         where = self.where
         return str(where.get("path") or f"{where.get('host')}:{where.get('port')}")
+
+
+def secrets_of(target: Target, token: Token | None) -> Sequence[str]:
+    """Return what a connection sends to authenticate.
+
+    Parameters:
+        target: what it connects to.
+        token: the identity's token; ``None``: there is no identity.
+    """
+    return target.credentials[-1:] if token is None else [token.value]
 
 
 class MultiplexedConnection:
@@ -276,7 +287,8 @@ class MultiplexedConnection:
             failure = RedisTimeoutError(f"Timeout connecting to {name}.")
         except (OSError, ConnectionLostError) as error:
             # Another class: no caller's command has been sent yet.
-            failure = RedisConnectionError(f"Error connecting to {name}: {error}")
+            said = redact(str(error), secrets_of(target, token))
+            failure = RedisConnectionError(f"Error connecting to {name}: {said}")
         except BaseException:
             protocol.abort()
             raise
@@ -337,9 +349,9 @@ class MultiplexedConnection:
             # CLIENT SETINFO is optional, and unknown to servers older than 7.2.
             if not isinstance(reply, Exception) or "SETINFO" in command:
                 continue
-            if isinstance(reply, ResponseError):
-                return greeting_error(command[0], reply, greeting[-1][-1])
-            return reply
+            return greeting_error(
+                command[0], reply, greeting[-1][-1], secrets_of(self.target, token)
+            )
         return None
 
     # A function of its own: a debug page shows the local variables of each frame.

@@ -21,6 +21,7 @@ from redis.exceptions import (
 
 from .._fork import ForkSafeLock
 from ..exceptions import EntraRedisError, ServerDownError, UncertainResultError
+from ..identity.redaction import one_line
 from .protocol import ConnectionClosedError
 
 logger = logging.getLogger(__name__)
@@ -119,6 +120,8 @@ class _Outage:
 
     since: float
     error: Exception
+    #: The words of the error, which may be a server's: bounded and printable.
+    said: str = ""
     failures: int = 0
     failed_at: float = 0.0
     #: When the next request may probe; ``None``: any request may go to the server.
@@ -177,7 +180,7 @@ class Outages:
                 state = "is down" if kind is Kind.SERVER else kind.value
                 raise ServerDownError(
                     f"Redis at {self._name} {state}, and will be asked again in "
-                    f"{outage.ask_at - now:.1f} s. It failed with: {outage.error}"
+                    f"{outage.ask_at - now:.1f} s. It failed with: {outage.said}"
                 )
             for _, outage in concerned:
                 if outage.ask_at is not None:
@@ -288,7 +291,7 @@ class Outages:
             outage.failures += 1
             outage.over = False
             outage.failed_at = now
-            outage.error = error
+            outage.error, outage.said = error, one_line(str(error))
             outage.commands.add(command)
             ask = verdict is Verdict.ASK and outage.ask_at is None
             if ask:
@@ -347,7 +350,7 @@ class Outages:
                 "OPTIONS['ignore_exceptions'] answers like an empty one: %s",
                 self._name,
                 kind.value,
-                outage.error,
+                outage.said,
             )
 
     def _end(self, kind: Kind, outage: _Outage, now: float) -> None:

@@ -17,6 +17,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from ..commands.resp import INCOMPLETE, PLAIN, UNREADABLE, make_reader, verify
 from ..exceptions import ConnectionPoolTimeout
+from ..identity.redaction import one_line
 from .deadlines import REPLY, allowance
 from .refusals import read_error, refused_from
 
@@ -190,7 +191,9 @@ class RedisProtocol(asyncio.Protocol):
         self._sent.clear()
 
     def _broken(self, *, sent: bool) -> ConnectionLostError:
-        text = f"Connection to {self._name} closed: {self._reason}"
+        # The reason may be an error reply.
+        reason = one_line(str(self._reason))
+        text = f"Connection to {self._name} closed: {reason}"
         return ConnectionLostError(text, sent=sent)
 
     def _close_if_done(self) -> None:

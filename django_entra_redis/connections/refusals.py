@@ -6,11 +6,12 @@ decides what an error means, and the wording only where it clearly means somethi
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from redis.connection import DefaultParser
 from redis.exceptions import (
+    AskError,
     AuthenticationError,
     AuthenticationWrongNumberOfArgsError,
     BusyLoadingError,
@@ -28,7 +29,8 @@ from ..exceptions import (
     TokenRefusedError,
     WrongDatabaseError,
 )
-from ..identity.token import Token, without_tokens
+from ..identity.redaction import redact
+from ..identity.token import Token
 
 #: The commands that authenticate.
 AUTHENTICATING = frozenset({"AUTH", "HELLO"})
@@ -60,9 +62,13 @@ _OTHER = frozenset(
     }
 )
 
-#: The wordings of "too many connections".
+#: Characters of an error reply that its meaning is looked for in.
+_MAX_READ = 1000
+#: The wordings of "too many connections". Like the other patterns here, it takes time
+#: in proportion to the text: a server chooses the text, and no other thread runs
+#: meanwhile.
 TOO_MANY_CLIENTS = re.compile(
-    r"(max|too many)\w*( number of)? (clients|connections)", re.IGNORECASE
+    r"\b(max\w*+|too many)( number of)? (clients|connections)", re.IGNORECASE
 )
 #: First words of error replies that redis-py has no class for, or one for clusters
 #: alone, and the class of redis-py's that means the same: the server carries out no
@@ -73,7 +79,7 @@ _STATES: Mapping[str, type[Exception]] = {
     "MISCONF": ReadOnlyError,  # It can't save its data.
     "NOREPLICAS": ReadOnlyError,  # It has too few replicas.
 }
-_NAMED = re.compile(r"'(\w+)[^']*' command")
+_NAMED = re.compile(r"'(\w++)[^']*+' command")
 #: How proxies that send no error codes refuse commands before an AUTH. It is matched at
 #: the beginning alone, since error replies quote the command.
 _UNAUTHENTICATED = re.compile(
@@ -98,14 +104,16 @@ def read_error(
         parse: a function of redis-py that does so; ``None``: its default parser's.
     """
     parse = parse or _parse
-    if kind := _STATES.get(words.removeprefix("ERR ").partition(" ")[0]):
-        return kind(words.removeprefix("ERR "))
+    text = words.removeprefix("ERR ")
+    if kind := _STATES.get(text.partition(" ")[0]):
+        return kind(text)
+    if is_malformed_redirect(text):
+        # With "ERR", so that it is not followed. redis-py would raise an error of
+        # Python's, which quotes a part of it.
+        return ResponseError(words)
     error = parse(words)
     if type(error) is not ResponseError:
         return error
-    text = words.removeprefix("ERR ")
-    if is_malformed_redirect(text):
-        return ResponseError(words)  # With "ERR", so that it is not followed.
     if text != words:
         error = parse(text)
     if _UNAUTHENTICATED.match(text):
@@ -114,22 +122,24 @@ def read_error(
 
 
 def greeting_error(
-    command: object, error: ResponseError, database: object
+    command: object, error: Exception, database: object, secrets: Iterable[str | None]
 ) -> Exception:
     """Translate an error reply to one of the first commands on a connection.
 
     Parameters:
         command: the name of the command.
-        error: the reply, as redis-py has parsed it.
+        error: the reply, as redis-py has parsed it, or an error of redis-py's own.
         database: the number in the SELECT command.
+        secrets: what the connection has sent to authenticate, see :func:`redacted`.
     """
-    meaning: Exception = error
     if isinstance(error, EntraRedisError):
         return error  # It has been translated already.
+    meaning = error
     if command in AUTHENTICATING:
         meaning = authentication_error(error)
-    elif command == "SELECT":
-        meaning = selection_error(error, database)
+    meaning = redacted(meaning, secrets)
+    if command == "SELECT":
+        meaning = selection_error(meaning, database)
     if command not in _GREETING:
         return meaning
     text = f"Redis refused {command} on a new connection ({str(meaning).rstrip('.')})."
@@ -140,31 +150,52 @@ def greeting_error(
     return meaning
 
 
-def authentication_error(error: ResponseError) -> Exception:
+def redacted(error: Exception, secrets: Iterable[str | None]) -> Exception:
+    """Return an error without secrets and tokens, on one line, printable and bounded.
+
+    Servers and proxies quote in an error reply what they have been sent. It is another
+    error then, in whose arguments and traceback the quotation is not found either.
+
+    Parameters:
+        error: an error of redis-py's, or of this package, which quotes nothing.
+        secrets: the token or password that the server has been sent.
+    """
+    text = str(error)
+    shown = redact(text, secrets)
+    if shown == text or isinstance(error, EntraRedisError):
+        return error
+    redirect = f"MOVED {shown}"
+    if isinstance(error, AskError) and is_malformed_redirect(redirect):
+        return ResponseError(redirect)  # Its class would read an address from it.
+    return type(error)(shown)
+
+
+def authentication_error(error: Exception) -> Exception:
     """Translate an error reply to AUTH, or to HELLO with AUTH.
 
     Parameters:
-        error: the reply, as redis-py has parsed it.
+        error: the reply, as redis-py has parsed it, or an error of redis-py's own.
     """
     # A server that does not know HELLO quotes its arguments, the token among them.
-    text = without_tokens(str(error)).partition(", with args")[0]
+    said = str(error).partition(", with args")[0]
     # redis-py has removed an "ERR" that some servers put before the word that counts.
-    again = _parse(text) if type(error) is ResponseError else error
+    again = read_error(said) if type(error) is ResponseError else error
+    text = said[:_MAX_READ]
     if isinstance(again, NoPermissionError):
         # NOPERM names the command that the user may not run.
         named = _NAMED.search(text)
         return (
-            again if named and named[1].lower() != "auth" else AuthenticationError(text)
+            again if named and named[1].lower() != "auth" else AuthenticationError(said)
         )
     if type(again) not in (ResponseError, AuthenticationWrongNumberOfArgsError):
         return again
     if TOO_MANY_CLIENTS.search(text):
-        return ConnectionError(text)
+        return ConnectionError(said)
     if "loading the dataset" in text.lower():
-        return BusyLoadingError(text)
+        return BusyLoadingError(said)
     if text.partition(" ")[0] in _OTHER or text.startswith("unknown command"):
         return again
-    return AuthenticationError(text)
+    return AuthenticationError(said)
 
 
 def refused_from(replies: Sequence[Any], count: int) -> list[Any] | None:
@@ -185,7 +216,7 @@ def refused_from(replies: Sequence[Any], count: int) -> list[Any] | None:
     return [*replies, *[replies[-1]] * (count - len(replies))]
 
 
-def is_about_the_server(error: ResponseError) -> bool:
+def is_about_the_server(error: Exception) -> bool:
     """Whether an error reply tells the state of the server or its cluster, and not what
     is wrong with the command."""
     return type(error) is not ResponseError or str(error).partition(" ")[0] in _OTHER
@@ -211,7 +242,7 @@ def refusal(token: Token, error: Exception | None) -> TokenRefusedError:
     )
 
 
-def selection_error(error: ResponseError, database: object) -> Exception:
+def selection_error(error: Exception, database: object) -> Exception:
     """Translate an error reply to SELECT.
 
     Parameters:

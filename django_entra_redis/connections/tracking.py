@@ -32,8 +32,8 @@ from ..commands.resp3 import make_push_reader
 from ..identity.token import Token
 from .authentication import pack_auth
 from .copies import Copies
-from .multiplexed import Target
-from .refusals import greeting_error, read_error
+from .multiplexed import Target, secrets_of
+from .refusals import greeting_error, read_error, redacted
 from .tracked_calls import Ask, Fetch, group, is_replica
 from .tracked_connection import BROKEN, MOST_UNANSWERED, PIECE, TrackedConnection
 
@@ -394,7 +394,9 @@ def _greet(sock: Any, target: Target, token: Token | None) -> None:
             if deadline is not None and time.monotonic() > deadline:
                 raise TimeoutError("The server takes too long to answer.")
             reader.feed(data)
-        if isinstance(reply, Exception) and (error := _objection(name, reply)):
+        if isinstance(reply, Exception) and (
+            error := _objection(name, reply, secrets_of(target, token))
+        ):
             try:
                 raise error
             finally:
@@ -403,19 +405,23 @@ def _greet(sock: Any, target: Target, token: Token | None) -> None:
             raise ReadOnlyError("The server is a replica.")
 
 
-def _objection(name: Sequence[Any], reply: Exception) -> Exception | None:
+def _objection(
+    name: Sequence[Any], reply: Exception, secrets: Sequence[str]
+) -> Exception | None:
     """Translate an error reply to one of the first commands; ``None``: ignore it."""
     if not isinstance(reply, ResponseError):
-        return reply  # Of a server that is not ready yet, whatever it is asked.
+        # Of a server that is not ready yet, whatever it is asked.
+        return redacted(reply, secrets)
     if "SETINFO" in name:
         return None  # Servers older than 7.2 do not know it.
-    meaning = greeting_error(name[0], reply, name[-1])
+    meaning = greeting_error(name[0], reply, name[-1], secrets)
     # This HELLO does not authenticate: it is the protocol that is refused.
     about_protocol = name[0] == "HELLO" and isinstance(
         meaning, AuthenticationError | ResponseError
     )
     if about_protocol or "TRACKING" in name:
-        return TrackingRefusedError(f"{' '.join(name)}: {reply}")
+        said = redacted(reply, secrets)
+        return TrackingRefusedError(f"{' '.join(name)}: {said}")
     return meaning
 
 

@@ -21,6 +21,7 @@ from redis.exceptions import (
 from ..clients.redirects import cluster_error
 from ..connections.refusals import TOO_MANY_CLIENTS
 from ..exceptions import TokenError, TokenRefusedError, WrongDatabaseError
+from ..identity.redaction import redact
 from ..identity.token import Token
 from .runner import StepError
 
@@ -94,7 +95,8 @@ class RedisSession:
             code = "auth_password" if self._token is None else "access_lost"
         elif code == "server_failed" and isinstance(failure, ConnectionError):
             code = self._why_closed()
-        raise StepError(code, f"{command[0]}: {failure}.")
+        secrets = [] if self._token is None else [self._token.value]
+        raise StepError(code, f"{command[0]}: {redact(str(failure), secrets)}.")
 
     def end(self) -> None:
         """Disconnect."""

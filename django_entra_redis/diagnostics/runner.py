@@ -21,6 +21,8 @@ _TIMEOUT_CODES: Mapping[str, str] = {
     "tls": "port_silent",
     "token": "token_timeout",
 }
+#: Characters of a finding at most: other software's messages are as long as they like.
+_MAX_SHOWN = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,4 +156,5 @@ class Diagnosis:
         shown = "".join(one if one.isprintable() else " " for one in text)
         text = " ".join(shown.split())
         # Another software's message may already end with a full stop.
-        return text.removesuffix(".") if text.endswith("..") else text
+        text = text.removesuffix(".") if text.endswith("..") else text
+        return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."

@@ -16,9 +16,13 @@ from .token import without_tokens
 
 #: Characters of a text that are shown at most.
 MAX_SHOWN = 500
-#: Characters that are searched. More than are shown, so that a secret which is cut off
-#: at the end of the search is not in the shown part.
+#: Characters that are searched, and those that are for each character of the longest
+#: secret. More than are shown, so that a secret, or an encoded form of it, which is cut
+#: off at the end of the search is not in the shown part; and not many more, since
+#: whoever wrote the text may want the search to take long.
 _MAX_READ = 4 * MAX_SHOWN
+_READ_FOR_EACH = 3
+_MOST_READ = 16 * MAX_SHOWN
 #: Characters of a secret that is so short that it would be found by accident, in other
 #: words and in encoded forms.
 _SHORT = 4
@@ -43,9 +47,10 @@ def redact(text: str, secrets: Iterable[str | None] = ()) -> str:
         text: the text.
         secrets: the secrets that it may quote.
     """
-    cut = text[:_MAX_READ]
     # The longest first: one may be part of another.
     known = sorted(filter(None, secrets), key=len, reverse=True)
+    length = max(map(len, known), default=0)
+    cut = text[: min(_MAX_READ + _READ_FOR_EACH * length, _MOST_READ)]
     if known:
         cut = re.sub("|".join(map(_pattern, known)), "***", cut)
     cut = without_tokens(cut)
@@ -53,9 +58,26 @@ def redact(text: str, secrets: Iterable[str | None] = ()) -> str:
     forms = (form.casefold() for form in _forms(cut, 2))
     if long and any(secret in form for form in forms for secret in long):
         return _WITHHELD
-    cut = _RUNS.sub(_without_random, cut)
-    shown = "".join(one if one.isprintable() else " " for one in cut).strip()
-    return shown if len(shown) <= MAX_SHOWN else f"{shown[:MAX_SHOWN]}..."
+    return _shown(_RUNS.sub(_without_random, cut))
+
+
+def one_line(text: str) -> str:
+    """Return a text on one line, printable, without JWTs.
+
+    It is for the words of others, in which no known secret is expected.
+
+    Parameters:
+        text: the text.
+    """
+    return _shown(without_tokens(text[:_MAX_READ]))
+
+
+def _shown(text: str) -> str:
+    """Return the beginning of a text, with a space for each unprintable character."""
+    if not text.isprintable():
+        text = "".join(one if one.isprintable() else " " for one in text)
+    text = text.strip()
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 def _pattern(secret: str) -> str:

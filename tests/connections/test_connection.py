@@ -4,6 +4,7 @@ import gc
 import ssl
 from collections.abc import Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,9 +27,10 @@ from django_entra_redis.exceptions import (
     TokenRefusedError,
     TokenRequestError,
 )
-from django_entra_redis.identity.token import Clock, Token
+from django_entra_redis.identity.token import SYSTEM_CLOCK, Clock, Token
 from emulator import Emulator
 from tests.support.caches import let_in, make_cache, wait_until
+from tests.support.sites import ScriptedServer
 
 LIFE = 3600.0
 
@@ -362,6 +364,41 @@ def test_interrupted_without_an_identity(
     assert ping(connection)
     connection.send_command("CLIENT", "INFO")
     assert b" db=1 " in connection.read_response()
+
+
+def test_subscriber_of_a_server_that_quotes_the_token() -> None:
+    """It gets the reply to an AUTH, in which the token is not told."""
+    value = "0paque.Secret-Tok3n_Value9xyz"
+    answers = {
+        "PING": f"-ERR bad {value}\r\n".encode(),
+        "ECHO": b"-ERR nothing\r\n",
+        "TIME": f"-MOVED {value} host:1\r\n".encode(),
+    }
+    answered = {"PING": "bad ***", "ECHO": "nothing", "TIME": "***"}
+    server = ScriptedServer(answers)
+    current = replace(token(0.0), value=value)
+    renewal = SimpleNamespace(
+        current=lambda: current, fresh=lambda: current, clock=SYSTEM_CLOCK
+    )
+    connection = connection_class(Connection, entra=True)(
+        credential_provider=SimpleNamespace(renewal=renewal),
+        port=server.server_address[1],
+        protocol=2,
+    )
+    try:
+        connection.connect()
+        connection.register_connect_callback(connection.on_connect)
+        for name, words in answered.items():
+            connection.send_command(name)
+            with pytest.raises((redis.RedisError, ValueError)) as raised:
+                connection.read_response()
+            assert words in str(raised.value)
+            assert value not in str([*frames(raised.value)][1:])
+        connection.deregister_connect_callback(connection.on_connect)
+        assert "read_response" not in vars(connection)
+    finally:
+        connection.disconnect()
+        server.stop()
 
 
 def test_subscribed_connection_reconnects(identity: Identity) -> None:

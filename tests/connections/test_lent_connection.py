@@ -4,9 +4,11 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import redis
 from redis.asyncio.client import PubSub
 from redis.asyncio.connection import Connection
 from redis.asyncio.retry import Retry
@@ -18,7 +20,9 @@ from django_entra_redis.connections.lent_connection import LentConnection
 from django_entra_redis.connections.multiplexed import Target
 from django_entra_redis.credentials.reauthentication import SPREAD
 from django_entra_redis.exceptions import TokenError, TokenRefusedError
+from django_entra_redis.identity.token import SYSTEM_CLOCK
 from emulator import Emulator
+from tests.support.sites import ScriptedServer
 
 from .test_connection import LIFE, Identity, frames, token
 
@@ -276,6 +280,46 @@ class Pool:
 
     async def release(self, connection: LentConnection) -> None:
         """Take it back."""
+
+
+def test_subscriber_of_a_server_that_quotes_the_token() -> None:
+    """It gets the reply to an AUTH, in which the token is not told."""
+    value = "0paque.Secret-Tok3n_Value9xyz"
+    answers = {
+        "PING": f"-ERR bad {value}\r\n".encode(),
+        "ECHO": b"-ERR nothing\r\n",
+        "TIME": f"-MOVED {value} host:1\r\n".encode(),
+    }
+    answered = {"PING": "bad ***", "ECHO": "nothing", "TIME": "***"}
+    server = ScriptedServer(answers)
+    current = replace(token(0.0), value=value)
+
+    async def acurrent() -> Any:
+        return current
+
+    renewal = SimpleNamespace(
+        acurrent=acurrent, fresh=lambda: current, clock=SYSTEM_CLOCK
+    )
+    provider: Any = SimpleNamespace(renewal=renewal, on_next=lambda callback: None)
+
+    async def main() -> None:
+        connection = make(provider, server.server_address[1])
+        try:
+            await connection.connect()
+            connection.register_connect_callback(connection.on_connect)
+            for name, words in answered.items():
+                await connection.send_command(name)
+                with pytest.raises((redis.RedisError, ValueError)) as raised:
+                    await connection.read_response()
+                assert words in str(raised.value)
+                assert value not in str([*frames(raised.value)][1:])
+        finally:
+            await connection.disconnect()
+
+    try:
+        asyncio.run(main())
+    finally:
+        server.stop()
 
 
 @pytest.mark.usefixtures("redis_server")

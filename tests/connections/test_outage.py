@@ -92,6 +92,20 @@ class Server:
         return False
 
 
+def test_words_of_a_server(caplog: pytest.LogCaptureFixture) -> None:
+    """They are bounded and printable where they are told, and name no token."""
+    server = Server()
+    words = f"eyJhbGciOiJSUzI1NiJ9.eyJ9.c2ln \x1b[2J\u202e{'x y ' * 25000}"
+    server.fail(BusyLoadingError(words), tries=4, covered=True)
+    with pytest.raises(ServerDownError) as raised:
+        server.outages.enter()
+    (record,) = caplog.records
+    for told in (str(raised.value), record.getMessage()):
+        assert "***  [2J x y" in told
+        assert told.isprintable()
+        assert len(told) < 1000
+
+
 def test_a_second_opinion() -> None:
     """Until it is there all fail; after it all try, or one at a time."""
     server = Server()

@@ -1,8 +1,11 @@
 """Refusals of AUTH in whatever words: what was asked decides."""
 
 import asyncio
+import base64
+import re
 from collections.abc import Callable, Iterator
 from typing import Any, cast
+from urllib.parse import quote
 
 import pytest
 import redis
@@ -14,14 +17,15 @@ from redis.exceptions import AuthenticationError, NoPermissionError, ResponseErr
 
 from django_entra_redis.cache import EntraRedisClusterCache
 from django_entra_redis.clients.redirects import cluster_error
-from django_entra_redis.connections import connection, event_loops, registry
+from django_entra_redis.connections import connection, event_loops, refusals, registry
 from django_entra_redis.connections.connection import connection_class
 from django_entra_redis.connections.deadlines import bounded_parser
 from django_entra_redis.connections.refusals import (
     _OTHER,
-    authentication_error,
+    _STATES,
     greeting_error,
     read_error,
+    redacted,
 )
 from django_entra_redis.credentials.reauthentication import SPREAD
 from django_entra_redis.exceptions import TokenRefusedError
@@ -74,10 +78,7 @@ def read(words: str) -> Exception:
     """Return what an error reply to AUTH is taken for, by redis-py and here."""
     parse: Callable[[str], Exception] = DefaultParser.parse_error
     errors = [parse(words), read_error(words)]
-    one, other = (
-        authentication_error(error) if isinstance(error, ResponseError) else error
-        for error in errors
-    )
+    one, other = (greeting_error("AUTH", error, 0, []) for error in errors)
     # Of some states of a server only this package knows.
     assert type(one) in (type(other), ResponseError, redis.exceptions.MasterDownError)
     return other
@@ -115,6 +116,99 @@ def test_quoted_token(emulator: Emulator) -> None:
     words = f"ERR unknown command `HELLO`, with args beginning with: `{token[:90]}`"
     assert str(read(words)) == "unknown command `HELLO`"
     assert str(read(f"ERR token {token} is wrong")) == "token *** is wrong"
+
+
+#: A token that is no JWT, and the forms in which an error reply may quote it.
+OPAQUE = "0paque.Secret-Tok3n_Value9xyzQW" * 40
+FORMS: list[Callable[[str], str]] = [
+    str,
+    lambda token: base64.b64encode(token.encode()).decode(),
+    lambda token: token.encode().hex(),
+    lambda token: quote(base64.b64encode(token.encode())),
+]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("command", ["AUTH", "HELLO", "CLIENT", "SELECT"])
+@pytest.mark.parametrize("code", ["", "ERR ", "ERR WRONGPASS ", "NOAUTH ", "MOVED 1 "])
+@pytest.mark.parametrize("words", ["bad {}", "max number of clients reached {}", "{}"])
+def test_quoted_secrets(
+    form: Callable[[str], str], command: str, code: str, words: str
+) -> None:
+    """Whatever they are and whichever command the reply is for, none is told."""
+    reply = code + words.format(form(OPAQUE))
+    error = greeting_error(command, read_error(reply), 0, [OPAQUE])
+    told = repr((error, error.args, vars(error), error.__cause__, error.__context__))
+    assert form(OPAQUE)[:40] not in told
+    for word in {*_OTHER, *_STATES}:
+        told = repr(greeting_error(command, read_error(f"{word} {reply}"), 0, [OPAQUE]))
+        assert form(OPAQUE)[:40] not in told
+
+
+@pytest.mark.parametrize("command", ["AUTH", "SELECT"])
+@pytest.mark.parametrize("code", ["ERR", "LOADING", "READONLY", "NOPERM", "BUSY"])
+def test_words_that_would_draw(command: str, code: str) -> None:
+    """What a terminal would act on is not told, nor more than somebody would read."""
+    words = f"{code} bad \x1b[2J\x1b]0;evil\x07 \u202e\u2028forged {'x y ' * 25000}"
+    text = str(greeting_error(command, read_error(words), 0, []))
+    assert text.isprintable()
+    assert len(text) < 1000
+
+
+#: Every class of redis-py that an error reply, or a lost connection, may have.
+CLASSES = [
+    kind
+    for kind in vars(redis.exceptions).values()
+    if isinstance(kind, type) and issubclass(kind, redis.RedisError)
+]
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_the_class_stays(kind: type[redis.RedisError]) -> None:
+    """Also of an error that quotes something; one that quotes nothing is the same."""
+    one = kind("1 host:2")
+    assert redacted(one, ["sesame"]) is one
+    other = redacted(kind("1 sesame:2"), ["sesame"])
+    assert str(other) == "1 ***:2"
+    assert type(other) is kind
+
+
+def test_a_redirection_that_is_none_any_more() -> None:
+    """Its class could not read the address."""
+    reply = read_error("MOVED 1 host:65000")
+    assert str(redacted(reply, ["65000"])) == "MOVED 1 host:***"
+
+
+#: What makes a pattern with two repetitions look at the same letters again and again.
+TEMPTING = ["max", "too many", "max ", "'", "'a", "a", "MAX number of", "'a' "]
+
+
+@pytest.mark.parametrize("words", TEMPTING)
+@pytest.mark.parametrize("code", ["ERR", "NOPERM", "ERR NOPERM", "ERR '", "NOPERM 'a"])
+def test_long_replies(words: str, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No pattern gets more of a reply than a sentence has: none could freeze a process,
+    in which no other thread runs while one is matched."""
+    reply = read_error(f"{code} {words * (10**6 // len(words))}")
+    asked: list[int] = []
+
+    class Pattern:
+        """Notes how much it is given to search."""
+
+        def search(self, text: str) -> None:
+            asked.append(len(text))
+
+    for name in ("TOO_MANY_CLIENTS", "_NAMED"):
+        monkeypatch.setattr(refusals, name, Pattern())
+    assert len(str(greeting_error("AUTH", reply, 0, []))) < 1000
+    assert max(asked) <= 1000
+
+
+@pytest.mark.parametrize("pattern", [refusals.TOO_MANY_CLIENTS, refusals._NAMED])
+@pytest.mark.parametrize("words", TEMPTING)
+def test_patterns_are_linear(pattern: re.Pattern[str], words: str) -> None:
+    """A long text takes them a moment; it would take hours otherwise."""
+    for before in ("", "'", "'a"):
+        assert pattern.search(before + words * (10**6 // len(words))) is None
 
 
 #: How any command may be answered on a connection that the server does not know, or no
@@ -322,9 +416,9 @@ def test_clusters(
 def test_translated_once(command: str, words: str) -> None:
     """What has been translated stays as it is: a connection does so in two places."""
     reply = cast(ResponseError, read_error(words, DefaultParser.parse_error))
-    first = greeting_error(command, reply, 1)
+    first = greeting_error(command, reply, 1, [])
     assert isinstance(first, ResponseError | redis.ConnectionError)
     for _ in range(2):
-        again = greeting_error(command, cast(ResponseError, first), 1)
+        again = greeting_error(command, first, 1, [])
         assert str(again) == str(first)
         assert type(again) is type(first)

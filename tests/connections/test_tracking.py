@@ -388,3 +388,27 @@ def test_refused_at_first() -> None:
         assert tracker.refusal is None
         with pytest.raises(AuthenticationError):
             refusal_of(target)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"-WRONGPASS no: sesame\r\n",
+        b"-LOADING no: sesame\r\n",
+        b"-READONLY no: sesame\r\n",
+        b"+OK\r\n-ERR no: sesame\r\n",
+        b"+OK\r\n%1\r\n+a\r\n+b\r\n-ERR no: sesame\r\n",
+    ],
+)
+@pytest.mark.parametrize("entra", [False, True])
+def test_a_server_that_quotes_the_token(answer: bytes, entra: bool) -> None:
+    """Or the password: neither is told."""
+    held = replace(HELD, value="sesame")
+    renewal: Any = SimpleNamespace(current=lambda: held)
+    given = {"provide": lambda: renewal} if entra else {"credentials": ("a", "sesame")}
+    with listening(answer) as target:
+        try:
+            told = str(refusal_of(replace(target, **given)))
+        except redis.RedisError as error:
+            told = str(error)
+    assert "no: ***" in told

@@ -1403,6 +1403,14 @@ def test_server_gone(site: Site) -> None:
     assert (last.name, last.code) == ("round_trip", "server_closed")
 
 
+def test_long_words(site: Site) -> None:
+    """Whatever other software writes, somebody is to read it."""
+    diagnosis = Diagnosis("default", site.backend(), site.patience)
+    (step,) = diagnosis.take({"settings": lambda diagnosis: "x y " * 25000})
+    assert len(step.detail) < 2100
+    assert step.detail.endswith("...")
+
+
 def test_what_is_not_to_be_shown(site: Site) -> None:
     """Whatever other software writes, secrets are struck out, and it is one line."""
     with site.settings():

@@ -1,10 +1,13 @@
 """Texts from outside, without the secrets and tokens that they quote."""
 
+import base64
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from django_entra_redis.identity.redaction import redact
+from django_entra_redis.identity import redaction
+from django_entra_redis.identity.redaction import MAX_SHOWN, one_line, redact
 
 
 @pytest.mark.parametrize(
@@ -56,6 +59,45 @@ def test_names_are_no_tokens(text: str) -> None:
 def test_what_looks_random_is_a_token(token: str) -> None:
     """An opaque token is not shown, with letters alone, too."""
     assert redact(f"not {token}.") in ("not ***", "not ***.")
+
+
+@pytest.mark.parametrize("length", [40, 100, 1000, 2000])
+def test_long_secrets(length: int) -> None:
+    """However long they are, they are found, encoded, too."""
+    secret = "secret-" * (length // 7)
+    for form in (
+        secret,
+        secret.encode().hex(),
+        base64.b64encode(secret.encode()).decode(),
+    ):
+        redacted = redact(f"{'x y ' * 100}{form}{' z' * 10**6}", [secret])
+        assert form[:10] not in redacted
+        assert len(redacted) < 600
+
+
+@pytest.mark.parametrize("secret", ["", "secret-" * 10**5])
+@pytest.mark.parametrize(
+    "words", ["a", "%25", "abcd ", "ab", "&amp;", "\\u0041", "eyJ."]
+)
+def test_long_texts(secret: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the beginning is searched, which takes a moment."""
+    asked: list[int] = []
+
+    def note(text: str) -> str:
+        asked.append(len(text))
+        return text
+
+    monkeypatch.setattr(redaction, "without_tokens", note)
+    text = words * (10**6 // len(words))
+    assert len(redact(text, [secret])) <= MAX_SHOWN + 3
+    assert len(one_line(text)) <= MAX_SHOWN + 3
+    assert max(asked) <= 16 * MAX_SHOWN
+
+
+def test_one_line() -> None:
+    """It is for words in which no secret is known."""
+    assert one_line(" a\r\nb\x1b[2J\u202e eyJhb.c.d ") == "a  b [2J  ***"
+    assert one_line("plain") == "plain"
 
 
 def test_secret_within_a_secret() -> None:
