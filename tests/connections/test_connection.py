@@ -401,6 +401,15 @@ def test_subscriber_of_a_server_that_quotes_the_token() -> None:
         server.stop()
 
 
+def test_an_error_of_python_that_quotes_the_token(identity: Identity) -> None:
+    """Where redis-py reads a number, int() quotes what is none."""
+    connection = identity.connect()
+    with pytest.raises(ValueError, match=r"\*\*\*") as raised:
+        connection._attempt(lambda: int(identity.fetched[-1]))
+    assert raised.value.__context__ is None
+    assert identity.fetched[-1] not in str([*frames(raised.value)][1:])
+
+
 def test_subscribed_connection_reconnects(identity: Identity) -> None:
     """A RESP 2 subscription takes no AUTH: it is made anew, and misses no error."""
     pool = redis.ConnectionPool(

@@ -282,6 +282,21 @@ class Pool:
         """Take it back."""
 
 
+def test_an_error_of_python_that_quotes_the_token(identity: Streaming) -> None:
+    """Where redis-py reads a number, int() quotes what is none."""
+
+    async def convert() -> None:
+        int(identity.fetched[-1])
+
+    async def work(connection: Any) -> None:
+        with pytest.raises(ValueError, match=r"\*\*\*") as raised:
+            await connection._attempt(convert)
+        assert raised.value.__context__ is None
+        assert identity.fetched[-1] not in str([*frames(raised.value)][1:])
+
+    run(identity, work)
+
+
 def test_subscriber_of_a_server_that_quotes_the_token() -> None:
     """It gets the reply to an AUTH, in which the token is not told."""
     value = "0paque.Secret-Tok3n_Value9xyz"
