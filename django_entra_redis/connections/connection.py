@@ -44,6 +44,10 @@ class RecordingProvider(CredentialProvider):
         self.provider = provider
         self.token: Token | None = None
 
+    def note(self, token: Token) -> None:
+        """Record a token that is sent otherwise."""
+        self.token = token
+
     def get_credentials(self) -> tuple[str, str]:
         """Return user name and token."""
         self.token = token = self.provider.renewal.current()
@@ -384,7 +388,7 @@ class EntraConnection(PlainConnection):
         self._held = token
 
     def _send_token(self, token: Token) -> None:
-        self._recorder.token = token
+        self._recorder.note(token)
         self.send_command("AUTH", token.username, token.value, check_health=False)
 
     def _secrets(self) -> list[str | None]:

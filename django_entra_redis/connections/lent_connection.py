@@ -194,7 +194,7 @@ class _Lent(AbstractConnection):
 
     async def _send_token(self, token: Token) -> None:
         assert self._recorder is not None  # There is a token.
-        self._recorder.token = token
+        self._recorder.note(token)
         await self.send_command("AUTH", token.username, token.value, check_health=False)
 
     # -- commands --------------------------------------------------------------------
