@@ -17,6 +17,7 @@ from django_entra_redis.connections.protocol import ConnectionLostError
 from django_entra_redis.diagnostics.runner import StepError
 from django_entra_redis.exceptions import TokenError, TokenRequestError
 from django_entra_redis.identity.token import SYSTEM_CLOCK, receive_token
+from django_entra_redis.serializers import _CompressedValueError
 from tests.project.test_house import PACKAGE, modules
 
 #: Modules that need what may not be installed; they define no errors.
@@ -27,6 +28,7 @@ MADE: dict[type[Exception], Callable[[], Exception]] = {
     ConfigurationError: lambda: ConfigurationError([Problem("E1", "here", "x", "y")]),
     MissingExtraError: lambda: MissingExtraError("lz4"),
     StepError: lambda: StepError("auth_refused", "no", "Do something."),
+    _CompressedValueError: lambda: _CompressedValueError(5, "ZlibCompressor"),
     TokenError: lambda: TokenError("no", code="token_timeout"),
     TokenRequestError: lambda: TokenRequestError("no", code="x", retry_after=2.5),
 }

@@ -64,6 +64,8 @@ _OTHER = frozenset(
 
 #: Characters of an error reply that its meaning is looked for in.
 _MAX_READ = 1000
+#: Characters of a redirection that leads nowhere, if it is quoted.
+_MAX_QUOTED = 100
 #: The wordings of "too many connections". Like the other patterns here, it takes time
 #: in proportion to the text: a server chooses the text, and no other thread runs
 #: meanwhile.
@@ -109,8 +111,11 @@ def read_error(
         return kind(text)
     if is_malformed_redirect(text):
         # With "ERR", so that it is not followed. redis-py would raise an error of
-        # Python's, which quotes a part of it.
-        return ResponseError(words)
+        # Python's, which quotes a part of it. A part of a secret would not be found.
+        if words.isprintable() and len(words) <= _MAX_QUOTED:
+            return ResponseError(words)
+        first = words.partition(" ")[0]
+        return ResponseError(f"{first} to what is no address, {len(words)} characters")
     error = parse(words)
     if type(error) is not ResponseError:
         return error

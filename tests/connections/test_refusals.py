@@ -13,10 +13,16 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from redis._parsers import _RESP2Parser, _RESP3Parser
 from redis.connection import Connection, DefaultParser
-from redis.exceptions import AuthenticationError, NoPermissionError, ResponseError
+from redis.exceptions import (
+    AskError,
+    AuthenticationError,
+    NoPermissionError,
+    ResponseError,
+)
 
 from django_entra_redis.cache import EntraRedisClusterCache
 from django_entra_redis.clients.redirects import cluster_error
+from django_entra_redis.commands.resp import is_malformed_redirect
 from django_entra_redis.connections import connection, event_loops, refusals, registry
 from django_entra_redis.connections.connection import connection_class
 from django_entra_redis.connections.deadlines import bounded_parser
@@ -155,6 +161,18 @@ def test_words_that_would_draw(command: str, code: str) -> None:
     assert len(text) < 1000
 
 
+@pytest.mark.parametrize("ending", ["", "\x1b", "é", "9" * 200])
+def test_a_redirection_that_leads_nowhere(ending: str) -> None:
+    """It is quoted if it is short and printable; what is said is no redirection."""
+    for host in ("bad host", "h" * 75, "h" * 300):
+        text = str(read_error(f"MOVED 12539 {host}:1234{ending}"))
+        if not (host == "h" * 75 and not ending):
+            assert is_malformed_redirect(text)
+            assert not isinstance(cluster_error(ResponseError(text)), AskError)
+        assert text.isprintable()
+        assert len(text) < 110
+
+
 #: Every class of redis-py that an error reply, or a lost connection, may have.
 CLASSES = [
     kind
@@ -169,14 +187,12 @@ def test_the_class_stays(kind: type[redis.RedisError]) -> None:
     one = kind("1 host:2")
     assert redacted(one, ["sesame"]) is one
     other = redacted(kind("1 sesame:2"), ["sesame"])
-    assert str(other) == "1 ***:2"
-    assert type(other) is kind
-
-
-def test_a_redirection_that_is_none_any_more() -> None:
-    """Its class could not read the address."""
-    reply = read_error("MOVED 1 host:65000")
-    assert str(redacted(reply, ["65000"])) == "MOVED 1 host:***"
+    if issubclass(kind, AskError):  # Its class could not read the address any more.
+        assert str(other) == "MOVED 1 ***:2"
+        assert type(other) is ResponseError
+    else:
+        assert str(other) == "1 ***:2"
+        assert type(other) is kind
 
 
 #: What makes a pattern with two repetitions look at the same letters again and again.
