@@ -56,19 +56,18 @@ def make_filter(
     """
     allowed = ("",) if prefixes is None else prefixes
     sessions = any(prefix.startswith(SESSIONS) for prefix in allowed)
-    name_of = _name_of(cache, plain=plain)
     if prefixes is None and plain and cache.key_func is default_key_func:
-        # A key without this text has no name that begins with it.
-        return lambda made: (
-            SESSIONS not in made or not (name_of(made) or "").startswith(SESSIONS)
-        )
+        return lambda made: SESSIONS not in made
+    name_of = _name_of(cache, plain=plain)
 
     def keeps(made: str) -> bool:
         name = name_of(made)
         return (
             name is not None
             and name.startswith(allowed)
-            and (sessions or not name.startswith(SESSIONS))
+            # Anywhere in the key: where its name begins can't always be told, as with a
+            # version that has a colon in it.
+            and (sessions or SESSIONS not in made)
         )
 
     return keeps
@@ -77,9 +76,18 @@ def make_filter(
 def _name_of(cache: Any, *, plain: bool) -> Callable[[str], str | None]:
     """Return a function that returns the name in a key; ``None``: it can't be found."""
     if plain and cache.key_func is default_key_func:
-        start = len(str(cache.key_prefix)) + 1
-        # The version ends at the next colon.
-        return lambda made: made[start:].partition(":")[2]
+        prefix = f"{cache.key_prefix}:"
+        own, start = f"{prefix}{cache.version}:", len(prefix)
+
+        def name_in(made: str) -> str | None:
+            if made.startswith(own):
+                return made[len(own) :]
+            # Of another version, which ends at the next colon. A key without the prefix
+            # was made after the cache's ``key_prefix`` was changed.
+            known = made.startswith(prefix)
+            return made[start:].partition(":")[2] if known else None
+
+        return name_in
     try:
         before, after = cache.around_name()
     except ValueError:

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import pytest
+
 from django_entra_redis.cache import EntraRedisCache
 from django_entra_redis.cache.copied_keys import SESSIONS
 
@@ -36,6 +38,37 @@ def test_all_but_sessions() -> None:
     assert keeps("menu", KEY_PREFIX="a:b", version=7)
     assert not keeps(f"{SESSIONS}cacheabc")
     assert not keeps(f"{SESSIONS}cacheabc", [""])
+
+
+@pytest.mark.parametrize("prefixes", [None, [""], ["", "menu"]])
+def test_sessions_wherever_their_name_begins(prefixes: Any) -> None:
+    """A version may have a colon, and a cache's attributes may change."""
+    session = f"{SESSIONS}cacheabc"
+    assert not keeps(session, prefixes, VERSION="v:1")
+    assert not keeps(session, prefixes, version="v:1")
+    options = {"identity": None, "client_side_cache": {"prefixes": prefixes}}
+    cache = EntraRedisCache("redis://h", {"KEY_PREFIX": "p", "OPTIONS": options})
+    client: Any = cache._cache
+    for prefix in ("longer:x", "p:x", "", "q"):
+        cache.key_prefix = prefix
+        assert not client.keeps(cache.make_key(session))
+
+
+def test_versions_with_a_colon() -> None:
+    """The cache's own one is known."""
+    assert keeps("menu:1", ["menu"], VERSION="v:1")
+    assert not keeps("other", ["menu"], VERSION="v:1")
+    assert keeps(f"{SESSIONS}cacheabc", [SESSIONS], VERSION="v:1")
+
+
+def test_a_key_prefix_that_is_changed() -> None:
+    """No key is taken for one of another name."""
+    options = {"identity": None, "client_side_cache": {"prefixes": ["menu"]}}
+    cache = EntraRedisCache("redis://h", {"KEY_PREFIX": "long", "OPTIONS": options})
+    client: Any = cache._cache
+    assert client.keeps(cache.make_key("menu"))
+    cache.key_prefix = ""
+    assert not client.keeps(cache.make_key("xx:menu"))
 
 
 def test_prefixes() -> None:
