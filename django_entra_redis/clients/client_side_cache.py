@@ -243,10 +243,12 @@ class CopyingCacheClient(CopyingClient, CacheClient):
     def __init__(self, options: CacheOptions, keeps: Keeps) -> None:
         super().__init__(options)
         self.keeps = keeps
-        self.local = local_copies(self.endpoints[0], options)
-
+        endpoint = self.endpoints[0]
+        self.local = local_copies(
+            endpoint, options, [endpoint.name], lambda: [endpoint]
+        )
         #: To the server that takes the writes, since a replica may lag behind.
-        self.tracker = self.local.tracker(self.endpoints[0])
+        self.tracker = self.local.tracker(endpoint)
 
     @cached_property
     def single_key(self) -> Any:

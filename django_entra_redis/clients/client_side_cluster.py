@@ -31,7 +31,9 @@ class CopyingClusterClient(CopyingClient, ClusterClient):
     def __init__(self, options: CacheOptions, keeps: Keeps) -> None:
         super().__init__(options)
         self.keeps = keeps
-        self.local = local_copies(self.topology, options)
+        topology = self.topology
+        names = [node.name for node in topology.nodes.startup]
+        self.local = local_copies(topology, options, names, topology.serving)
 
     def find(self, key: str) -> Copy | None:
         """Return the copy of a value, if there is one that may be used."""

@@ -82,6 +82,8 @@ class Topology:
         self.primaries: dict[str, Endpoint] = {}
         # The endpoints of all nodes, by address.
         self._all: dict[str, Endpoint] = {}
+        #: The copies of its values in this process, by the settings that ask for them.
+        self.local_copies: dict[Any, Any] = {}
         self._flight: SingleFlight[None] = SingleFlight(self._discover, pause=PAUSE)
         register(self, Order.CONNECTIONS)
 
@@ -91,6 +93,11 @@ class Topology:
     def known(self) -> bool:
         """Whether a discovery has succeeded."""
         return self.slots is not None
+
+    def serving(self) -> set[Endpoint] | None:
+        """Return the endpoints of the nodes that have slots; ``None`` before the first
+        discovery."""
+        return None if self.slots is None else set(filter(None, self.slots))
 
     def endpoint_of(self, key: str | bytes) -> Endpoint:
         """Return the endpoint of the primary that has a key.

@@ -5,7 +5,8 @@ It has no socket and no clock; :mod:`.tracking` fetches and invalidates values.
 
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Iterator
+from weakref import ref
 
 #: A key is cold after this number of copies that were dropped without a hit: it changes
 #: more often than it is read, so that copies only cost.
@@ -70,6 +71,9 @@ class Copies:
         self.misses = 0
         self.invalidations = 0
         self.flushes = 0
+        #: The other stores of this process with values of the same servers. They drop
+        #: what this process writes, too.
+        self.others: tuple[ref[Copies], ...] = ()
         # The least recently used one first.
         self._copies: OrderedDict[str, Copy] = OrderedDict()
         self._fills: dict[str, list[Fill]] = {}
@@ -197,11 +201,28 @@ class Copies:
             self.bytes -= oldest.size
 
     def drop_one(self, key: str) -> None:
-        """Do as :meth:`drop` does, for one key, which usually has no copy."""
+        """Do as :meth:`drop_written` does, for one key, which usually has no copy."""
         # Without the lock, and therefore in this order: end() adds the copy before it
         # removes the fill.
-        if key in self._fills or key in self._copies:
-            self.drop((key,))
+        if key in self._fills or key in self._copies or self.others:
+            self.drop_written((key,))
+
+    def drop_written(self, keys: Iterable[str]) -> None:
+        """Drop the copies of keys that this process has written, in all stores."""
+        for store in self._stores():
+            store.drop(keys)
+
+    def flush_written(self) -> None:
+        """Drop all copies, in all stores: this process has written any keys."""
+        for store in self._stores():
+            store.flush()
+
+    def _stores(self) -> Iterator["Copies"]:
+        yield self
+        for other in self.others:
+            store = other()
+            if store is not None:
+                yield store
 
     def drop(self, keys: Iterable[str]) -> None:
         """Drop the copies of keys that have changed, also while they are fetched."""

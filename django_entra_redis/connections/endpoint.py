@@ -9,6 +9,7 @@ import ssl
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from redis.exceptions import RedisError, ResponseError
 
@@ -58,7 +59,9 @@ class Endpoint:
         self.facts = ServerFacts()
         self.outages = Outages(self.name)
         #: Its tracking connections, for caches that keep copies of values.
-        self.trackers: list[Tracker] = []
+        self.trackers: WeakSet[Tracker] = WeakSet()
+        #: The copies of its values in this process, by the settings that ask for them.
+        self.local_copies: dict[Any, Any] = {}
 
     @property
     def host(self) -> str:
@@ -126,7 +129,7 @@ class Endpoint:
         tracker = Tracker(
             lambda: self.target, copies, max_staleness, lambda: self.outages.known_down
         )
-        self.trackers.append(tracker)
+        self.trackers.add(tracker)
         return tracker
 
     def disconnect(self) -> None:
@@ -149,7 +152,7 @@ class Endpoint:
             self.pool.disconnect(inuse_connections=False)
 
     def _close_trackers(self, reason: str) -> None:
-        for tracker in self.trackers:
+        for tracker in list(self.trackers):
             tracker.close(reason)
 
 

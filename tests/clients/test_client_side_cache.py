@@ -1,6 +1,7 @@
 """Copies of values in this process: each rule, broken on purpose."""
 
 import asyncio
+import gc
 import itertools
 import json
 import logging
@@ -10,13 +11,16 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
+from weakref import ref
 
 import pytest
 import redis
 import redis.asyncio
 
 from django_entra_redis.cache import EntraRedisCache
+from django_entra_redis.clients.local_copies import local_copies
 from django_entra_redis.connections import registry, tracking
 from django_entra_redis.exceptions import ServerDownError
 from django_entra_redis.status import ClientSideCacheInfo
@@ -316,6 +320,63 @@ def test_own_writes_of_other_versions(
     deafen(cache)
     OTHER_VERSIONS[name](cache)
     assert read(cache) == read(other)
+
+
+@pytest.mark.parametrize("name", WRITES)
+@pytest.mark.parametrize(
+    "options", [{"client_side_cache": {"prefixes": ["x"]}}, {"socket_timeout": 3}]
+)
+def test_own_writes_through_a_cache_of_other_settings(
+    database: Database,
+    cache: EntraRedisCache,
+    other: EntraRedisCache,
+    name: str,
+    options: dict[str, Any],
+) -> None:
+    """They drop the copies of all caches of this process on the same server."""
+    second = database.cache(**{"client_side_cache": True, **options})
+    other.set("k", 1, None)
+    copied(cache, "k")
+    assert local(second) is not local(cache)
+    fill = local(cache).copies.begin(cache.make_key("k"), object())
+    deafen(cache)
+    WRITES[name](second)
+    assert info(cache).entries == 0
+    assert fill.tainted
+    assert cache.get("k") == other.get("k")
+
+
+def test_own_writes_to_another_server(
+    database: Database, cache: EntraRedisCache, other: EntraRedisCache
+) -> None:
+    """They leave the copies of this one alone."""
+    other.set("k", 1, None)
+    copied(cache, "k")
+    local_copies(
+        SimpleNamespace(local_copies={}),
+        cache.options,
+        ["elsewhere:6379"],
+        lambda: None,
+    ).forget(None)
+    assert info(cache).entries == 1
+
+
+def test_caches_that_are_gone(database: Database) -> None:
+    """They leave no copies behind, and no tracking connection."""
+    made = []
+    for _ in range(3):
+        found = database.cache(client_side_cache=True)
+        found.set("k", 1)
+        copied(found, "k")
+        made.append(ref(local(found)))
+        registry.reset()
+        del found
+    last = database.cache(client_side_cache=True)
+    gc.collect()
+    assert [one() for one in made] == [None] * 3
+    # Of those that are gone it knows until others come.
+    last.set("k", 2)
+    assert last.get("k") == 2
 
 
 @pytest.mark.parametrize("warm", [False, True])

@@ -270,6 +270,29 @@ def test_resharding(cluster_server: str, monkeypatch: pytest.MonkeyPatch) -> Non
         registry.reset()
 
 
+def test_a_primary_that_has_left(both: Any) -> None:
+    """The connection to it counts no more, whether it is closed or not."""
+    cache, other = both
+    other.set_many(VALUES)
+    copied(cache)
+    topology = cache._cache.topology
+    topology.discover()
+    slots = list(topology.slots)
+    gone, stays = list(dict.fromkeys(slots))[:2]
+    trackers = cache._cache.local._trackers
+    tracker = trackers[gone]
+    topology.slots = [stays if slot is gone else slot for slot in slots]
+    assert info(cache).connected
+    assert not tracker.connected
+    assert gone not in trackers
+    # One that comes later is as good as any.
+    topology.slots = slots
+    copied(cache)
+    assert info(cache).connected
+    topology.slots = None
+    assert info(cache).connected
+
+
 def test_a_copy_from_elsewhere(both: Any) -> None:
     """A copy counts only if it comes from where the key is now."""
     cache, other = both

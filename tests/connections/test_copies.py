@@ -2,7 +2,8 @@
 
 import tracemalloc
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from weakref import ref
 
 import pytest
 
@@ -92,6 +93,33 @@ def test_a_change_on_the_way_keeps_it_out(how: str) -> None:
     assert held(copies) == ({"a"} if how == "flush all" else {"a", "b"})
     assert copies.invalidations == (how == "invalidate")
     assert copies.flushes == how.startswith("flush")
+
+
+def test_what_this_process_writes() -> None:
+    """It is dropped from all stores of the same servers; the server's messages are for
+    one of them."""
+    stores = [Copies(10_000, 1000) for _ in range(3)]
+    first, second = stores[:2]
+    gone = ref(stores.pop())
+    first.others = (gone, ref(second))
+    acts: list[Callable[[], None]] = [
+        lambda: first.drop_one("a"),
+        lambda: first.drop_written(["a"]),
+        first.flush_written,
+    ]
+    for act in acts:
+        for store in stores:
+            keep(store, "a")
+        act()
+        assert [held(store) for store in stores] == [set(), set()]
+    fill = second.begin("a", "o")
+    first.drop_one("a")
+    second.end(fill, b"old", NEVER)
+    assert held(second) == set()
+    keep(second, "a")
+    first.invalidate(["a"])
+    first.flush("o")
+    assert held(second) == {"a"}
 
 
 def test_the_least_recently_used_goes_first() -> None:
