@@ -334,11 +334,12 @@ class TrackedConnection:
             self._dispatch()
             if self.closed:
                 return
+            if len(data) == PIECE:
+                continue
             # TLS gives one record at a time. Bytes that it has decrypted already do not
-            # make the socket readable.
-            if len(data) < PIECE and not (
-                pending and (pending() or (drain and self.has_come()))
-            ):
+            # make the socket readable. And only another look shows that the server has
+            # closed the connection: what came is the last that it tells of any key.
+            if not ((pending and pending()) or (drain and self.has_come())):
                 return
 
     def _dispatch(self) -> None:

@@ -303,6 +303,20 @@ def test_all_records_of_tls(tmp_path: Path) -> None:
     server.close()
 
 
+@pytest.mark.usefixtures("system")
+@pytest.mark.parametrize("last", [push("b"), push("b")[:9]])
+def test_closed_after_a_message(last: bytes) -> None:
+    """No copy is used then: of later changes, this connection hears nothing."""
+    server = Server()
+    server.fill()
+    server.expect(GET)
+    server.send(last)
+    server.sock.close()
+    assert not server.connection.is_fresh("a")
+    assert not server.kept()
+    server.close()
+
+
 @pytest.mark.parametrize("pieces", [1, 64])
 def test_a_lot_at_once(
     server: Server, monkeypatch: pytest.MonkeyPatch, pieces: int
