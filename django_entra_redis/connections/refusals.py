@@ -227,6 +227,16 @@ def is_about_the_server(error: Exception) -> bool:
     return type(error) is not ResponseError or str(error).partition(" ")[0] in _OTHER
 
 
+def forbids_command(error: ResponseError) -> bool:
+    """Whether an error reply to a read is about the command itself, and neither about
+    its key nor about the server's state."""
+    if isinstance(error, NoPermissionError):
+        # "No permissions to access a key"; before Redis 7 "no permissions to access one
+        # of the keys used as arguments".
+        return " access " not in f" {error}"
+    return not is_about_the_server(error)
+
+
 def is_refusal(error: Exception | None) -> bool:
     """Whether an error is Redis' refusal of a token, and not yet translated.
 

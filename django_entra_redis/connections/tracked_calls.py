@@ -10,6 +10,7 @@ from redis.exceptions import (
     AskError,
     ClusterDownError,
     InvalidResponse,
+    NoPermissionError,
     ReadOnlyError,
     TryAgainError,
 )
@@ -116,6 +117,8 @@ class Fetch(Call):
                 _end(connection, fill, data, left, self.sent_at)
             self.values = values
             connection.confirm(self.sent_at)
+            if lead:
+                connection.checked(self.sent_at)
         _lose_access(connection, failures)
         self.done = True
         if self.turn is not None:
@@ -279,6 +282,9 @@ def _failures(
 ) -> Sequence[Exception]:
     """Return the errors in replies, or an error for replies of wrong types."""
     replies = [*lead, *values, *lives]
+    if lead and isinstance(lead[0], NoPermissionError):
+        # PING may be forbidden to this user, but then the server answers.
+        del replies[0]
     failures = [reply for reply in replies if isinstance(reply, Exception)]
     if failures:
         return failures

@@ -87,6 +87,9 @@ class TrackedConnection:
         self.closed = False
         self.confirmed_at = now
         self.ask_at = now + self._interval
+        # When to check the connection again: values confirm that it lives, but not that
+        # the server is still no replica.
+        self.check_at = self.ask_at
         self.timeout = timeout
         # Guards the socket, the reader and all attributes below. A thread holds it to
         # send or to receive, never to wait. It is reentrant, since a signal handler may
@@ -144,6 +147,14 @@ class TrackedConnection:
             self.confirmed_at = asked_at
             self.ask_at = asked_at + self._interval
 
+    def checked(self, asked_at: float) -> None:
+        """Note that the connection leads to no replica.
+
+        Parameters:
+            asked_at: when the check was sent.
+        """
+        self.check_at = max(self.check_at, asked_at + self._interval)
+
     def _hold(self, held: Token | None) -> None:
         """Note the token that the connection has authenticated with."""
         self.held = held
@@ -179,9 +190,9 @@ class TrackedConnection:
                 a thread may :meth:`wait` for the call.
         """
         now = monotonic()
-        silent = now >= self.ask_at
-        # With a check of the connection first, if it has been silent for a while.
-        packed = (CHECK if silent else b"") + b"".join(map(pack_fetch, keys))
+        due = now >= self.check_at
+        # With a check of the connection first, if there was none for a while.
+        packed = (CHECK if due else b"") + b"".join(map(pack_fetch, keys))
         with self._gate:
             if (
                 self._busy
@@ -190,7 +201,7 @@ class TrackedConnection:
             ):
                 return None
             fills = [self.copies.begin(key, self) for key in keys]
-            call = Fetch(fills, CHECKS * silent, now, len(packed), future)
+            call = Fetch(fills, CHECKS * due, now, len(packed), future)
             self._send(packed, call)
             return call
 
@@ -210,7 +221,7 @@ class TrackedConnection:
                     or self._poller is not None
                     or self._busy
                     or self.closed
-                    or now >= self.ask_at
+                    or now >= self.check_at
                     or len(packed) > MOST_UNANSWERED
                 ):
                     return None

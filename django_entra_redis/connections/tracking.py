@@ -33,7 +33,7 @@ from ..identity.token import Token
 from .authentication import pack_auth
 from .copies import Copies
 from .multiplexed import Target, secrets_of
-from .refusals import greeting_error, read_error, redacted
+from .refusals import forbids_command, greeting_error, read_error, redacted
 from .tracked_calls import Ask, Fetch, group, is_replica
 from .tracked_connection import BROKEN, MOST_UNANSWERED, PIECE, TrackedConnection
 
@@ -374,6 +374,9 @@ def _greet(sock: Any, target: Target, token: Token | None) -> None:
     commands: list[Sequence[Any]] = [
         ("HELLO", "3"),
         *target.greeting,
+        # Without the time that a key has left no copy is kept. Of no key in use, and
+        # before tracking is on.
+        ("PTTL", ""),
         ("CLIENT", "TRACKING", "ON"),
     ]
     names: list[tuple[Any, ...]] = [tuple(command[:2]) for command in commands]
@@ -414,6 +417,11 @@ def _objection(
         return redacted(reply, secrets)
     if "SETINFO" in name:
         return None  # Servers older than 7.2 do not know it.
+    if name[0] == "PTTL":
+        # The key itself may be forbidden, or lie on another node.
+        refused = forbids_command(reply)
+        text = redacted(reply, secrets)
+        return TrackingRefusedError(f"PTTL: {text}") if refused else None
     meaning = greeting_error(name[0], reply, name[-1], secrets)
     # This HELLO does not authenticate: it is the protocol that is refused.
     about_protocol = name[0] == "HELLO" and isinstance(

@@ -877,10 +877,30 @@ def test_counters_come_from_the_server(
     assert cache.add("n", 1)
 
 
+def test_a_replica_in_disguise(database: Database, other: EntraRedisCache) -> None:
+    """It answers steady reads of other keys as ever; its role is asked for all the
+    same."""
+    options: Any = {"client_side_cache": {"max_staleness": 0.2}, "retry_on_error": []}
+    cache = database.cache(**options)
+    other.set("k", 1, None)
+    copied(cache, "k")
+    numbers = itertools.count()
+
+    def noticed() -> bool:
+        cache.get(f"missing-{next(numbers)}")
+        return info(cache).flushes > 0
+
+    database.admin.replicaof("127.0.0.1", "1")
+    try:
+        wait_until(noticed)
+    finally:
+        database.admin.replicaof("NO", "ONE")
+
+
 # -- rule 9: servers that can't
 
 
-@pytest.mark.parametrize("rules", ["-client|tracking", "-client"])
+@pytest.mark.parametrize("rules", ["-client|tracking", "-client", "-pttl"])
 def test_a_server_that_does_not_track(
     database: Database,
     other: EntraRedisCache,
@@ -905,6 +925,22 @@ def test_a_server_that_does_not_track(
     assert "refuses to track" in caplog.text
     assert info(cache).entries == 0
     assert "permission" in str(info(cache).unsupported)
+
+
+def test_a_user_who_may_read_few_keys_and_not_ping(
+    database: Database, other: EntraRedisCache
+) -> None:
+    """It has copies as others do, and one connection."""
+    url = database.url_of("few", "~:1:k* +@all -ping")
+    options: Any = {"client_side_cache": {"max_staleness": 0.2}}
+    cache = make_cache(url, identity=None, **options)
+    other.set("k", 1, None)
+    copied(cache, "k")
+    for _ in range(8):
+        time.sleep(0.05)
+        assert cache.get("k") == 1
+    assert info(cache).flushes == 0
+    assert info(cache).unsupported is None
 
 
 def test_connections_of_one_s_own(

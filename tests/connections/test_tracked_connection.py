@@ -478,7 +478,7 @@ def test_asking_for_one(server: Server) -> None:
             assert call is not None
             found.append((call.values, server.kept(), server.connection.closed))
         assert found[0] == found[1]
-    server.connection.ask_at = 0.0
+    server.connection.check_at = 0.0
     assert server.connection.ask("a") is None
     assert server.copies.misses == 5
 
@@ -632,6 +632,7 @@ def test_proof_is_asked_for() -> None:
     connection = server.connection
     connection.confirmed_at -= 600.0
     connection.ask_at -= 600.0
+    connection.check_at -= 600.0
     check = b"*1\r\n$4\r\nPING\r\n*2\r\n$5\r\nHELLO\r\n$1\r\n3\r\n"
     assert connection.is_fresh("a")
     assert connection.is_fresh("a")
@@ -647,6 +648,7 @@ def test_proof_is_asked_for() -> None:
     assert copy.data == b"2"
     connection.confirmed_at -= 1001.0
     connection.ask_at -= 1001.0
+    connection.check_at -= 1001.0
     assert not connection.is_fresh("a")
     assert server.kept()
     call = connection.fetch(["a"])
@@ -657,6 +659,25 @@ def test_proof_is_asked_for() -> None:
     assert call.values is None
     assert connection.closed
     server.close()
+
+
+@pytest.mark.parametrize(
+    ("reply", "confirmed"),
+    [
+        (b"-NOPERM User u has no permissions to run the 'ping' command\r\n", True),
+        (b"-NOAUTH Authentication required.\r\n", False),
+    ],
+)
+def test_a_user_who_may_not_ping(server: Server, reply: bytes, confirmed: bool) -> None:
+    """A server that says so lives."""
+    server.fill()
+    server.connection.ask_at = server.connection.check_at = 0.0
+    call = server.connection.fetch(["a"])
+    assert call is not None
+    server.send(reply + b"%1\r\n$4\r\nrole\r\n$6\r\nmaster\r\n$1\r\n2\r\n:-1\r\n")
+    server.connection.wait(call)
+    assert server.kept() == confirmed
+    assert server.connection.closed != confirmed
 
 
 def test_a_loop_that_can_t_watch(server: Server) -> None:

@@ -22,7 +22,9 @@ from django_entra_redis.connections.tracked_connection import TrackedConnection
 from django_entra_redis.connections.tracking import Tracker, refusal_of
 from django_entra_redis.identity.token import Clock, Token
 
-HELLO = b"%1\r\n$4\r\nrole\r\n$6\r\nmaster\r\n"
+ROLE = b"%1\r\n$4\r\nrole\r\n$6\r\nmaster\r\n"
+#: The replies to HELLO and to PTTL.
+HELLO = ROLE + b":-2\r\n"
 VALUE = b"$1\r\n1\r\n:-1\r\n"
 
 
@@ -65,6 +67,12 @@ def make(target: Target) -> Tracker:
         (b"-NOPROTO unsupported protocol version\r\n", "HELLO 3: NOPROTO"),
         (b"-NOPERM no permissions to run 'hello'\r\n", "HELLO 3: no permissions"),
         (b"-ERR version 3 is not for you\r\n", "HELLO 3: version 3"),
+        (
+            ROLE + b"-NOPERM User u has no permissions to run the 'pttl'\r\n",
+            "PTTL: User",
+        ),
+        (ROLE + b"-NOPERM this user has no permissions to run the 'pttl'\r\n", "PTTL"),
+        (ROLE + b"-ERR unknown command 'PTTL'\r\n", "PTTL: unknown command"),
         (HELLO + b"-ERR Unknown subcommand\r\n", "CLIENT TRACKING: Unknown"),
         (HELLO + b"-ERR command 'client|tracking' is not allowed\r\n", "not allowed"),
     ],
@@ -167,9 +175,21 @@ def test_a_server_that_does_not_speak_tls() -> None:
     assert not tracker.connected
 
 
-def test_it_tracks() -> None:
-    """A server that can is not in the way, and keeps no connection for the question."""
-    with listening(HELLO + b"+OK\r\n") as target:
+@pytest.mark.parametrize(
+    "about_the_key",
+    [
+        b":-2",
+        b"-NOPERM No permissions to access a key",
+        b"-NOPERM this user has no permissions to access one of the keys used as "
+        b"arguments",
+        b"-MOVED 0 127.0.0.1:1",
+        b"-CLUSTERDOWN Hash slot not served",
+    ],
+)
+def test_it_tracks(about_the_key: bytes) -> None:
+    """A server that can is not in the way, and keeps no connection for the question;
+    what it says of a key that is not used is of no interest."""
+    with listening(ROLE + about_the_key + b"\r\n+OK\r\n") as target:
         assert refusal_of(target) is None
 
 
