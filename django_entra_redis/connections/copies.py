@@ -6,16 +6,20 @@ It has no socket and no clock; :mod:`.tracking` fetches and invalidates values.
 import threading
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Iterator
+from sys import getsizeof
 from weakref import ref
 
 #: A key is cold after this number of copies that were dropped without a hit: it changes
 #: more often than it is read, so that copies only cost.
 COLD_AFTER = 4
 COLD_READS = 256
+#: Keys to remember the coldness of, at most; each takes so many bytes, and all of them
+#: at most a twentieth of what copies may take.
 MOST_COLD = 10_000
+COLD_BYTES = 160
 #: Bytes that a copy takes beside its key and its value: the objects that hold them and
 #: their place in the dictionary, as measured with tracemalloc.
-OVERHEAD = 400
+OVERHEAD = 360
 
 
 class Copy:
@@ -36,7 +40,8 @@ class Copy:
         self.data = data
         self.expires_at = expires_at
         self.owner = owner
-        self.size = len(key) + len(data or b"") + OVERHEAD
+        # A letter of a key takes up to four bytes.
+        self.size = getsizeof(key) + len(data or b"") + OVERHEAD
         self.used = False
 
 
@@ -78,8 +83,10 @@ class Copies:
         self._copies: OrderedDict[str, Copy] = OrderedDict()
         self._fills: dict[str, list[Fill]] = {}
         # The copies of a key that were dropped without a hit; below 0: the reads until
-        # the next copy.
-        self._unused: OrderedDict[str, int] = OrderedDict()
+        # the next copy. By the key's hash, which takes less memory: it does no harm if
+        # two keys count as one.
+        self._unused: OrderedDict[int, int] = OrderedDict()
+        self._most_cold = min(MOST_COLD, max_bytes // 20 // COLD_BYTES)
         #: Returns a key's copy, even an expired one; ``None``: there is none.
         self.peek = self._copies.get
         self._move_to_end = self._copies.move_to_end
@@ -126,7 +133,7 @@ class Copies:
             return False
         if not copy.used:
             copy.used = True
-            self._unused.pop(key, None)
+            self._unused.pop(hash(key), None)
         if copy.data is not None:
             self.hits += 1
         return True
@@ -134,10 +141,11 @@ class Copies:
     def is_cold(self, key: str) -> bool:
         """Count a read without a copy; return whether the key is cold."""
         # Without the lock: it does no harm if two threads count as one.
-        count = self._unused.get(key, 0)
+        hashed = hash(key)
+        count = self._unused.get(hashed, 0)
         if count >= 0:
             return False
-        self._unused[key] = count + 1 if count < -1 else COLD_AFTER - 1
+        self._unused[hashed] = count + 1 if count < -1 else COLD_AFTER - 1
         return True
 
     def miss(self, count: int) -> None:
@@ -264,9 +272,10 @@ class Copies:
                     self._remove(key)
 
     def _count_unused(self, key: str) -> None:
-        count = self._unused.pop(key, 0) + 1
-        self._unused[key] = count if count < COLD_AFTER else -COLD_READS
-        if len(self._unused) > MOST_COLD:
+        hashed = hash(key)
+        count = self._unused.pop(hashed, 0) + 1
+        self._unused[hashed] = count if count < COLD_AFTER else -COLD_READS
+        if len(self._unused) > self._most_cold:
             self._unused.popitem(last=False)
 
     def _remove(self, key: str) -> Copy | None:

@@ -1,5 +1,6 @@
 """The store of copies: pure, with a clock of the test's."""
 
+import sys
 import tracemalloc
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -17,6 +18,8 @@ from django_entra_redis.connections.copies import (
 )
 
 NEVER = float("inf")
+#: Bytes that count for an empty value of a key of one letter.
+ONE = sys.getsizeof("a") + OVERHEAD
 
 
 def keep(
@@ -124,7 +127,7 @@ def test_what_this_process_writes() -> None:
 
 def test_the_least_recently_used_goes_first() -> None:
     """However often it was used before, and whatever was put in first."""
-    copies = Copies(3 * (OVERHEAD + 11), 1000)
+    copies = Copies(3 * (ONE + 10), 1000)
     for key in "abc":
         keep(copies, key, b"0123456789")
     for key in "cab":
@@ -135,7 +138,7 @@ def test_the_least_recently_used_goes_first() -> None:
     keep(copies, "e", b"0" * 600)
     assert held(copies) == {"e"}
     keep(copies, "e", b"")
-    assert copies.bytes == OVERHEAD + 1
+    assert copies.bytes == ONE
     keep(Copies(10, 1000), "f", b"")
 
 
@@ -147,7 +150,7 @@ def test_a_value_that_is_too_large() -> None:
     assert copy is not None
     assert copy.data is None
     assert copies.hits == 0
-    assert copies.bytes == OVERHEAD + 1
+    assert copies.bytes == ONE
     copies.drop(["a"])
     assert held(copies) == set()
     small = Copies(100, 10)
@@ -162,21 +165,39 @@ def test_the_copies_of_one_server() -> None:
     keep(copies, "b", owner="p")
     copies.flush("o")
     assert held(copies) == {"b"}
-    assert copies.bytes == OVERHEAD + 1
+    assert copies.bytes == ONE
 
 
-def test_they_take_what_they_count() -> None:
-    """Bounded by bytes means by those of the process: within a tenth."""
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("n", 10), ("n", 2000), ("n" * 230, 10), ("\U0001f600" * 230, 10)],
+)
+def test_they_take_what_they_count(name: str, size: int) -> None:
+    """Bounded by bytes means by those of the process: within a tenth, whatever the
+    keys are made of, and also after all of them have changed."""
     tracemalloc.start()
     try:
-        for size in (10, 200, 2000):
-            before = tracemalloc.get_traced_memory()[0]
-            copies = Copies(2_000_000, 10_000)
-            for number in range(20_000):
-                keep(copies, f":1:some-name-{number}", bytes(size))
-            taken = tracemalloc.get_traced_memory()[0] - before
-            assert taken <= 2_200_000
-            del copies
+        before = tracemalloc.get_traced_memory()[0]
+        copies = Copies(2_000_000, 10_000)
+
+        def taken() -> int:
+            return tracemalloc.get_traced_memory()[0] - before
+
+        for number in range(6000):
+            keep(copies, f":1:{name}-{number}", bytes(size))
+        assert taken() <= 2_200_000
+        assert copies.bytes >= 1_900_000
+        for number in range(6000):
+            key = f":1:{name}-{number}"
+            keep(copies, key, bytes(size))
+            copies.drop([key])
+        assert len(copies) == 0
+        # The dictionary keeps its size.
+        assert taken() <= 1_000_000
+        # Now both.
+        for number in range(6000):
+            keep(copies, f":1:{name}-{number}", bytes(size))
+        assert taken() <= 2_200_000
     finally:
         tracemalloc.stop()
 
@@ -230,11 +251,12 @@ def test_keys_that_change_more_than_they_are_read() -> None:
 
 def test_so_many_are_remembered() -> None:
     """The memory of such keys is bounded, too."""
-    copies = Copies(10_000, 1000)
-    for number in range(MOST_COLD + 5):
-        keep(copies, str(number))
-        copies.drop([str(number)])
-    assert len(copies._unused) == MOST_COLD
+    for max_bytes, most in ((32 * 2**20, MOST_COLD), (320_000, 100)):
+        copies = Copies(max_bytes, 1000)
+        for number in range(most + 5):
+            keep(copies, str(number))
+            copies.drop([str(number)])
+        assert len(copies._unused) == most
 
 
 class Used(OrderedDict[str, Copy]):
@@ -249,12 +271,12 @@ class Used(OrderedDict[str, Copy]):
 
 def test_copies_that_are_used_while_one_goes(monkeypatch: pytest.MonkeyPatch) -> None:
     """A use moves a copy, without the lock; the oldest goes all the same."""
-    copies = Copies(3 * OVERHEAD + 3, 1000)
+    copies = Copies(3 * ONE, 1000)
     monkeypatch.setattr(copies, "_copies", Used())
     for key in "abcd":
         keep(copies, key)
     assert len(copies) == 3
-    assert copies.bytes == 3 * OVERHEAD + 3
+    assert copies.bytes == 3 * ONE
 
 
 def test_copies_that_are_used_while_others_are_flushed() -> None:
