@@ -112,7 +112,8 @@ class Copies:
         return None if copy is None else copy.owner
 
     def use(self, key: str, copy: Copy, now: float) -> bool:
-        """Return whether a copy is still valid; if so, count it as used.
+        """Return whether a copy is still valid; if so, count a hit, or a miss where the
+        value is too large for a copy.
 
         Parameters:
             key: the key.
@@ -136,15 +137,18 @@ class Copies:
             self._unused.pop(hash(key), None)
         if copy.data is not None:
             self.hits += 1
+        else:
+            self.misses += 1
         return True
 
     def is_cold(self, key: str) -> bool:
-        """Count a read without a copy; return whether the key is cold."""
+        """Return whether a key without a copy is cold; if so, count a miss."""
         # Without the lock: it does no harm if two threads count as one.
         hashed = hash(key)
         count = self._unused.get(hashed, 0)
         if count >= 0:
             return False
+        self.misses += 1
         self._unused[hashed] = count + 1 if count < -1 else COLD_AFTER - 1
         return True
 

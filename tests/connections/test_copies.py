@@ -149,7 +149,7 @@ def test_a_value_that_is_too_large() -> None:
     copy = good(copies, "a", 0.0)
     assert copy is not None
     assert copy.data is None
-    assert copies.hits == 0
+    assert (copies.hits, copies.misses) == (0, 1)
     assert copies.bytes == ONE
     copies.drop(["a"])
     assert held(copies) == set()
@@ -224,7 +224,9 @@ def test_keys_that_change_more_than_they_are_read() -> None:
         return made
 
     assert rounds(COLD_AFTER) == COLD_AFTER
+    assert copies.misses == 0  # Who fetches counts.
     assert rounds(COLD_READS) == 0
+    assert copies.misses == COLD_READS
     assert rounds(1 + COLD_READS) == 1
     assert not copies.is_cold("b")
     assert rounds(1) == 1
