@@ -5,7 +5,7 @@ It has no socket and no clock; :mod:`.tracking` fetches and invalidates values.
 
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Sequence
 from sys import getsizeof
 from weakref import ref
 
@@ -19,7 +19,7 @@ MOST_COLD = 10_000
 COLD_BYTES = 160
 #: Bytes that a copy takes beside its key and its value: the objects that hold them and
 #: their place in the dictionary, as measured with tracemalloc.
-OVERHEAD = 360
+OVERHEAD = 400
 
 
 class Copy:
@@ -40,8 +40,9 @@ class Copy:
         self.data = data
         self.expires_at = expires_at
         self.owner = owner
-        # A letter of a key takes up to four bytes.
-        self.size = getsizeof(key) + len(data or b"") + OVERHEAD
+        # A letter takes up to four bytes; to ask for that costs, and is rarely needed.
+        letters = len(key) if key.isascii() else getsizeof(key)
+        self.size = letters + len(data or b"") + OVERHEAD
         self.used = False
 
 
@@ -216,25 +217,25 @@ class Copies:
         """Do as :meth:`drop_written` does, for one key, which usually has no copy."""
         # Without the lock, and therefore in this order: end() adds the copy before it
         # removes the fill.
-        if key in self._fills or key in self._copies or self.others:
-            self.drop_written((key,))
+        if key in self._fills or key in self._copies:
+            self.drop((key,))
+        for other in self.others:
+            if (store := other()) is not None:
+                store.drop((key,))
 
-    def drop_written(self, keys: Iterable[str]) -> None:
+    def drop_written(self, keys: Sequence[str]) -> None:
         """Drop the copies of keys that this process has written, in all stores."""
-        for store in self._stores():
-            store.drop(keys)
+        self.drop(keys)
+        for other in self.others:
+            if (store := other()) is not None:
+                store.drop(keys)
 
     def flush_written(self) -> None:
         """Drop all copies, in all stores: this process has written any keys."""
-        for store in self._stores():
-            store.flush()
-
-    def _stores(self) -> Iterator["Copies"]:
-        yield self
+        self.flush()
         for other in self.others:
-            store = other()
-            if store is not None:
-                yield store
+            if (store := other()) is not None:
+                store.flush()
 
     def drop(self, keys: Iterable[str]) -> None:
         """Drop the copies of keys that have changed, also while they are fetched."""
