@@ -116,9 +116,7 @@ class Fetch(Call):
             for fill, data, left in zip(self.fills, values, lives, strict=True):
                 _end(connection, fill, data, left, self.sent_at)
             self.values = values
-            connection.confirm(self.sent_at)
-            if lead:
-                connection.checked(self.sent_at)
+            connection.confirm(self.sent_at, checked=bool(lead))
         _lose_access(connection, failures)
         self.done = True
         if self.turn is not None:

@@ -31,15 +31,7 @@ from .authentication import pack_marked_auth
 from .copies import Copies
 from .loop_watch import LoopWatch
 from .refusals import read_error
-from .tracked_calls import (
-    CHECK,
-    CHECKS,
-    Ask,
-    Authentication,
-    Call,
-    Fetch,
-    pack_fetch,
-)
+from .tracked_calls import CHECK, CHECKS, Ask, Authentication, Call, Fetch, pack_fetch
 
 logger = logging.getLogger(__name__)
 
@@ -137,23 +129,18 @@ class TrackedConnection:
         now = monotonic()
         return now < self.ask_at or self.is_confirmed(key, now)
 
-    def confirm(self, asked_at: float) -> None:
+    def confirm(self, asked_at: float, checked: bool = False) -> None:
         """Note a sign of life: the reply to a command.
 
         Parameters:
             asked_at: when the command was sent.
+            checked: whether the reply shows that the server is no replica, too.
         """
         if asked_at > self.confirmed_at:
             self.confirmed_at = asked_at
             self.ask_at = asked_at + self._interval
-
-    def checked(self, asked_at: float) -> None:
-        """Note that the connection leads to no replica.
-
-        Parameters:
-            asked_at: when the check was sent.
-        """
-        self.check_at = max(self.check_at, asked_at + self._interval)
+        if checked:
+            self.check_at = max(self.check_at, asked_at + self._interval)
 
     def _hold(self, held: Token | None) -> None:
         """Note the token that the connection has authenticated with."""
@@ -347,9 +334,8 @@ class TrackedConnection:
                 return
             if len(data) == PIECE:
                 continue
-            # TLS gives one record at a time. Bytes that it has decrypted already do not
-            # make the socket readable. And only another look shows that the server has
-            # closed the connection: what came is the last that it tells of any key.
+            # What TLS has decrypted already does not make the socket readable. And only
+            # another look shows that the server has closed the connection.
             if not ((pending and pending()) or (drain and self.has_come())):
                 return
 
