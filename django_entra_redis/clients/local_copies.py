@@ -6,7 +6,7 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from time import monotonic
 from typing import Any
-from weakref import WeakSet, ref
+from weakref import WeakSet
 
 from .._fork import ForkSafeLock
 from ..conf.options import CacheOptions, ClientSideCaching
@@ -186,8 +186,8 @@ def _relate() -> None:
     """Have all copies know the others of the same servers, whatever their settings."""
     every = list(_all)
     for one in every:
-        one.copies.others = tuple(
-            ref(other.copies)
+        one.copies.relate(
+            other.copies
             for other in every
             if other is not one and other.names & one.names
         )

@@ -213,6 +213,10 @@ class Copies:
             _, oldest = self._copies.popitem(last=False)
             self.bytes -= oldest.size
 
+    def relate(self, others: Iterable["Copies"]) -> None:
+        """Note the other stores of this process with values of the same servers."""
+        self.others = tuple(map(ref, others))
+
     def drop_one(self, key: str) -> None:
         """Do as :meth:`drop_written` does, for one key, which usually has no copy."""
         # Without the lock, and therefore in this order: end() adds the copy before it
