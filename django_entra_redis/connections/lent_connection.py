@@ -119,11 +119,11 @@ class _Lent(AbstractConnection):
         """Call a function; return its error without the frames that hold the token."""
         try:
             await action()
-        except (RedisError, OSError) as error:
-            failure: Exception = error
-            if isinstance(error, RedisError):
-                failure = greeting_error(self._asked, error, self.db, self._secrets())
-            return without_frames(failure)
+        except RedisError as error:
+            secrets = self._secrets()
+            return without_frames(greeting_error(self._asked, error, self.db, secrets))
+        except OSError as error:
+            return without_frames(error)
         except BaseException as error:
             # The task was cancelled: a reply may still arrive.
             await self.disconnect(nowait=True)

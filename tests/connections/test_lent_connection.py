@@ -96,6 +96,21 @@ def counts(identity: Streaming) -> tuple[int, int]:
     return identity.auths(), identity.opened()
 
 
+def test_an_error_of_the_socket(identity: Streaming) -> None:
+    """It is returned as it is, without the frames that hold the token."""
+    error = ConnectionResetError("reset")
+
+    async def fail() -> None:
+        raise error
+
+    async def main() -> None:
+        found = await make(identity, 1)._attempt(fail)
+        assert found is error
+        assert found.__traceback__ is None
+
+    asyncio.run(main())
+
+
 def test_authenticates_anew_when_it_is_its_turn(identity: Streaming) -> None:
     """Before a command, on its open socket, and not before it is its turn."""
 

@@ -157,6 +157,44 @@ def test_coroutine_functions() -> None:
     assert len(client.heard) == 2
 
 
+@pytest.mark.parametrize(
+    ("error", "calls"),
+    [(ConnectionError, subscriptions.TRIES), (AuthenticationError, 1), (ValueError, 1)],
+)
+def test_coroutine_functions_that_go_on_failing(
+    error: type[Exception], calls: int
+) -> None:
+    """They are left alone, as in threads."""
+    made, client = Subscriptions(), Client(*[error("down") for _ in range(1000)])
+
+    async def main() -> None:
+        made.add(client.alisten)
+        made.notify("one")
+        while len(client.heard) < calls or subscriptions._tasks:
+            await asyncio.sleep(0)
+
+    asyncio.run(main())
+    assert len(client.heard) == calls
+
+
+def test_a_client_that_goes_away_before_its_loop_runs() -> None:
+    """Nobody is called, and nothing is raised in the loop."""
+    made, clients = Subscriptions(), [Client()]
+    heard = clients[0].heard
+    complaints: list[object] = []
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda loop, context: complaints.append(context))
+        made.add(clients[0].alisten)
+        made.notify("one")
+        clients.clear()
+        await asyncio.sleep(0)
+
+    asyncio.run(main())
+    assert heard == complaints == []
+
+
 def test_loop_that_stands_still(recwarn: pytest.WarningsRecorder) -> None:
     """A loop that is never run again is left alone, without a warning."""
     made, client = Subscriptions(), Client()
