@@ -59,7 +59,7 @@ INSTRUCTIONS = (
     Budget("small int", "incr", 23_000),
     Budget("small int", "get_many(100)", 654_000),
     Budget("small int", "set_many(100)", 862_000),
-    Budget("small int", "first get", 187_000),
+    Budget("small int", "first get", 166_000),
     Budget("small int", "hot get", 12_500),
     Budget("small int", "missed get", 63_000),
 )

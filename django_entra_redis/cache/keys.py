@@ -42,9 +42,8 @@ class KeyMethods:
             ),
         )
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, value)
-        # Replaced on the object, as a test may do it.
+    def _note_replaced(self, name: str) -> None:
+        """Note that a method has been replaced on this object, as a test may do it."""
         if name == "validate_key":
             vars(self).update(_validates=True)
         elif name in ("make_key", "make_and_validate_key"):

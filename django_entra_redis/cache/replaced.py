@@ -8,7 +8,7 @@ is replaced, its asynchronous twin on that object does what Django's does.
 
 import functools
 import inspect
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import async_to_sync, sync_to_async
 
@@ -23,16 +23,25 @@ _OURS = _Twin(bool)
 class ReplacedMethods:
     """Makes ``aget()`` call ``get()`` once that has been replaced, and so on."""
 
+    if TYPE_CHECKING:
+        _note_replaced: Any
+
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
+        # Nothing more for all else: under ASGI, each request makes a cache.
+        if callable(value) and hasattr(type(self), name):
+            self._note_replaced(name)
+            self._replace_twin(name, value)
+
+    def _replace_twin(self, name: str, value: Any) -> None:
         twin = f"a{name}"
-        # A twin that somebody has replaced, too, stays what they have made it.
-        if callable(value) and not self._is_replaced(twin):
-            if _is_method(self, name, value):
-                # Put back by assignment.
-                vars(self).pop(twin, None)
-            elif inspect.iscoroutinefunction(getattr(type(self), twin, None)):
-                super().__setattr__(twin, _Twin(_call, self, name))
+        if self._is_replaced(twin):
+            return  # It stays what somebody has made it.
+        if _is_method(self, name, value):
+            # Put back by assignment.
+            vars(self).pop(twin, None)
+        elif inspect.iscoroutinefunction(getattr(type(self), twin, None)):
+            super().__setattr__(twin, _Twin(_call, self, name))
 
     def __delattr__(self, name: str) -> None:
         super().__delattr__(name)
