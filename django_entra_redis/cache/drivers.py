@@ -1,4 +1,4 @@
-"""What takes the steps of :mod:`.stampede`: threads, and tasks of event loops.
+"""The drivers of :mod:`.stampede`: threads, and tasks of event loops.
 
 The steps come from generators. Both kinds of drivers take the same ones.
 """

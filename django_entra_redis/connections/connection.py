@@ -27,7 +27,7 @@ from ..credentials.reauthentication import Action, next_action
 from ..identity.token import Token
 from .deadlines import bounded_parser
 from .exchanger import Exchanger, make_exchanger
-from .refusals import greeting_error, is_refusal, redacted, refusal
+from .refusals import greeting_error, interruption, is_refusal, redacted, refusal
 from .tls import SharedTlsConnection, as_os_error
 
 _ONCE = Retry(NoBackoff(), 0)
@@ -421,17 +421,12 @@ class EntraConnection(PlainConnection):
             action()
         except (RedisError, OSError) as error:
             failure = self._meaning(error) if isinstance(error, RedisError) else error
-            failure.__cause__ = failure.__context__ = None
-            return failure.with_traceback(None)
+            return without_frames(failure)
         except BaseException as error:
             # A signal handler may have raised: a reply may still arrive, or the
             # database not be selected, and redis-py would take that for connected.
             self.disconnect()
-            stop: BaseException = error
-            # int() quotes what is no number where redis-py reads one.
-            if type(error) is ValueError:
-                stop = redacted(error, self._secrets())
-            stop = without_frames(stop)
+            stop = interruption(error, self._secrets())
         else:
             return None
         try:

@@ -28,7 +28,7 @@ from ..credentials.renewal import Renewal
 from ..identity.token import Token
 from .connection import RecordingProvider
 from .multiplexed import Target
-from .refusals import greeting_error, is_refusal, redacted, refusal
+from .refusals import greeting_error, interruption, is_refusal, redacted, refusal
 from .tls import reach
 
 #: redis-py 7 and newer connects in a method of that name, older versions in connect().
@@ -127,11 +127,7 @@ class _Lent(AbstractConnection):
         except BaseException as error:
             # The task was cancelled: a reply may still arrive.
             await self.disconnect(nowait=True)
-            stop: BaseException = error
-            # int() quotes what is no number where redis-py reads one.
-            if type(error) is ValueError:
-                stop = redacted(error, self._secrets())
-            stop = without_frames(stop)
+            stop = interruption(error, self._secrets())
         else:
             return None
         try:

@@ -21,6 +21,7 @@ from redis.exceptions import (
     ResponseError,
 )
 
+from .._errors import without_frames
 from ..commands.resp import is_malformed_redirect
 from ..exceptions import (
     EntraRedisError,
@@ -173,6 +174,19 @@ def redacted(error: Exception, secrets: Iterable[str | None]) -> Exception:
     if isinstance(error, AskError) and is_malformed_redirect(redirect):
         return ResponseError(redirect)  # Its class would read an address from it.
     return type(error)(shown)
+
+
+def interruption(error: BaseException, secrets: Iterable[str | None]) -> BaseException:
+    """Return what ends an attempt, no error of the connection's, without a secret.
+
+    Parameters:
+        error: what was raised: by a signal handler, by a task's being cancelled, or by
+            int(), which quotes what is no number where redis-py reads one.
+        secrets: see :func:`redacted`.
+    """
+    if type(error) is ValueError:
+        return without_frames(redacted(error, secrets))
+    return without_frames(error)
 
 
 def authentication_error(error: Exception) -> Exception:
