@@ -33,7 +33,7 @@ LIFE = 6.0
 #: No renewal comes earlier than after this share of a life.
 EARLIEST = 0.6
 #: The soak makes more of them.
-FORKS = int(os.environ.get("SOAK_FORKS", "200"))
+FORKS = int(os.environ.get("SOAK_FORKS", "100"))
 
 Account = dict[str, Any]
 Tell = Callable[..., None]
