@@ -181,7 +181,7 @@ def ask_imds(emulator: Emulator) -> requests.Response:
 
 def test_imds_serves_some_at_a_time(emulator: Emulator) -> None:
     """Whoever comes while as many as the limit are served is refused, at once."""
-    emulator.imds_at_a_time, emulator.imds_latency = 5, 0.5
+    emulator.imds_at_a_time, emulator.imds_latency = 5, 2.0
     with ThreadPoolExecutor(8) as executor:
         answers = list(executor.map(ask_imds, [emulator] * 8))
     statuses = sorted(answer.status_code for answer in answers)

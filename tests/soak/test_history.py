@@ -10,6 +10,7 @@ from emulator import Emulator
 from soak.copies import MAX_BYTES, Found, running, settings_of
 from soak.history import Read, Write, find_violations
 from soak.readers import History
+from tests.support.caches import PATIENCE
 
 PROCESSES = 2
 
@@ -99,6 +100,11 @@ def test_under_load() -> None:
 @pytest.mark.parametrize("broken", ["own", "deaf"])
 def test_a_broken_cache_is_found_out(broken: str) -> None:
     """The checker sees what such a cache does wrong."""
+    own: set[bool] = set()
+    ends_at = time.monotonic() + PATIENCE
     with Emulator(token_lifetime=60.0) as emulator:
-        found = play(emulator, 3.0, broken)
-    assert {violation.own for violation in found.violations} >= {broken == "own"}
+        # A busy machine does little in three seconds.
+        while (broken == "own") not in own and time.monotonic() < ends_at:
+            found = play(emulator, 3.0, broken)
+            own = {violation.own for violation in found.violations}
+    assert (broken == "own") in own
