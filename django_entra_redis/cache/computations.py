@@ -3,9 +3,10 @@
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Container, Hashable
 from concurrent.futures import Future
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -20,6 +21,20 @@ from .ended import ended
 KNOWN = 60.0
 MOST_KNOWN = 10_000
 
+#: The server's facts, and the key in Redis.
+Key = tuple[Hashable, str]
+
+
+@dataclass
+class Validity:
+    """Whether the key has been removed since a computation of its value began.
+
+    It is an object of its own, since frames in a failed computation's traceback have
+    it: they would keep alive the error that the computation holds.
+    """
+
+    removed: bool = False
+
 
 class Computation:
     """The computation of a value, which is under way.
@@ -31,6 +46,7 @@ class Computation:
     def __init__(self, loop: asyncio.AbstractEventLoop | None) -> None:
         self.loop = loop
         self.waiters = 0
+        self.validity = Validity()
         #: The computation of another key that this one waits for.
         self.behind: Computation | None = None
         #: Its result is a function that returns a new copy of the value.
@@ -52,17 +68,34 @@ class Computations:
         self._lock = threading.RLock()
         # Weak references: a computation that its thread has lost, by an exception from
         # a signal handler, must not keep others waiting.
-        self._under_way: WeakValueDictionary[Hashable, Computation] = (
-            WeakValueDictionary()
-        )
+        self._under_way: WeakValueDictionary[Key, Computation] = WeakValueDictionary()
+        #: The locks between processes that this one holds. Each access is atomic.
+        self.locks: dict[Key, Any] = {}
 
-    def under_way(self) -> dict[Hashable, Computation]:
+    def under_way(self) -> dict[Key, Computation]:
         """Return the computations by their keys."""
         with self._lock:
             return dict(self._under_way)
 
+    def detach(self, server: Hashable, keys: Container[str]) -> None:
+        """Let no caller join the computations of keys that are about to be removed.
+
+        Whoever asks for such a key after its removal wants a value that is not older.
+        Those who have joined already still get the result, which is not cached. A
+        removal that is part of a computation leaves that one as it is.
+        """
+        if not self._under_way:  # as nearly always
+            return
+        if isinstance(keys, list):
+            keys = frozenset(keys)
+        with self._lock:
+            for key, computation in [*self._under_way.items()]:
+                if key[0] is server and key[1] in keys and computation not in own.get():
+                    computation.validity.removed = True
+                    self.end(key, computation)
+
     def lead(
-        self, key: Hashable, loop: asyncio.AbstractEventLoop | None
+        self, key: Key, loop: asyncio.AbstractEventLoop | None
     ) -> Computation | None:
         """Begin a computation; ``None``: one is under way already."""
         with self._lock:
@@ -73,7 +106,7 @@ class Computations:
 
     def join(
         self,
-        key: Hashable,
+        key: Key,
         own: tuple[Computation, ...],
         blocked: asyncio.AbstractEventLoop | None,
     ) -> Computation | None:
@@ -107,7 +140,7 @@ class Computations:
             if own:
                 own[-1].behind = None
 
-    def end(self, key: Hashable, computation: Computation) -> bool:
+    def end(self, key: Key, computation: Computation) -> bool:
         """Let no caller join a computation any more; return whether one has joined."""
         with self._lock:
             if self._under_way.get(key) is computation:

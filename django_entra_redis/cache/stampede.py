@@ -25,6 +25,8 @@ from ..commands.stampede import Facts, Names, Stampedes, is_due
 from ..conf.options import Stampede
 from .computations import (
     Computation,
+    Key,
+    Validity,
     computations,
     ledger,
     running_loop,
@@ -80,6 +82,11 @@ class Lock:
     token: str
     certain: bool = True
 
+    @property
+    def lasts(self) -> bool:
+        """Whether it has not ended by itself; after that it may be another one's."""
+        return time.monotonic() - self.since < LOCK
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
@@ -104,7 +111,7 @@ class Call:
     native: bool
 
     @property
-    def key(self) -> Hashable:
+    def key(self) -> Key:
         """What tells the value from all others of the process."""
         return self.operations.server, self.names.value
 
@@ -145,7 +152,7 @@ class Call:
                 break
             if share is not GIVEN_UP:
                 return share()
-        return (yield from self._compute())
+        return (yield from self._compute(Validity()))
 
     def found(self, value: Any) -> Steps[Any]:
         """Return a value that is in the cache, or a new one if it is time for that."""
@@ -163,16 +170,20 @@ class Call:
         # computed the value meanwhile. Therefore they are fetched again.
         if not ((known is None or is_due(known, beta, draw)) and (yield from due())):
             return value
-        leading = self._begin_or_none(lambda: self._early(value, due))
+        leading = self._begin_or_none(lambda valid: self._early(value, due, valid))
         return value if leading is None else (yield from leading)
 
-    def _early(self, found: Any, due: Callable[[], Steps[bool]]) -> Steps[Any]:
+    def _early(
+        self, found: Any, due: Callable[[], Steps[bool]], validity: Validity
+    ) -> Steps[Any]:
         """Return a new value, computed before the one that is there expires."""
         lock = yield from self._locked()
         if lock is None:
             return found
         try:
-            return (yield from self._unlocking(lock, self._replaced(found, due)))
+            return (
+                yield from self._unlocking(lock, self._replaced(found, due, validity))
+            )
         except Exception:
             logger.warning(
                 "A value could not be computed before it expires; the old one is "
@@ -181,7 +192,9 @@ class Call:
             )
             return found
 
-    def _replaced(self, found: Any, due: Callable[[], Steps[bool]]) -> Steps[Any]:
+    def _replaced(
+        self, found: Any, due: Callable[[], Steps[bool]], validity: Validity
+    ) -> Steps[Any]:
         # Another process may have computed it until just now.
         if not (yield from due()):
             return found
@@ -190,36 +203,45 @@ class Call:
         after = yield from self._run(self.beside.state, self.names)
         # What has been written meanwhile is newer than what this value was made of.
         # "replace", so that a key which has been deleted meanwhile stays deleted.
-        if after.is_still(before) and (yield methodcaller("replace", value)):
+        may_replace = not validity.removed and after.is_still(before)
+        if may_replace and (yield methodcaller("replace", value)):
             yield from self._note(cost)
         return (yield methodcaller("get", value))
 
-    def _in_turn(self) -> Steps[Any]:
+    def _in_turn(self, validity: Validity) -> Steps[Any]:
         """Return a value computed here, or by another process that was first."""
         if self.options is None or self.seconds == 0:
             if self.ended == ended[0]:
-                return (yield from self._compute())
-            return (yield from self._once_more())
+                return (yield from self._compute(validity))
+            return (yield from self._once_more(validity))
         deadline = time.monotonic() + LOCK
         while (lock := (yield from self._locked())) is None:
+            held = computations.locks.get(self._lock_key)
+            if held is not None and held.lasts:
+                # By a computation of this process, which would have been joined if the
+                # key had not been removed meanwhile.
+                return (yield from self._once_more(validity))
             yield methodcaller("sleep", random.uniform(*POLL))
             found = yield methodcaller("get", MISSING)
             if found is not MISSING:
                 return found
             if time.monotonic() >= deadline:
-                return (yield from self._compute())
-        return (yield from self._unlocking(lock, self._once_more()))
+                return (yield from self._compute(validity))
+        return (yield from self._unlocking(lock, self._once_more(validity)))
 
-    def _once_more(self) -> Steps[Any]:
+    def _once_more(self, validity: Validity) -> Steps[Any]:
         # Another thread or process may have been at it until just now.
         found = yield methodcaller("get", MISSING)
         if found is not MISSING:
             return found
-        return (yield from self._compute())
+        return (yield from self._compute(validity))
 
-    def _compute(self) -> Steps[Any]:
-        """Compute and set the value, as Django does."""
+    def _compute(self, validity: Validity) -> Steps[Any]:
+        """Compute the value; set it as Django does, unless the key has been removed
+        meanwhile."""
         value, cost = yield from self._measured()
+        if validity.removed:
+            return (yield methodcaller("get", value))
         return (yield from self._set(value, cost))
 
     def _set(self, value: Any, cost: float | None) -> Steps[Any]:
@@ -254,11 +276,16 @@ class Call:
             # Otherwise this frame would keep alive an error that it has raised.
             del computation, future
 
-    def _begin_or_none(self, way: Callable[[], Steps[Any]]) -> Steps[Any] | None:
+    def _begin_or_none(
+        self, way: Callable[[Validity], Steps[Any]]
+    ) -> Steps[Any] | None:
         """Return the steps of a computation; ``None``: one is under way already."""
         loop = running_loop() if self.native else None
+        self.operations.server.on_removal = computations.detach
         computation = computations.lead(self.key, loop)
-        return None if computation is None else self._lead(computation, way())
+        if computation is None:
+            return None
+        return self._lead(computation, way(computation.validity))
 
     def _copies(self, value: Any) -> Any:
         """Return a function that makes copies of a value, one for each waiting caller:
@@ -311,11 +338,13 @@ class Call:
 
     def _unlocking(self, lock: Lock, way: Steps[T]) -> Steps[T]:
         """Take the steps of a way, and then release the lock between processes."""
+        computations.locks[self._lock_key] = lock
         try:
             result = yield from way
         except GeneratorExit:
             # The loop has dropped the task, which can't wait for a reply any more. The
             # lock is released after ``LOCK``.
+            self._let_go(lock)
             raise
         except BaseException:
             yield from self._unlock(lock)
@@ -323,9 +352,18 @@ class Call:
         yield from self._unlock(lock)
         return result
 
+    @property
+    def _lock_key(self) -> Key:
+        """What tells the lock from all others of the process."""
+        return self.operations.server, self.names.lock
+
+    def _let_go(self, lock: Lock) -> None:
+        if computations.locks.get(self._lock_key) is lock:
+            computations.locks.pop(self._lock_key, None)
+
     def _unlock(self, lock: Lock) -> Steps[None]:
-        # After that time it may be another process's lock.
-        if time.monotonic() - lock.since < LOCK:
+        self._let_go(lock)
+        if lock.lasts:
             if lock.certain:
                 releasing = self._run(self.beside.unlock, self.names)
             else:

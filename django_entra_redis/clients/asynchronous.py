@@ -107,7 +107,9 @@ class AsyncCacheClient:
         try:
             reply = await protocol.submit(packed)
             if reply != b"OK":
-                done_or_integer(connection.take(protocol, reply, 0))
+                done = done_or_integer(connection.take(protocol, reply, 0))
+                if type(done) is int:  # With a timeout of 0 it is a DEL.
+                    operations.server.removing((key,))
         except RedisError as error:
             _distrust(connections, endpoint, error)
             first = FirstTry(endpoint, error, began)

@@ -11,11 +11,13 @@ results and errors.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from time import time
 from typing import Any, Protocol, TypeVar
 
 from ..commands.operations import (
     Operation,
     Operations,
+    ends_at_once,
     no_such_key,
     pack_incr,
     time_left,
@@ -182,8 +184,14 @@ class StraightPath:
         """Set a key."""
         packed = pack_set(key, self._dumps(value), timeout)
         result = self._write(key, packed, done_or_integer)
+        if result is not True:
+            self._not_set(result, key, packed)
+
+    def _not_set(self, result: Any, key: str, packed: bytes) -> None:
         # With a timeout of 0 it is a DEL, whose reply is a number.
-        if type(result) not in _PLAIN:
+        if type(result) is int:
+            self._operations.server.removing((key,))
+        elif result is not False:
             self._fall_back(result, self._operations.set_packed, key, packed)
 
     def add(self, key: str, value: Any, timeout: int | None) -> bool:
@@ -202,6 +210,7 @@ class StraightPath:
     def replace(self, key: str, value: Any, timeout: int | None) -> bool:
         """Set a key only if it is there; return whether it was set."""
         if timeout == 0:
+            self._operations.server.removing((key,))
             result = self._write(key, pack_delete(key), integer, INTEGER)
         else:
             packed = pack_set(key, self._dumps(value), timeout, "XX")
@@ -214,6 +223,8 @@ class StraightPath:
         """Set a key's timeout; return whether it is there."""
         result = MISSED  # Without a timeout it takes two commands.
         if timeout is not None:
+            if timeout == 0:
+                self._operations.server.removing((key,))
             result = self._write(
                 key, pack_on_key("EXPIRE", key, timeout), integer, INTEGER
             )
@@ -223,6 +234,7 @@ class StraightPath:
 
     def delete(self, key: str) -> bool:
         """Delete a key; return whether it was there."""
+        self._operations.server.removing((key,))
         result = self._write(key, pack_delete(key), integer, INTEGER)
         if type(result) is int:
             return bool(result)
@@ -265,6 +277,8 @@ class StraightPath:
         """Set several keys; return the names of those that Redis refused."""
         if not keys:
             return []
+        if timeout == 0:
+            self._operations.server.removing(keys)
         values = self._operations.dumps_each(data.values())
         packed = pack_sets_in_one(keys, values, timeout)
         result = self._write(keys[0], packed, _read_sets, count=len(keys))
@@ -278,6 +292,7 @@ class StraightPath:
         """Delete several keys."""
         if not keys:
             return
+        self._operations.server.removing(keys)
         result = self._write(
             keys[0], pack_deletes(keys), _read_deletions, count=len(keys)
         )
@@ -293,6 +308,8 @@ class StraightPath:
 
     def change_expiry(self, command: str, key: str, *amount: int) -> bool:
         """Change when a key expires; return whether it is there."""
+        if ends_at_once(command, amount, time()):
+            self._operations.server.removing((key,))
         result = self._write(key, pack_on_key(command, key, *amount), integer, INTEGER)
         if type(result) is int:
             return bool(result)

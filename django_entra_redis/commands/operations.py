@@ -7,7 +7,15 @@ client drive the same operations.
 
 import logging
 import re
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+import time
+from collections.abc import (
+    Callable,
+    Container,
+    Generator,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from contextlib import suppress
 from hashlib import sha1
 from typing import Any, TypeVar
@@ -87,6 +95,14 @@ class ServerFacts:
     """Facts that operations have found out about the server that takes the writes."""
 
     runs_scripts = True
+    #: What is to know of keys that are about to be removed: the computations of
+    #: ``get_or_set()`` in this process, as soon as there has been one.
+    on_removal: "Callable[[ServerFacts, Container[str]], None] | None" = None
+
+    def removing(self, keys: Container[str]) -> None:
+        """Note that keys are about to be removed, whether they exist or not."""
+        if self.on_removal is not None:
+            self.on_removal(self, keys)
 
     def refuse_scripts(self, error: ResponseError) -> None:
         """Remember that the server refuses to run scripts, and log it."""
@@ -96,6 +112,30 @@ class ServerFacts:
             "on, as Django's own does.",
             error,
         )
+
+
+class Everything(Container[str]):
+    """All keys of a server."""
+
+    def __contains__(self, key: object) -> bool:
+        """Return that it contains the key."""
+        return True
+
+
+EVERYTHING = Everything()
+
+
+def ends_at_once(command: str, amount: Sequence[int], now: float) -> bool:
+    """Whether a command that changes when a key expires removes the key.
+
+    Parameters:
+        command: EXPIRE, PEXPIRE, EXPIREAT, PEXPIREAT or PERSIST.
+        amount: the command's argument; nothing for PERSIST.
+        now: seconds since the epoch.
+    """
+    begin = now if command.endswith("AT") else 0
+    unit = 1000 if command.startswith("PEX") else 1
+    return any(number <= begin * unit for number in amount)
 
 
 def no_such_key(key: str) -> ValueError:
@@ -189,11 +229,15 @@ class Operations:
 
     def set_packed(self, key: str, packed: bytes) -> Operation[None]:
         """Set a key by a command that has been packed already, as large values are."""
-        yield Request(packed, key=key, parse=done_or_integer)
+        reply = yield Request(packed, key=key, parse=done_or_integer)
+        if type(reply) is int:  # With a timeout of 0 it is a DEL.
+            self.server.removing((key,))
 
     def touch(self, key: str, timeout: int | None) -> Operation[bool]:
         """Set a key's timeout; return whether it exists."""
         if timeout is not None:
+            if timeout == 0:
+                self.server.removing((key,))
             command = ("EXPIRE", key, timeout)
             return bool((yield Request(command, key=key, parse=integer)))
         if (yield Request(("PERSIST", key), key=key, parse=integer)):
@@ -204,6 +248,7 @@ class Operations:
 
     def delete(self, key: str) -> Operation[bool]:
         """Delete a key; return whether it existed."""
+        self.server.removing((key,))
         return bool((yield Request(("DEL", key), key=key, parse=integer)))
 
     def get_many(
@@ -293,6 +338,8 @@ class Operations:
         Returns:
             The names of the keys that Redis refused to set.
         """
+        if timeout == 0:
+            self.server.removing(keys)
         commands = pack_sets(keys, self.dumps_each(data.values()), timeout)
         return (yield from self.set_many_packed(commands, keys, data))
 
@@ -361,10 +408,12 @@ class Operations:
     def delete_many(self, keys: Sequence[str]) -> Operation[None]:
         """Delete several keys."""
         if keys:
+            self.server.removing(keys)
             checked((yield self.each_key(pack_deletes, keys, parse=integer)))
 
     def clear(self) -> Operation[bool]:
         """Empty the whole database."""
+        self.server.removing(EVERYTHING)
         try:
             return (yield from self.flush())
         except ResponseError as error:
@@ -384,6 +433,7 @@ class Operations:
     def replace(self, key: str, value: Any, timeout: int | None) -> Operation[bool]:
         """Set a key that exists; return whether it was set."""
         if timeout == 0:
+            self.server.removing((key,))
             return bool((yield Request(("DEL", key), key=key, parse=integer)))
         data = self.dumps(value)
         expiry = () if timeout is None else ("EX", timeout)
@@ -408,6 +458,8 @@ class Operations:
             key: the key.
             amount: the command's argument; nothing for PERSIST.
         """
+        if ends_at_once(command, amount, time.time()):
+            self.server.removing((key,))
         return bool((yield Request((command, key, *amount), key=key, parse=integer)))
 
     def scan(
@@ -446,6 +498,8 @@ class Operations:
             count: the number of keys that one SCAN examines.
             regex: a regular expression that a key must match as a whole, too.
         """
+        # Those that are being computed are not there to be found.
+        self.server.removing(KeyPattern(pattern, regex))
         cursor, deleted = START, 0
         while True:
             cursor, keys = yield from self.scan(cursor, pattern, count)

@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,13 @@ MORE = "\0more\0"
 #: The placeholder for a version where a KEY_FUNCTION takes integers only.
 _NUMBER = 7_403_271_905
 
+#: A token of a glob pattern: an escaped byte, a set of bytes, or any other byte.
+_TOKEN = re.compile(rb"\\(.)|\[(\^?)((?:\\.|[^]\\])*)\]?|(.)", re.DOTALL)
+#: A member of a set: an escaped byte, a range of bytes, or one byte.
+_MEMBER = re.compile(rb"\\(.)|(.)-(.)|(.)", re.DOTALL)
+#: What stands for any bytes, and for any byte.
+_ANY = {b"*": b".*", b"?": b"."}
+
 #: Names and versions by which a cache's pattern is tested: it must match their keys.
 _NAMES = ("", "name", "Another Name", "ключ", "x" * 300)
 _VERSIONS = (0, 1, -1, 20, "beta", "")
@@ -22,7 +29,7 @@ MakeKey = Callable[[str, Any, str], str]
 
 
 @dataclass(frozen=True, slots=True)
-class KeyPattern:
+class KeyPattern(Container[str]):
     """The keys of a cache.
 
     Parameters:
@@ -32,6 +39,14 @@ class KeyPattern:
 
     glob: str
     regex: re.Pattern[bytes] | None = None
+
+    def __contains__(self, key: object) -> bool:
+        """Return whether a key matches, without asking Redis."""
+        data = str(key).encode()
+        return bool(
+            glob_regex(self.glob).fullmatch(data)
+            and (self.regex is None or self.regex.fullmatch(data))
+        )
 
 
 def of_cache(make_key: MakeKey, version: Any) -> KeyPattern:
@@ -68,6 +83,30 @@ def of_cache(make_key: MakeKey, version: Any) -> KeyPattern:
 def glob_escape(text: str) -> str:
     """Return a glob pattern that matches a text and nothing else."""
     return "".join(f"\\{char}" if char in "*?[]\\^-" else char for char in text)
+
+
+def glob_regex(glob: str) -> re.Pattern[bytes]:
+    """Return a regular expression for a glob pattern of Redis, which knows bytes."""
+    parts = [_translated(*found) for found in _TOKEN.findall(glob.encode())]
+    return re.compile(b"".join(parts), re.DOTALL)
+
+
+def _translated(escaped: bytes, inverted: bytes, members: bytes, plain: bytes) -> bytes:
+    """Return the regular expression of one token of a glob pattern."""
+    if plain in _ANY:
+        return _ANY[plain]
+    if escaped or plain not in (b"", b"["):
+        return re.escape(escaped or plain)
+    ranges = []
+    for exact, first, last, single in _MEMBER.findall(members):
+        if first:
+            low, high = sorted((first, last))
+            ranges.append(re.escape(low) + b"-" + re.escape(high))
+        else:
+            ranges.append(re.escape(exact or single))
+    if not ranges:
+        return b"." if inverted else b"(?!)"
+    return b"[" + inverted + b"".join(ranges) + b"]"
 
 
 def _templates(make_key: MakeKey) -> tuple[str, str | None]:

@@ -33,6 +33,8 @@ from tests.support.caches import Database, Proxy, wait_until
 ROOT = Path(__file__).resolve().parents[2]
 #: Has every hit compute the value anew.
 ALWAYS = {"beta": 1e4}
+#: A key of a computation.
+KEY = ("server", "k")
 
 
 pytestmark = pytest.mark.usefixtures("asgiref_thread")
@@ -441,6 +443,117 @@ def test_subclasses(database: Database) -> None:
     assert cache.reads == 2
     own = Own(database.url, params)
     assert asyncio.run(own.aget_or_set("k", lambda: 1)) == "own"
+
+
+# -- a key that is removed while its value is computed
+
+
+#: The ways to remove the key "k", each with the options that it takes.
+REMOVALS: dict[str, tuple[Callable[[Any], Any], dict[str, Any]]] = {
+    "delete": (lambda cache: cache.delete("k"), {}),
+    "delete_many": (lambda cache: cache.delete_many(["k", "l"]), {}),
+    "clear": (lambda cache: cache.clear(), {}),
+    "clear_by_scan": (lambda cache: cache.clear(), {"clear_by_scan": True}),
+    "delete_pattern": (lambda cache: cache.delete_pattern("[j-l]*"), {}),
+    "set": (lambda cache: cache.set("k", 1, 0), {}),
+    "set_xx": (lambda cache: cache.set("k", 1, 0, xx=True), {}),
+    "set_many": (lambda cache: cache.set_many({"k": 1}, -1), {}),
+    "touch": (lambda cache: cache.touch("k", 0), {}),
+    "expire": (lambda cache: cache.expire("k", 0), {}),
+    "pexpire_at": (lambda cache: cache.pexpire_at("k", 1000), {}),
+    "adelete": (lambda cache: asyncio.run(cache.adelete("k")), {}),
+    "adelete_many": (lambda cache: asyncio.run(cache.adelete_many(["k"])), {}),
+    "aclear": (lambda cache: asyncio.run(cache.aclear()), {}),
+    "adelete_pattern": (lambda cache: asyncio.run(cache.adelete_pattern("?")), {}),
+    "aset": (lambda cache: asyncio.run(removed_in_loop(cache)), {}),
+    "aset_xx": (lambda cache: asyncio.run(cache.aset("k", 1, 0, xx=True)), {}),
+    "aset_many": (lambda cache: asyncio.run(cache.aset_many({"k": 1}, 0)), {}),
+    "atouch": (lambda cache: asyncio.run(cache.atouch("k", 0)), {}),
+    "aexpire": (lambda cache: asyncio.run(cache.aexpire("k", -1)), {}),
+    "general": (lambda cache: cache.set("k", 1, 0), {"ignore_exceptions": True}),
+}
+
+
+async def removed_in_loop(cache: EntraRedisCache) -> None:
+    """Remove a key on a connection that is there already."""
+    await cache.aget("other")
+    await cache.aset("k", 1, 0)
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["alone", "stampede"])
+@pytest.mark.parametrize("how", REMOVALS)
+def test_removed_meanwhile(database: Database, how: str, shared: bool) -> None:
+    """Who asks for it afterwards gets a value that is not older, and waits for nobody;
+    neither does the computation that began before then cache its value."""
+    remove, options = REMOVALS[how]
+    cache, old = database.cache(**options, stampede=shared), Computing("old")
+    with ThreadPoolExecutor(2) as pool:
+        before = [pool.submit(cache.get_or_set, "k", old, 60)]
+        assert old.begun.wait(30)
+        before.append(pool.submit(cache.get_or_set, "k", pytest.fail, 60))
+        wait_until(lambda: waiting("k") == 1)
+        remove(cache)
+        began = time.monotonic()
+        assert cache.get_or_set("k", lambda: "new", 60) == "new"
+        assert time.monotonic() - began < stampede.LOCK / 2
+        remove(cache)
+        old.go_on.set()
+        assert [future.result() for future in before] == ["old", "old"]
+    assert cache.get("k") is None
+    assert not database.admin.keys("*lock*")
+    assert not computations.computations.locks
+
+
+def test_another_key_removed_meanwhile(database: Database) -> None:
+    """Only computations of the keys that are removed are begun anew."""
+    cache, computing = database.cache(), Computing()
+    with ThreadPoolExecutor(2) as pool:
+        found = [pool.submit(cache.get_or_set, "k", computing, 60)]
+        assert computing.begun.wait(30)
+        cache.delete("l")
+        cache.delete_many(["l", "kk"])
+        cache.delete_pattern("[^k]*")
+        cache.expire("k", 1)
+        cache.persist("k")
+        cache.set("l", 1, 5)
+        database.cache(db=1).clear()
+        found.append(pool.submit(cache.get_or_set, "k", pytest.fail, 60))
+        wait_until(lambda: waiting("k") == 1)
+        computing.go_on.set()
+        assert [future.result() for future in found] == ["computed"] * 2
+    assert cache.get("k") == "computed"
+
+
+def test_removed_by_the_computation(database: Database) -> None:
+    """Its value is not older than that removal, and is cached."""
+    cache = database.cache()
+
+    def compute() -> str:
+        cache.clear()
+        return "new"
+
+    assert cache.get_or_set("k", compute, 60) == "new"
+    assert cache.get("k") == "new"
+
+
+def test_a_circle_through_a_removed_key(database: Database) -> None:
+    """A computation that nobody can join any more may still be waited for."""
+    cache = database.cache()
+    inner: list[Future[Any]] = []
+
+    def of_a() -> str:
+        inner.append(pool.submit(cache.get_or_set, "b", of_b, 60))
+        wait_until(lambda: waiting("a") == 1)
+        # By another thread: one's own removal changes nothing.
+        pool.submit(cache.delete, "a").result()
+        return f"a of {cache.get_or_set('b', lambda: 'own', 60)}"
+
+    def of_b() -> str:
+        return f"b of {cache.get_or_set('a', pytest.fail, 60)}"
+
+    with ThreadPoolExecutor(3) as pool:
+        assert pool.submit(cache.get_or_set, "a", of_a, 60).result(20) == "a of own"
+        assert inner[0].result(20) == "own"
 
 
 # -- event loops
@@ -1028,21 +1141,21 @@ def test_a_ledger_forgets() -> None:
 def test_one_that_got_lost_is_not_waited_for() -> None:
     """A signal handler's exception may come before whoever began it knows of it."""
     ours = Computations()
-    lost = ours.lead("k", None)
+    lost = ours.lead(KEY, None)
     assert lost is not None
-    assert ours.lead("k", None) is None
+    assert ours.lead(KEY, None) is None
     del lost
-    assert ours.join("k", (), None) is None
-    assert ours.lead("k", None) is not None
+    assert ours.join(KEY, (), None) is None
+    assert ours.lead(KEY, None) is not None
 
 
 def test_a_child_begins_anew() -> None:
     """The parent's threads do not compute in there; what the fork was in ends well."""
     ours = Computations()
-    made = ours.lead("k", None)
+    made = ours.lead(KEY, None)
     assert made is not None
     ours.reset()
-    other = ours.lead("k", None)
+    other = ours.lead(KEY, None)
     assert other is not None
-    assert not ours.end("k", made)
-    assert ours.lead("k", None) is None
+    assert not ours.end(KEY, made)
+    assert ours.lead(KEY, None) is None

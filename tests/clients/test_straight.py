@@ -482,6 +482,15 @@ def test_what_is_no_reply(peer: Callable[..., Peer], answer: bytes) -> None:
             server.cache.incr("key")
 
 
+def test_a_key_that_is_not_set(peer: Callable[..., Peer]) -> None:
+    """Redis may say so without an error, though not to this package's commands."""
+    server = peer(NONE, NONE, NONE)
+    assert server.cache.get("key") is None
+    assert server.cache.set("key", 1, 5) is None
+    assert server.cache.get("key") is None
+    assert server.connections == 1
+
+
 def test_an_error_reply(peer: Callable[..., Peer]) -> None:
     """One that is about its command leaves the connection as it is."""
     server = peer(NONE, b"-ERR no\r\n", NONE)

@@ -5,7 +5,13 @@ from typing import Any
 
 import pytest
 
-from django_entra_redis.commands.patterns import glob_escape, of_cache
+from django_entra_redis.commands.patterns import (
+    KeyPattern,
+    glob_escape,
+    glob_regex,
+    of_cache,
+)
+from tests.support.caches import Database
 
 
 def default(name: str, version: Any, more: str) -> str:
@@ -116,3 +122,49 @@ def test_keys_that_no_pattern_finds(make_key: Callable[[str, Any, str], str]) ->
 def test_escape() -> None:
     """What means something in a glob pattern means itself."""
     assert glob_escape("a*b?[c]\\^-d") == r"a\*b\?\[c\]\\\^\-d"
+
+
+#: Keys that the patterns below tell from each other.
+KEYS = [
+    "",
+    "a",
+    "b",
+    "ab",
+    "a*b",
+    "a?b",
+    "[ab]",
+    "a\\b",
+    "a-b",
+    "^",
+    "a\nb",
+    "é",
+    "aéb",
+]
+
+
+@pytest.mark.parametrize(
+    "glob",
+    [
+        *("", "*", "a*", "a?b", "a??b", "[ab]", "[^ab]", "[b-a]*", "a[*?]b", "a[^*]b"),
+        *("?", r"a\*b", r"\a", r"a\\b", r"[\^]", "[^", "[a", "[]", "[^]", "[é]*"),
+        r"a[a\-z]b",
+    ],
+)
+def test_globs_as_redis_reads_them(database: Database, glob: str) -> None:
+    """Which keys a pattern matches is told without asking Redis."""
+    database.admin.flushall()
+    database.admin.mset(dict.fromkeys(KEYS, "x"))
+    try:
+        found = {key.decode() for key in database.admin.keys(glob)}
+    finally:
+        database.admin.flushall()
+    assert {key for key in KEYS if glob_regex(glob).fullmatch(key.encode())} == found
+    assert {key for key in KEYS if key in KeyPattern(glob)} == found
+
+
+def test_a_pattern_with_a_regex() -> None:
+    """A key must match both."""
+    pattern = of_cache(default, 1)
+    assert "a:2:x" in pattern
+    assert "a:b:2:x" not in pattern
+    assert "b:2:x" not in pattern
