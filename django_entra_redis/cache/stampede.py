@@ -69,6 +69,17 @@ _told: set[tuple[Hashable, type[Exception]]] = set()
 
 
 @dataclass(frozen=True, slots=True)
+class Unshared:
+    """The result of an early computation that is its caller's alone.
+
+    The caller found a value. Those who wait have missed the key, which was removed or
+    has expired since then: for them that value is over, and so is what was made before.
+    """
+
+    value: Any = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Lock:
     """The lock between processes, held by this one.
 
@@ -179,25 +190,24 @@ class Call:
         """Return a new value, computed before the one that is there expires."""
         lock = yield from self._locked()
         if lock is None:
-            return found
+            return Unshared(found)
+        replaced = self._replaced(found, due, validity)
         try:
-            return (
-                yield from self._unlocking(lock, self._replaced(found, due, validity))
-            )
+            return (yield from self._unlocking(lock, replaced))
         except Exception:
             logger.warning(
                 "A value could not be computed before it expires; the old one is "
                 "used until then.",
                 exc_info=True,
             )
-            return found
+            return Unshared(found)
 
     def _replaced(
         self, found: Any, due: Callable[[], Steps[bool]], validity: Validity
     ) -> Steps[Any]:
         # Another process may have computed it until just now.
         if not (yield from due()):
-            return found
+            return Unshared(found)
         before = yield from self._run(self.beside.state, self.names)
         value, cost = yield from self._measured()
         after = yield from self._run(self.beside.state, self.names)
@@ -206,7 +216,8 @@ class Call:
         may_replace = not validity.removed and after.is_still(before)
         if may_replace and (yield methodcaller("replace", value)):
             yield from self._note(cost)
-        return (yield methodcaller("get", value))
+            return (yield methodcaller("get", value))
+        return Unshared((yield methodcaller("get", value)))
 
     def _in_turn(self, validity: Validity) -> Steps[Any]:
         """Return a value computed here, or by another process that was first."""
@@ -258,7 +269,10 @@ class Call:
         share: Any = GIVEN_UP
         try:
             value = yield from way
-            if computations.end(self.key, computation):
+            joined = computations.end(self.key, computation)
+            if isinstance(value, Unshared):
+                return value.value
+            if joined:
                 share = self._copies(value)
             return value
         except Exception as error:

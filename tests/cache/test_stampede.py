@@ -829,6 +829,58 @@ def test_what_is_deleted_meanwhile_stays_away(database: Database) -> None:
     assert cache.get("k") is None
 
 
+@pytest.mark.parametrize("value", [ZeroDivisionError(), "late"])
+@pytest.mark.parametrize("native", [False, True])
+def test_what_is_over_is_nobody_s_but_its_finder_s(
+    database: Database, native: bool, value: Any
+) -> None:
+    """Who misses a key that another process has removed gets no value from before."""
+    cache = database.cache(stampede=ALWAYS)
+    cache.get_or_set("k", lambda: [time.sleep(0.01), "found"][1], 50)
+    early = Computing(value)
+
+    async def miss() -> Any:
+        return await cache.aget_or_set("k", lambda: "new", 50)
+
+    with ThreadPoolExecutor(2) as pool:
+        finder = pool.submit(cache.get_or_set, "k", early, 50)
+        assert early.begun.wait(30)
+        database.admin.delete(":1:k")
+        if native:
+            other = pool.submit(lambda: asyncio.run(miss()))
+        else:
+            other = pool.submit(cache.get_or_set, "k", lambda: "new", 50)
+        wait_until(lambda: waiting("k") == 1)
+        early.go_on.set()
+        assert finder.result() == ("late" if value == "late" else "found")
+        assert other.result() == "new"
+    assert cache.get("k") == "new"
+
+
+def test_a_lock_that_is_another_s_early(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who misses the key meanwhile is not given the old value either."""
+    cache, locked = database.cache(stampede=ALWAYS), Stampedes.lock
+    cache.get_or_set("k", lambda: [time.sleep(0.01), "found"][1], 50)
+    others: list[Future[Any]] = []
+
+    def lock(*args: Any) -> Any:
+        monkeypatch.undo()
+        database.admin.delete(":1:k")
+        others.append(pool.submit(cache.get_or_set, "k", lambda: "new", 50))
+        wait_until(lambda: waiting("k") == 1)
+        yield from locked(*args)
+        return False
+
+    with ThreadPoolExecutor(1) as pool:
+        monkeypatch.setattr(Stampedes, "lock", lock)
+        finder = cache.get_or_set("k", pytest.fail, 50)
+        database.admin.delete(":stampede-lock:1:k")
+        assert finder == "found"
+        assert others[0].result() == "new"
+
+
 @pytest.mark.parametrize(
     ("write", "left"),
     [
