@@ -49,7 +49,8 @@ class Computation:
         self.validity = Validity()
         #: The computation of another key that this one waits for.
         self.behind: Computation | None = None
-        #: Its result is a function that returns a new copy of the value.
+        #: Its result is a function that returns a new copy of the value, or raises one
+        #: of the error.
         self.future: Future[Any] = Future()
         # A running future can't be cancelled, not even by a waiter that is cancelled.
         self.future.set_running_or_notify_cancel()

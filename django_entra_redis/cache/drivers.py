@@ -171,10 +171,7 @@ class Tasks:
 
     async def wait(self, future: "Future[Any]", seconds: float) -> None:
         """Wait for another one's computation."""
-        waiting = asyncio.wrap_future(future)
-        # Retrieves the error, about which asyncio would log a warning otherwise.
-        waiting.add_done_callback(asyncio.Future.exception)
-        await asyncio.wait([waiting], timeout=seconds)
+        await asyncio.wait([asyncio.wrap_future(future)], timeout=seconds)
 
     async def sleep(self, seconds: float) -> None:
         """Wait for some time."""

@@ -9,6 +9,7 @@ Each way to the value is a generator that yields what is to be done next; see
 :mod:`.drivers`.
 """
 
+import copy
 import logging
 import random
 import time
@@ -18,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from operator import methodcaller
 from secrets import token_hex
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..commands.packing import encode
@@ -33,7 +35,7 @@ from .computations import (
     waiting_loop,
 )
 from .computations import own as own_computations
-from .drivers import Steps
+from .drivers import Steps, StoppedError
 from .ended import ended
 
 if TYPE_CHECKING:
@@ -154,15 +156,16 @@ class Call:
             if not computation.future.done():
                 computations.end(self.key, computation)
                 continue
-            try:
-                share = computation.future.result()
-            finally:
-                # Otherwise this frame would keep its error alive.
-                del computation
+            share = computation.future.result()
+            # Otherwise this frame would keep its error alive.
+            del computation
             if share is UNSHARED:
                 break
             if share is not GIVEN_UP:
-                return share()
+                try:
+                    return share()
+                finally:
+                    del share
         return (yield from self._compute(Validity()))
 
     def found(self, value: Any) -> Steps[Any]:
@@ -276,8 +279,8 @@ class Call:
                 share = self._copies(value)
             return value
         except Exception as error:
-            computations.end(self.key, computation)
-            future.set_exception(error)
+            if computations.end(self.key, computation):
+                share = raising(error)
             raise
         finally:
             # The coroutine of a task that its loop has dropped is closed in any
@@ -285,10 +288,9 @@ class Call:
             with suppress(ValueError):
                 own_computations.reset(before)
             computations.end(self.key, computation)
-            if not future.done():
-                future.set_result(share)
+            future.set_result(share)
             # Otherwise this frame would keep alive an error that it has raised.
-            del computation, future
+            del computation, future, share
 
     def _begin_or_none(
         self, way: Callable[[Validity], Steps[Any]]
@@ -403,6 +405,41 @@ class Call:
                 error,
             )
             return instead
+
+
+def raising(error: BaseException) -> Callable[[], Any]:
+    """Return a function that raises an error, for each waiting caller one of its own.
+
+    Each begins with the traceback that the error has now. The traceback of one error
+    for all would grow by the frames of each caller that raises it.
+    """
+    stopped = isinstance(error, StoppedError)
+    found = error.error if stopped else error
+    return partial(_raise, found, found.__traceback__, stopped)
+
+
+def _raise(error: BaseException, trace: TracebackType | None, stopped: bool) -> Any:
+    try:
+        own = another(error).with_traceback(trace)
+        raise StoppedError(own) if stopped else own
+    finally:
+        # Otherwise this frame would keep the error alive.
+        del error, trace, own
+
+
+def another(error: BaseException) -> BaseException:
+    """Return a copy of an error; the error itself, if it can't be copied as it is."""
+    try:
+        made: BaseException = copy.copy(error)
+        if type(made) is not type(error) or made.args != error.args:
+            return error
+    except Exception:
+        return error
+    made.__cause__, made.__context__ = error.__cause__, error.__context__
+    made.__suppress_context__ = error.__suppress_context__
+    if hasattr(error, "__notes__"):
+        made.__notes__ = [*error.__notes__]
+    return made
 
 
 def make_names(cache: Any, key: str, version: int | None) -> Names:

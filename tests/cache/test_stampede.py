@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -145,6 +146,86 @@ def test_its_exception_is_theirs(database: Database) -> None:
             future.result()
     assert computing.calls == 1
     assert database.cache().get_or_set("k", lambda: 1) == 1
+
+
+class UncopiedError(Exception):
+    """One that is made of more than its arguments."""
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.number = number
+
+
+class ChangedError(Exception):
+    """One whose copy says something else."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(f"no {message}")
+
+
+@pytest.mark.parametrize("native", [False, True])
+@pytest.mark.parametrize("copied", [False, True])
+def test_each_traceback_is_its_own(
+    database: Database, copied: bool, native: bool
+) -> None:
+    """It does not grow with those who wait, but says where the computation failed."""
+    cache, found = database.cache(), list[tuple[str, list[str]]]()
+    error = KeyError("a") if copied else UncopiedError("b", 1)
+
+    def note(caught: Exception) -> None:
+        trace = traceback.extract_tb(caught.__traceback__)
+        found.append((repr(caught), [frame.name for frame in trace]))
+
+    async def fail() -> None:
+        while waiting("k") < 4:
+            await asyncio.sleep(0.001)
+        raise error
+
+    async def ask() -> None:
+        try:
+            await cache.aget_or_set("k", fail)
+        except type(error) as caught:
+            note(caught)
+
+    async def main() -> None:
+        await asyncio.gather(*(ask() for _ in range(5)))
+
+    if native:
+        asyncio.run(main())
+    else:
+        for future in crowd(cache, Computing(error), 5):
+            caught = future.exception()
+            assert isinstance(caught, type(error))
+            note(caught)
+    assert [text for text, _ in found] == [repr(error)] * 5
+    assert all(names.count("_lead") == 1 for _, names in found)
+    # Threads that raise one object at the same time see each other's frames.
+    most = 1 if copied or native else 5
+    assert all(names.count("missed") <= most for _, names in found)
+
+
+@pytest.mark.parametrize("error", [UncopiedError("b", 1), ChangedError("c")])
+def test_an_error_that_can_t_be_copied(error: Exception) -> None:
+    """It is what all get."""
+    assert stampede.another(error) is error
+
+
+def test_a_copy_of_an_error() -> None:
+    """With all that belongs to it; the notes of one are not the others'."""
+    error = OSError(2, "why", "file")
+    error.__cause__, error.__context__ = KeyError("cause"), KeyError("context")
+    error.add_note("note")
+    made = stampede.another(error)
+    assert made is not error
+    assert (type(made), str(made)) == (type(error), str(error))
+    assert made.__cause__ is error.__cause__
+    assert made.__context__ is error.__context__
+    assert made.__suppress_context__
+    made.add_note("another")
+    assert error.__notes__ == ["note"]
+    assert made.__notes__ == ["note", "another"]
+    plain = stampede.another(ValueError("no note"))
+    assert not hasattr(plain, "__notes__")
 
 
 def test_one_that_is_broken_off_is_begun_anew(database: Database) -> None:
