@@ -413,15 +413,20 @@ def raising(error: BaseException) -> Callable[[], Any]:
     Each begins with the traceback that the error has now. The traceback of one error
     for all would grow by the frames of each caller that raises it.
     """
-    stopped = isinstance(error, StoppedError)
-    found = error.error if stopped else error
-    return partial(_raise, found, found.__traceback__, stopped)
+    if isinstance(error, StoppedError):
+        inner = error.error
+        return partial(_raise, inner, inner.__traceback__, StoppedError)
+    return partial(_raise, error, error.__traceback__, None)
 
 
-def _raise(error: BaseException, trace: TracebackType | None, stopped: bool) -> Any:
+def _raise(
+    error: BaseException,
+    trace: TracebackType | None,
+    wrapped: Callable[[Any], BaseException] | None,
+) -> Any:
     try:
         own = another(error).with_traceback(trace)
-        raise StoppedError(own) if stopped else own
+        raise own if wrapped is None else wrapped(own)
     finally:
         # Otherwise this frame would keep the error alive.
         del error, trace, own

@@ -5,6 +5,7 @@ would write.
 """
 
 import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,10 @@ from .packing import pack_all, pack_get
 from .replies import done, integer
 from .request import Request
 
+#: Seconds by which a value's end may seem to have moved though nobody has moved it:
+#: PTTL rounds, the server's clock runs faster or slower than this machine's, and two
+#: replicas that are asked in turn have clocks of their own.
+TOLERANCE = 0.1
 #: The reply to PTTL for a key without expiry.
 _FOR_EVER = -1
 
@@ -47,14 +52,23 @@ class State:
     Parameters:
         data: the bytes; ``None``: the key does not exist.
         left: seconds until it expires; ``inf``: never.
+        asked, answered: the monotonic time before the request, and after the reply.
     """
 
     data: bytes | None = field(repr=False)
     left: float
+    asked: float
+    answered: float
 
     def is_still(self, before: "State") -> bool:
-        """Whether nobody has written the key, or changed its expiry, since then."""
-        return self.data == before.data and self.left <= before.left
+        """Whether nobody has written the key, or changed its expiry, since then.
+
+        The server has told the two times at some moments of the two round trips, so
+        that the time which has passed between them is not known more exactly.
+        """
+        least = before.left - (self.answered - before.asked) - TOLERANCE
+        most = before.left - (self.asked - before.answered) + TOLERANCE
+        return self.data == before.data and least <= self.left <= most
 
 
 def is_due(facts: Facts, beta: float, draw: float) -> bool:
@@ -77,16 +91,22 @@ class Stampedes:
 
     Parameters:
         operations: the operations of the cache.
+        monotonic: the clock, in seconds.
     """
 
-    def __init__(self, operations: Operations) -> None:
+    def __init__(
+        self,
+        operations: Operations,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._operations = operations
+        self._monotonic = monotonic
 
     #: The results in an outage with ``ignore_exceptions``: every process computes the
     #: value for itself.
     empty_answers: Mapping[str, Callable[..., Any]] = {
         "facts": lambda names: Facts(),
-        "state": lambda names: State(None, 0.0),
+        "state": lambda names: State(None, 0.0, 0.0, 0.0),
         "lock": lambda names, token, seconds: True,
         "unlock": lambda names: None,
         "unlock_if_own": lambda names, token: None,
@@ -100,8 +120,9 @@ class Stampedes:
 
     def state(self, names: Names) -> Operation[State]:
         """Return what a value's key holds, and for how long."""
+        asked = self._monotonic()
         left, data = yield from self._left_and(names, names.value)
-        return State(data, left)
+        return State(data, left, asked, self._monotonic())
 
     def _left_and(self, names: Names, key: str) -> Operation[tuple[float, Any]]:
         """Return seconds until a value expires, and what another of its keys holds."""

@@ -910,6 +910,12 @@ def test_what_is_deleted_meanwhile_stays_away(database: Database) -> None:
     assert cache.get("k") is None
 
 
+def slowly_found() -> str:
+    """Take long enough for the value to be computed anew."""
+    time.sleep(0.01)
+    return "found"
+
+
 @pytest.mark.parametrize("value", [ZeroDivisionError(), "late"])
 @pytest.mark.parametrize("native", [False, True])
 def test_what_is_over_is_nobody_s_but_its_finder_s(
@@ -917,7 +923,7 @@ def test_what_is_over_is_nobody_s_but_its_finder_s(
 ) -> None:
     """Who misses a key that another process has removed gets no value from before."""
     cache = database.cache(stampede=ALWAYS)
-    cache.get_or_set("k", lambda: [time.sleep(0.01), "found"][1], 50)
+    cache.get_or_set("k", slowly_found, 50)
     early = Computing(value)
 
     async def miss() -> Any:
@@ -943,7 +949,7 @@ def test_a_lock_that_is_another_s_early(
 ) -> None:
     """Who misses the key meanwhile is not given the old value either."""
     cache, locked = database.cache(stampede=ALWAYS), Stampedes.lock
-    cache.get_or_set("k", lambda: [time.sleep(0.01), "found"][1], 50)
+    cache.get_or_set("k", slowly_found, 50)
     others: list[Future[Any]] = []
 
     def lock(*args: Any) -> Any:
@@ -970,8 +976,11 @@ def test_a_lock_that_is_another_s_early(
         (lambda cache: cache.incr("k"), (40, 50)),
         (lambda cache: cache.persist("k"), (-1, -1)),
         (lambda cache: cache.touch("k", 90), (85, 90)),
+        (lambda cache: cache.touch("k", 20), (15, 20)),
+        (lambda cache: cache.expire("k", 20), (15, 20)),
+        (lambda cache: cache.set("k", 5, 20), (15, 20)),
     ],
-    ids=["set", "delete", "incr", "persist", "touch"],
+    ids=["set", "delete", "incr", "persist", "touch", "earlier", "expire", "same"],
 )
 @pytest.mark.parametrize("native", [False, True])
 def test_what_is_written_meanwhile_stays(

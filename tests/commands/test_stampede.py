@@ -7,7 +7,13 @@ from typing import Any
 import pytest
 
 from django_entra_redis.commands.operations import Operations, ServerFacts
-from django_entra_redis.commands.stampede import Facts, Names, Stampedes, is_due
+from django_entra_redis.commands.stampede import (
+    Facts,
+    Names,
+    Stampedes,
+    State,
+    is_due,
+)
 from django_entra_redis.serializers import PickleSerializer
 
 NAMES = Names("k", "cost", "lock")
@@ -54,3 +60,39 @@ def test_facts(replies: list[Any], facts: Facts) -> None:
     with pytest.raises(StopIteration) as caught:
         asking.send(replies)
     assert caught.value.value == facts
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "still"),
+    [
+        # Ten seconds have passed, or eleven; the round trips took half a second each.
+        (100.0, 90.0, True),
+        (100.0, 89.0, True),
+        (100.0, 90.05, True),
+        (100.0, 88.95, True),
+        (100.0, 90.2, False),
+        (100.0, 88.8, False),
+        (100.0, 5.0, False),
+        (100.0, math.inf, False),
+        (math.inf, math.inf, True),
+        (math.inf, 90.0, False),
+    ],
+)
+def test_whether_an_expiry_was_changed(
+    before: float, after: float, still: bool
+) -> None:
+    """Time that passes changes it, by as much as has passed."""
+    first = State(b"data", before, 1000.0, 1000.5)
+    assert State(b"data", after, 1010.5, 1011.0).is_still(first) is still
+    assert not State(b"other", after, 1010.5, 1011.0).is_still(first)
+
+
+def test_state() -> None:
+    """It knows when it was asked for."""
+    times = iter([1.0, 2.5])
+    operations = Operations(PickleSerializer(), ServerFacts())
+    asking = Stampedes(operations, lambda: next(times)).state(NAMES)
+    next(asking)
+    with pytest.raises(StopIteration) as caught:
+        asking.send([5000, b"data"])
+    assert caught.value.value == State(b"data", 5.0, 1.0, 2.5)
