@@ -297,7 +297,7 @@ class Call:
     ) -> Steps[Any] | None:
         """Return the steps of a computation; ``None``: one is under way already."""
         loop = running_loop() if self.native else None
-        self.operations.server.on_removal = computations.detach
+        self.operations.server.before_removals(computations.detach)
         computation = computations.lead(self.key, loop)
         if computation is None:
             return None

@@ -17,7 +17,6 @@ from typing import Any, Protocol, TypeVar
 from ..commands.operations import (
     Operation,
     Operations,
-    ends_at_once,
     no_such_key,
     pack_incr,
     time_left,
@@ -47,6 +46,7 @@ from ..commands.replies import (
     values_of,
 )
 from ..commands.request import Request
+from ..commands.server_facts import ends_at_once
 from ..connections.endpoint import Endpoint
 from ..connections.idle_exchange import (
     MISSED,

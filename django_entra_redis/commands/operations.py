@@ -8,14 +8,7 @@ client drive the same operations.
 import logging
 import re
 import time
-from collections.abc import (
-    Callable,
-    Container,
-    Generator,
-    Iterable,
-    Mapping,
-    Sequence,
-)
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from hashlib import sha1
 from typing import Any, TypeVar
@@ -52,6 +45,7 @@ from .replies import (
     values_of,
 )
 from .request import Request
+from .server_facts import EVERYTHING, ServerFacts, ends_at_once
 
 logger = logging.getLogger(__name__)
 
@@ -89,53 +83,6 @@ def pack_incr(key: str, delta: int) -> bytes:
     """Return EVALSHA of the script that increments a key."""
     by = "$1\r\n1" if delta == 1 else f"${len(str(delta))}\r\n{delta}"
     return f"{_INCR}{length(key)}\r\n{key}\r\n{by}\r\n".encode()
-
-
-class ServerFacts:
-    """Facts that operations have found out about the server that takes the writes."""
-
-    runs_scripts = True
-    #: What is to know of keys that are about to be removed: the computations of
-    #: ``get_or_set()`` in this process, as soon as there has been one.
-    on_removal: "Callable[[ServerFacts, Container[str]], None] | None" = None
-
-    def removing(self, keys: Container[str]) -> None:
-        """Note that keys are about to be removed, whether they exist or not."""
-        if self.on_removal is not None:
-            self.on_removal(self, keys)
-
-    def refuse_scripts(self, error: ResponseError) -> None:
-        """Remember that the server refuses to run scripts, and log it."""
-        self.runs_scripts = False
-        logger.warning(
-            "Redis refuses to run scripts (%s): incr() takes two round trips from now "
-            "on, as Django's own does.",
-            error,
-        )
-
-
-class Everything(Container[str]):
-    """All keys of a server."""
-
-    def __contains__(self, key: object) -> bool:
-        """Return that it contains the key."""
-        return True
-
-
-EVERYTHING = Everything()
-
-
-def ends_at_once(command: str, amount: Sequence[int], now: float) -> bool:
-    """Whether a command that changes when a key expires removes the key.
-
-    Parameters:
-        command: EXPIRE, PEXPIRE, EXPIREAT, PEXPIREAT or PERSIST.
-        amount: the command's argument; nothing for PERSIST.
-        now: seconds since the epoch.
-    """
-    begin = now if command.endswith("AT") else 0
-    unit = 1000 if command.startswith("PEX") else 1
-    return any(number <= begin * unit for number in amount)
 
 
 def no_such_key(key: str) -> ValueError:

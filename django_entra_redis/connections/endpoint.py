@@ -15,7 +15,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from .._errors import hidden
 from ..commands.drivers import clear_frames
-from ..commands.operations import ServerFacts
+from ..commands.server_facts import ServerFacts
 from ..conf.options import CacheOptions
 from ..credentials.provider import EntraCredentialProvider
 from .defaults import with_defaults

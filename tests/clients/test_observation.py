@@ -17,9 +17,9 @@ from asgiref.sync import sync_to_async
 from django_entra_redis.cache import EntraRedisCache, EntraRedisClusterCache
 from django_entra_redis.clients.observation import INSTRUMENTATION, commands_of, is_own
 from django_entra_redis.commands.cluster import ClusterOperations
-from django_entra_redis.commands.operations import ServerFacts
 from django_entra_redis.commands.packing import pack_all, pack_gets, pack_set
 from django_entra_redis.commands.request import Request
+from django_entra_redis.commands.server_facts import ServerFacts
 from django_entra_redis.connections.event_loops import FIRST_OPERATIONS
 from django_entra_redis.serializers import PickleSerializer
 from emulator import Emulator

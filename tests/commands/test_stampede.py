@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from django_entra_redis.commands.operations import Operations, ServerFacts
+from django_entra_redis.commands.operations import Operations
+from django_entra_redis.commands.server_facts import ServerFacts
 from django_entra_redis.commands.stampede import (
     Facts,
     Names,

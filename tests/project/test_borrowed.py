@@ -440,7 +440,7 @@ OVERWRITTEN: dict[tuple[str, str], tuple[str, Callable[[], bool]]] = {
     ),
 }
 #: What is Python's own, and set by everybody.
-PYTHONS = {"__cause__", "__context__", "daemon"}
+PYTHONS = {"__cause__", "__context__", "__notes__", "__suppress_context__", "daemon"}
 
 
 def attributes_set(tree: ast.AST) -> Iterator[str]:
