@@ -29,6 +29,26 @@ class StoppedError(Exception):
         self.error = error
 
 
+class ClosedError(BaseException):
+    """Stands for a GeneratorExit that a caller's function has raised: to a generator it
+    would look like its own end, after which it can take no step."""
+
+    def __init__(self, error: GeneratorExit) -> None:
+        super().__init__("GeneratorExit")
+        self.error = error
+
+
+def _called(default: Callable[[], Any]) -> Any:
+    try:
+        return default()
+    except GeneratorExit as error:
+        closed = ClosedError(error)
+    try:
+        raise closed
+    finally:
+        del closed  # Otherwise this frame would keep it alive.
+
+
 @dataclass(frozen=True, slots=True)
 class Threads:
     """The driver of a call in a thread.
@@ -63,8 +83,8 @@ class Threads:
         except StopIteration as stop:
             result: T = stop.value
             return result
-        except StoppedError as stopped:
-            failure = stopped.error
+        except (StoppedError, ClosedError) as stopped:
+            failure: BaseException = stopped.error
         try:
             raise failure
         finally:
@@ -94,7 +114,7 @@ class Threads:
 
     def compute(self, default: Callable[[], Any]) -> Any:
         """Compute a value."""
-        return default()
+        return _called(default)
 
     def wait(self, future: "Future[Any]", seconds: float) -> None:
         """Wait for another one's computation."""
@@ -135,8 +155,8 @@ class Tasks:
         except StopIteration as stop:
             result: T = stop.value
             return result
-        except StoppedError as stopped:
-            failure = stopped.error
+        except (StoppedError, ClosedError) as stopped:
+            failure: BaseException = stopped.error
         try:
             raise failure
         finally:
@@ -166,7 +186,7 @@ class Tasks:
 
     async def compute(self, default: Callable[[], Any]) -> Any:
         """Compute a value; a coroutine function may, too."""
-        value = default()
+        value = _called(default)
         return await value if inspect.isawaitable(value) else value
 
     async def wait(self, future: "Future[Any]", seconds: float) -> None:

@@ -333,6 +333,26 @@ def test_a_task_that_its_loop_drops(
     loop.close()
 
 
+@pytest.mark.parametrize("native", [False, True])
+@pytest.mark.parametrize("options", [{}, {"stampede": ALWAYS}])
+def test_a_function_that_raises_generator_exit(
+    database: Database, options: dict[str, Any], native: bool
+) -> None:
+    """It is not taken for a task that is dropped, which can't release its lock."""
+    cache, computing = database.cache(**options), Computing(GeneratorExit("why"))
+    computing.go_on.set()
+
+    def ask() -> Any:
+        if native:
+            return asyncio.run(cache.aget_or_set("k", computing, 60))
+        return cache.get_or_set("k", computing, 60)
+
+    with pytest.raises(GeneratorExit, match="why"):
+        ask()
+    assert database.admin.keys("*lock*") == []
+    assert not computations.computations.under_way()
+
+
 @pytest.mark.usefixtures("pace")
 def test_one_that_hangs_is_not_waited_for_long(database: Database) -> None:
     """After some time the next one computes, and whoever comes waits for that one."""
