@@ -17,7 +17,7 @@ from .._fork import no_fork
 # For the sake of its system check, which is registered with it.
 from ..conf import app_installed as app_installed
 from ..conf.location import redacted_urls, split_location
-from ..conf.options import CacheOptions, in_lower_case, parse_options
+from ..conf.options import CacheOptions, in_lower_case, is_on, parse_options
 from ..connections.registry import PlainKey, in_common, plain_key
 from .arguments import whole
 from .copied_keys import CopyingMethods
@@ -109,7 +109,7 @@ class EntraRedisCache(
         for given, value in options.items():
             name = str(given).lower()
             # Copies are of the keys that this cache object makes.
-            if name == "client_side_cache" and value:
+            if name == "client_side_cache" and is_on(value):
                 return None
             if name in _MADE and not _is_own(value):
                 return None

@@ -171,7 +171,7 @@ def parse_options(
         if key in own and not problems:
             given = own[key]
             table = given if isinstance(given, Mapping) else {}
-            own[key] = None if given in (None, False) else make(**table)
+            own[key] = make(**table) if is_on(given) else None
     checked = CacheOptions(**own, servers=tuple(servers), connection=rest)
     if not problems:
         problems = _server_problems(checked, where)
@@ -181,6 +181,14 @@ def parse_options(
         # Without duplicates: several servers often have the same problem.
         raise ConfigurationError(list(dict.fromkeys(problems)))
     return checked
+
+
+def is_on(table: Any) -> bool:
+    """Whether the value of an option that may be a dict switches it on.
+
+    An empty dict does: all of its keys have defaults.
+    """
+    return table is not None and table is not False
 
 
 def in_lower_case(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -74,6 +74,7 @@ def test_equal_settings(options: dict[str, Any]) -> None:
         {"COMPRESSOR": __name__ + ".Mine"},
         {"compressor_fallbacks": (OWN, __name__ + ".Mine")},
         {"client_side_cache": True},
+        {"client_side_cache": {}},
         {"Client_Side_Cache": True},
         {"socket_keepalive_options": {1: object()}},
     ],

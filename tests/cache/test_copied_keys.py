@@ -6,6 +6,7 @@ import pytest
 
 from django_entra_redis.cache import EntraRedisCache
 from django_entra_redis.cache.copied_keys import SESSIONS
+from tests.support.caches import make_cache
 
 
 class Keyed(EntraRedisCache):
@@ -92,3 +93,19 @@ def test_keys_of_one_s_own() -> None:
     assert not keeps("menu", **hidden)
     assert keeps("menu", ["menu"], kind=Keyed)
     assert not keeps(f"{SESSIONS}x", kind=Keyed)
+
+
+@pytest.mark.parametrize("value", [True, {}])
+def test_caches_that_make_keys_differently(value: Any) -> None:
+    """Each keeps copies by its own keys, also with no setting but the defaults."""
+
+    def hide(key: str, prefix: str, version: int) -> str:
+        return str(hash(key))
+
+    params = {"KEY_FUNCTION": hide}
+    options: Any = {"identity": None, "client_side_cache": value}
+    plain = make_cache("redis://localhost", **options)
+    hiding = make_cache("redis://localhost", params=params, **options)
+    clients: list[Any] = [plain._cache, hiding._cache]
+    assert clients[0].keeps(plain.make_key("menu"))
+    assert not clients[1].keeps(hiding.make_key("menu"))
