@@ -276,7 +276,8 @@ class CacheSettings(TypedDict, total=False):
     LOCATION: Required[str | Sequence[str]]
     """The server's URL, such as
     ``"rediss://contoso.westeurope.redis.azure.net:10000"``. Of several, the first
-    is written to and the others are read."""
+    is written to and the others are read; with `client_side_cache`, all reads are of
+    the first, too."""
     KEY_FUNCTION: str | Callable[[str, str, int], str]
     """As Django has it."""
     KEY_PREFIX: str

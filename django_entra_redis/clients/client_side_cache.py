@@ -244,16 +244,18 @@ class CopyingCacheClient(CopyingClient, CacheClient):
         super().__init__(options)
         self.keeps = keeps
         endpoint = self.endpoints[0]
+        # A replica may lag behind what this process has written.
+        self._readers = [endpoint]
         self.local = local_copies(
             endpoint, options, [endpoint.name], lambda: [endpoint]
         )
-        #: To the server that takes the writes, since a replica may lag behind.
+        #: To the server that takes the writes, as all reads.
         self.tracker = self.local.tracker(endpoint)
 
     @cached_property
     def single_key(self) -> Any:
         """The path that operations on a single key take."""
-        path = single_key_path(self)
+        path = single_key_path(self, self._readers)
         return path if self.local.unsupported else CopyingPath(self, path)
 
     def find(self, key: str) -> Copy | None:

@@ -347,19 +347,24 @@ def _read_each(replies: list[Any], parse: Parse) -> Any:
 SingleKey = GeneralPath | StraightPath
 
 
-def single_key_path(client: ResumingDriver) -> SingleKey:
+def single_key_path(client: ResumingDriver, endpoints: Sequence[Endpoint]) -> SingleKey:
     """Return the straight path if a client's settings allow it, else the general one.
 
     This is decided once for each client.
+
+    Parameters:
+        client: the client.
+        endpoints: the server that takes the writes, and the others that are read, if
+            any.
     """
-    pools = [endpoint.pool for endpoint in client.endpoints]
+    pools = [endpoint.pool for endpoint in endpoints]
     if (
         client.ignored
         or len(pools) > 2  # The general path chooses a replica for each request.
         or not all(map(exchanges, pools))
     ):
         return GeneralPath(client)
-    writer, reader = client.endpoints[0], client.endpoints[-1]
+    writer, reader = endpoints[0], endpoints[-1]
     return StraightPath(
         client,
         make_exchange(reader, INSTRUMENTATION),

@@ -287,7 +287,9 @@ class CacheClient(Client):
         """The path that operations on a single key take."""
         # A subclass may override `run()`, which the straight path does not call.
         ordinary = type(self) is CacheClient
-        return single_key_path(self) if ordinary else super().single_key
+        if not ordinary:
+            return super().single_key
+        return single_key_path(self, self.endpoints)
 
     def __init__(self, options: CacheOptions) -> None:
         endpoints = [get_endpoint(server, options) for server in options.servers]

@@ -1049,6 +1049,35 @@ def test_copies_come_from_the_server_that_is_written_to(
     assert asyncio.run(cache.aget("k")) == 1
 
 
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_all_reads_are_of_the_server_that_is_written_to(
+    database: Database, replicas: int
+) -> None:
+    """So that own writes are read, whatever there are no copies of."""
+    locations = [database.url, *[f"{database.url}/1"] * replicas]
+    settings = {"prefixes": ["none"]}
+    cache = make_cache(locations, identity=None, client_side_cache=settings)
+    cache.set("k", 1)
+    cache.set("other", 2)
+
+    async def read() -> tuple[Any, ...]:
+        return (
+            await cache.aget("k"),
+            await cache.aget_many(["k", "other"]),
+            await cache.ahas_key("k"),
+            await cache.attl("k"),
+        )
+
+    found = (
+        cache.get("k"),
+        cache.get_many(["k", "other"]),
+        cache.has_key("k"),
+        cache.ttl("k"),
+    )
+    assert found == asyncio.run(read()) == (1, {"k": 1, "other": 2}, True, 300)
+    assert sorted(cache.keys("*")) == ["k", "other"]
+
+
 def test_threads_that_miss_at_once(
     database: Database, cache: EntraRedisCache, other: EntraRedisCache
 ) -> None:
