@@ -22,6 +22,8 @@ from ..conf.options import CacheOptions
 from ..connections.copies import Copy
 from ..connections.endpoint import Endpoint
 from ..connections.event_loops import LoopConnections, connections_of
+from ..connections.tracked_calls import fitting
+from ..connections.tracked_connection import MOST_FETCHED
 from ..connections.tracking import Begun, Tracker, Values
 from .asynchronous import AsyncCacheClient
 from .attempts import Attempts
@@ -211,6 +213,13 @@ class CopyingClient(Client):
                 wanted.append((key, name))
             else:
                 others.append((key, name))
+        if wanted:
+            # The rest is read without copies in one go: to fetch it, too, would take a
+            # round trip for each piece that may be unanswered.
+            count = fitting([key for key, _ in wanted], MOST_FETCHED)
+            self.local.copies.miss(len(wanted) - count)
+            others += wanted[count:]
+            del wanted[count:]
         if wanted:
             values = yield "fetch", [key for key, _ in wanted]
             if values is None:

@@ -287,9 +287,7 @@ class CacheClient(Client):
         """The path that operations on a single key take."""
         # A subclass may override `run()`, which the straight path does not call.
         ordinary = type(self) is CacheClient
-        if not ordinary:
-            return super().single_key
-        return single_key_path(self, self.endpoints)
+        return single_key_path(self, self.endpoints) if ordinary else super().single_key
 
     def __init__(self, options: CacheOptions) -> None:
         endpoints = [get_endpoint(server, options) for server in options.servers]

@@ -248,18 +248,15 @@ def pack_fetch(key: str) -> bytes:
     return f"*2\r\n$3\r\nGET\r\n{name}*2\r\n$4\r\nPTTL\r\n{name}".encode()
 
 
-def group(keys: Sequence[str], most: int) -> list[Sequence[str]]:
-    """Return keys in groups whose fetches take so many bytes at most."""
-    made: list[list[str]] = [[]]
+def fitting(keys: Sequence[str], most: int) -> int:
+    """Return how many keys, from the first one on, can be fetched with so many bytes
+    of commands at most."""
     size = 0
-    for key in keys:
-        took = len(pack_fetch(key))
-        if made[-1] and size + took > most:
-            made.append([])
-            size = 0
-        made[-1].append(key)
-        size += took
-    return list(made)
+    for number, key in enumerate(keys):
+        size += len(pack_fetch(key))
+        if size > most:
+            return number
+    return len(keys)
 
 
 def is_replica(greeting: Any) -> bool:

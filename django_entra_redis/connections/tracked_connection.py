@@ -45,6 +45,8 @@ _NAP = 0.05
 #: Bytes of commands that may be unanswered; while there are more, values are read
 #: without a copy. A new connection's send buffer holds twice as many (87 KB on Linux).
 MOST_UNANSWERED = 32 * 1024
+#: Bytes of the commands of one fetch, before which a check may be due.
+MOST_FETCHED = MOST_UNANSWERED - len(CHECK)
 
 
 class TrackedConnection:

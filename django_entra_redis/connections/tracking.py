@@ -34,8 +34,8 @@ from .authentication import pack_auth
 from .copies import Copies
 from .multiplexed import Target, secrets_of
 from .refusals import forbids_command, greeting_error, read_error, redacted
-from .tracked_calls import Ask, Fetch, group, is_replica
-from .tracked_connection import BROKEN, MOST_UNANSWERED, PIECE, TrackedConnection
+from .tracked_calls import Ask, Fetch, is_replica
+from .tracked_connection import BROKEN, PIECE, TrackedConnection
 
 logger = logging.getLogger(__name__)
 
@@ -64,12 +64,10 @@ class Begun:
     Parameters:
         connection: the connection.
         call: what has been sent.
-        rest: the keys that are to follow.
     """
 
     connection: TrackedConnection
     call: Fetch
-    rest: list[Sequence[str]]
 
 
 class Tracker:
@@ -136,6 +134,9 @@ class Tracker:
     def fetch(self, keys: Sequence[str]) -> Values:
         """Return values, and keep copies of them.
 
+        Parameters:
+            keys: the keys, no more than can be fetched at once: see ``fitting()``.
+
         Returns:
             ``None`` where the values must be asked for in another way.
 
@@ -155,9 +156,8 @@ class Tracker:
         connection = self._current() or self._connect()
         if connection is None:
             return None
-        first, *rest = group(keys, MOST_UNANSWERED)
-        call = connection.fetch(first)
-        return None if call is None else Begun(connection, call, rest)
+        call = connection.fetch(keys)
+        return None if call is None else Begun(connection, call)
 
     def end(self, begun: Begun) -> Values:
         """Return the values of a fetch that has begun.
@@ -166,19 +166,10 @@ class Tracker:
             TimeoutError: the server has not answered in time.
         """
         connection, call = begun.connection, begun.call
-        found: list[bytes | None] = []
-        for keys in [*begun.rest, None]:
-            connection.wait(call)
-            if call.values is None:
-                check_silence(connection)
-                return None
-            found += call.values
-            if keys is not None:
-                following = connection.fetch(keys)
-                if following is None:
-                    return None
-                call = following
-        return found
+        connection.wait(call)
+        if call.values is None:
+            check_silence(connection)
+        return call.values
 
     def ask(self, key: str) -> Ask | None:
         """Do as :meth:`fetch` does, for one key, where that takes no more than a
@@ -207,22 +198,18 @@ class Tracker:
             connection = await loop.run_in_executor(None, self._connect)
         if connection is None or not connection.watch(loop):
             return None
-        found: list[bytes | None] = []
-        for some in group(keys, MOST_UNANSWERED):
-            future = loop.create_future()
-            call = connection.fetch(some, future)
-            if call is None:
-                return None
-            timer = loop.call_later(connection.timeout, connection.give_up)
-            try:
-                await future
-            finally:
-                timer.cancel()
-            if call.values is None:
-                check_silence(connection)
-                return None
-            found += call.values
-        return found
+        future = loop.create_future()
+        call = connection.fetch(keys, future)
+        if call is None:
+            return None
+        timer = loop.call_later(connection.timeout, connection.give_up)
+        try:
+            await future
+        finally:
+            timer.cancel()
+        if call.values is None:
+            check_silence(connection)
+        return call.values
 
     @property
     def _may_connect(self) -> bool:

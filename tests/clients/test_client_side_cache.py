@@ -22,6 +22,7 @@ import redis.asyncio
 from django_entra_redis.cache import EntraRedisCache
 from django_entra_redis.clients.local_copies import local_copies
 from django_entra_redis.connections import registry, tracking
+from django_entra_redis.connections.tracked_connection import TrackedConnection
 from django_entra_redis.exceptions import ServerDownError
 from django_entra_redis.status import ClientSideCacheInfo
 from emulator import Emulator
@@ -584,21 +585,48 @@ def test_a_silent_server_is_waited_for_once(
 
 
 def test_more_keys_than_are_sent_at_once(
-    database: Database, cache: EntraRedisCache, other: EntraRedisCache
+    database: Database,
+    cache: EntraRedisCache,
+    other: EntraRedisCache,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The rest follows when the answers to the first have come."""
+    """The rest is read in one go without copies, which the next reads make."""
+    fetches: list[int] = []
+    fetch = TrackedConnection.fetch
+
+    def counted(self: Any, keys: Any, *args: Any) -> Any:
+        fetches.append(len(keys))
+        return fetch(self, keys, *args)
+
+    monkeypatch.setattr(TrackedConnection, "fetch", counted)
     values = {f"key-{number}": number for number in range(2000)}
     other.set_many(values)
-    assert cache.get_many(values) == values
-    assert info(cache).entries == 2000
     with Loop() as run:
         for _ in range(20):
             run(cache.aget("missing"))
-        local(cache).copies.flush()
-        assert run(cache.aget_many(values)) == values
-    assert info(cache).entries == 2000
+        for read in (cache.get_many, lambda keys: run(cache.aget_many(keys))):
+            local(cache).copies.flush()
+            del fetches[:]
+            before = info(cache).misses
+            assert read(values) == values
+            assert len(fetches) == 1
+            assert info(cache).entries == fetches[0] > 300
+            assert info(cache).misses == before + 2000
+            for _ in range(5):
+                assert read(values) == values
+            assert info(cache).entries == 2000 == sum(fetches)
+            assert len(fetches) < 7
     clients = database.admin.client_list()
     assert len([client for client in clients if "t" in client["flags"]]) == 1
+
+
+@pytest.mark.filterwarnings("ignore:Cache key will cause errors")
+def test_a_key_that_is_too_long_for_a_fetch(cache: EntraRedisCache) -> None:
+    """It is read without a copy."""
+    key = "x" * 40_000
+    cache.set(key, 1)
+    assert cache.get_many([key, "missing"]) == {key: 1}
+    assert info(cache).entries == 0
 
 
 def test_health_is_asked_for_in_time(

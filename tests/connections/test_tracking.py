@@ -18,8 +18,9 @@ from redis.exceptions import AuthenticationError
 from django_entra_redis.connections import tracked_connection, tracking
 from django_entra_redis.connections.copies import Copies
 from django_entra_redis.connections.multiplexed import Target
+from django_entra_redis.connections.tracked_calls import fitting
 from django_entra_redis.connections.tracked_connection import TrackedConnection
-from django_entra_redis.connections.tracking import Tracker, refusal_of
+from django_entra_redis.connections.tracking import Begun, Tracker, refusal_of
 from django_entra_redis.identity.token import Clock, Token
 
 ROLE = b"%1\r\n$4\r\nrole\r\n$6\r\nmaster\r\n"
@@ -261,23 +262,24 @@ def test_a_value_that_does_not_come() -> None:
         assert not tracker.connected
 
 
-def test_many_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Are asked for in groups; if one fails, all are asked for in another way."""
-    monkeypatch.setattr(tracking, "MOST_UNANSWERED", 1)
-    with listening(*[HELLO + b"+OK\r\n"] * 2) as target:
-        for room, lost in ((0, False), (100_000, True)):
-            monkeypatch.setattr(tracked_connection, "MOST_UNANSWERED", 100_000)
-            tracker = make(target)
-            begun = tracker.begin(["a", "b", "c"])
-            assert begun is not None
-            assert begun.rest == [["b"], ["c"]]
-            begun.connection._reader.feed(VALUE)
-            begun.connection._dispatch()
-            monkeypatch.setattr(tracked_connection, "MOST_UNANSWERED", room)
-            if lost:
-                begun.connection.lose("the test says so")
-            assert tracker.end(begun) is None
-            tracker.close()
+def test_as_many_keys_as_are_sent_at_once() -> None:
+    """They can be fetched, also when a check of the connection is due."""
+    keys = [f"key-{number}" for number in range(2000)]
+    count = fitting(keys, tracked_connection.MOST_FETCHED)
+    assert 100 < count < 1000
+    assert fitting(keys[:count], tracked_connection.MOST_FETCHED) == count
+    with listening(HELLO + b"+OK\r\n") as target:
+        tracker = make(target)
+        connection = tracker._connect()
+        assert connection is not None
+        connection.check_at = 0.0
+        assert connection.fetch(keys[: count + 2]) is None
+        call = connection.fetch(keys[:count])
+        assert call is not None
+        assert call.lead
+        connection.lose("the test says so")
+        assert tracker.end(Begun(connection, call)) is None
+        tracker.close()
 
 
 def test_too_many_in_a_loop(monkeypatch: pytest.MonkeyPatch) -> None:
