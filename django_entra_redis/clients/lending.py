@@ -9,13 +9,17 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from redis.exceptions import ConnectionError
+from redis import Redis
+from redis.exceptions import ConnectionError, RedisError
 from redis.retry import Retry
 
 from ..commands.drivers import clear_frames
+from ..commands.request import Request
+from ..connections.endpoint import Endpoint
 from ..connections.pool import ConnectionPool, check_out, lend
 from ..credentials.provider import EntraCredentialProvider
 from ..identity.token import Token
+from .attempts import Attempts
 from .retry import RetryPolicy, is_final, make_policy
 
 T = TypeVar("T")
@@ -159,6 +163,40 @@ class PoolView:
     def set_retry(self, retry: Any) -> None:
         """Set the retry policy of connections that are lent from now on."""
         self._retry = LentRetry(make_policy({"retry": retry}), own_provider(self._pool))
+
+
+class LockClient(Redis):
+    """A client of redis-py's for locks, which does not retry.
+
+    Its commands fail at once while the server is known to be down, and one at a time
+    probes it, as with those of the cache.
+
+    Parameters:
+        endpoint: the server.
+        give_up: notes the error of a command's attempts.
+    """
+
+    def __init__(
+        self, endpoint: Endpoint, give_up: Callable[[Attempts, Exception], Any]
+    ) -> None:
+        pool: Any = PoolView(endpoint.pool, None)
+        super().__init__(connection_pool=pool)
+        self._endpoint = endpoint
+        self._give_up = give_up
+
+    def execute_command(self, *args: Any, **options: Any) -> Any:
+        """Carry out a command once; return its reply."""
+        # Its errors are never hidden.
+        attempts = Attempts(Request(args), covered=False)
+        execute: Any = super().execute_command
+        attempts.begin(self._endpoint)
+        try:
+            reply = execute(*args, **options)
+        except RedisError as error:
+            self._give_up(attempts, error)
+            raise
+        attempts.succeeded(reply)
+        return reply
 
 
 def lending(pool: Any, retry: LentRetry) -> Any:

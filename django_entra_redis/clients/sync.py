@@ -37,7 +37,7 @@ from ..connections.refusals import refused_from
 from ..exceptions import InvalidReplyError, UncertainResultError, WrongBackendError
 from ..serializers import make_serializer
 from .attempts import Attempts
-from .lending import LentRetry, PoolView, lending, own_provider
+from .lending import LentRetry, LockClient, lending, own_provider
 from .observation import INSTRUMENTATION, Instrumentation
 from .redirects import batch_error, cluster_error, redirection
 from .retry import make_policy
@@ -305,8 +305,7 @@ class CacheClient(Client):
 
     @cached_property
     def _lock_client(self) -> redis.Redis:
-        pool: Any = PoolView(self._writer.pool, None)
-        return redis.Redis(connection_pool=pool)
+        return LockClient(self._writer, self.give_up)
 
     def get_client(self, key: str | None = None, *, write: bool = False) -> redis.Redis:
         """Return a redis-py client, for commands that Django's cache API lacks.

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import itertools
 import os
 import re
 import signal
@@ -111,6 +112,42 @@ def test_a_page_costs_one_timeout(database: Database, runner: Any, first: str) -
     wait_until(lambda: call.errors(("get", "key")) == [None])
     assert set(call.errors(*PAGE)) == {None}
     assert database.received() <= connections + 10
+
+
+def test_locks_take_part(database: Database, runner: Any) -> None:
+    """They find out that a server is down as other operations do, and fail at once
+    while that is known; they notice its end, too."""
+    # Errors of a lock are never hidden.
+    cache = database.cache(socket_timeout=TIMEOUT, ignore_exceptions=True)
+
+    # A server that was frozen carries out later what was sent to it.
+    names = (f"lock-{number}" for number in itertools.count())
+
+    def attempt() -> type[Exception] | None:
+        name = next(names)
+        try:
+            if runner is None:
+                assert cache.lock(name, timeout=9).acquire(blocking=False)
+            else:
+                lock = cache.alock(name, timeout=9)
+                assert runner.run(lock.acquire(blocking=False))
+        except redis.RedisError as error:
+            return type(error)
+        return None
+
+    assert attempt() is None
+    with database.frozen():
+        assert attempt() is redis.TimeoutError
+        # On a busy machine one of them may ask again.
+        assert [attempt() for _ in range(9)].count(ServerDownError) > 5
+        with pytest.raises((ServerDownError, redis.TimeoutError)):
+            cache.lock("lock").locked()
+        assert cache.get("key") is None
+    wait_until(lambda: attempt() is None)
+    assert not cache.lock("lock").locked()
+    assert cache._cache.endpoints[0].outages.current() == []
+    with pytest.raises(redis.ResponseError):
+        cache._cache.get_lock_client().execute_command("NONE")
 
 
 def test_an_empty_cache_costs_one_timeout(
