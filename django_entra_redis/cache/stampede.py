@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ..commands.packing import encode
 from ..commands.stampede import Facts, Names, Stampedes, is_due
 from ..conf.options import Stampede
+from ..exceptions import UncertainResultError
 from .computations import (
     Computation,
     Key,
@@ -259,7 +260,10 @@ class Call:
         return (yield from self._set(value, cost))
 
     def _set(self, value: Any, cost: float | None) -> Steps[Any]:
-        added = yield methodcaller("add", value)
+        added = False
+        # Whether it has been added if its reply is lost, the read below tells.
+        with suppress(UncertainResultError):
+            added = yield methodcaller("add", value)
         if added and cost is not None and self.options is not None:
             yield from self._note(cost)
         # Read once more, since another caller may have added its value first.

@@ -179,6 +179,30 @@ def test_never_applied_twice(database: Database, proxy: Proxy, operation: str) -
             assert direct.get("number") == 10 + change * (after + 1)
 
 
+@pytest.mark.usefixtures("asgiref_thread")
+@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize("stampede", [None, {}])
+def test_get_or_set_whose_reply_is_lost(
+    database: Database, proxy: Proxy, asynchronous: bool, stampede: Any
+) -> None:
+    """Whether the value was stored, or another one before, it reads anyway."""
+    cache = make_cache(proxy.url(database.url), identity=None, stampede=stampede)
+    direct = database.cache()
+    computed: list[str] = []
+
+    def compute() -> str:
+        computed.append("value")
+        proxy.arm(0)
+        return "value"
+
+    if asynchronous:
+        assert asyncio.run(cache.aget_or_set("key", compute)) == "value"
+    else:
+        assert cache.get_or_set("key", compute) == "value"
+    assert computed == ["value"]
+    assert direct.get("key") == "value"
+
+
 def test_connection_lost_before_is_no_uncertainty(
     database: Database, proxy: Proxy
 ) -> None:
