@@ -318,7 +318,10 @@ class EntraRedisCache(
         xx: bool = False,
     ) -> bool | None:
         """Set a key: in any case, or only if it is not there (``nx``), or if it is
-        (``xx``); with one of these, return whether it was set."""
+        (``xx``); with one of these, return whether it was set.
+
+        With ``xx`` and a timeout of 0 the key is deleted: see :meth:`delete`.
+        """
         made = self.make_and_validate_key(key, version)
         seconds = self._seconds(timeout)
         if nx or xx:
@@ -331,7 +334,10 @@ class EntraRedisCache(
     def touch(
         self, key: str, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None
     ) -> bool:
-        """Set a key's timeout; return whether it is there."""
+        """Set a key's timeout; return whether it is there.
+
+        A timeout of 0 deletes the key: see :meth:`delete`.
+        """
         made = self.make_and_validate_key(key, version)
         return self._single_key.touch(made, self._seconds(timeout))
 

@@ -147,7 +147,11 @@ class KeyspaceMethods:
         return await self._async_cache.run(self._operations.time_to_live, "PTTL", made)
 
     def persist(self, key: str, version: int | None = None) -> bool:
-        """Remove a key's timeout; return whether it exists and had one."""
+        """Remove a key's timeout; return whether it exists and had one.
+
+        After a connection that broke before the answer came, it is what the repeat
+        found: ``False`` also of a key whose timeout the first try may have removed.
+        """
         made = self.make_and_validate_key(key, version)
         return self._single_key.change_expiry("PERSIST", made)
 
@@ -162,6 +166,10 @@ class KeyspaceMethods:
         self, key: str, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None
     ) -> bool:
         """Set a key's timeout; return whether the key exists.
+
+        A timeout of 0 or less deletes the key. After a connection that broke before the
+        answer came, the result is what the repeat found: ``False`` also of a key that
+        the first try may have deleted.
 
         Parameters:
             key, version: the key.
@@ -198,6 +206,8 @@ class KeyspaceMethods:
         self, key: str, when: int | datetime, version: int | None = None
     ) -> bool:
         """Set when a key expires; return whether the key exists.
+
+        A moment that is over deletes the key: see :meth:`expire` for a lost answer.
 
         Parameters:
             key, version: the key.
@@ -315,6 +325,8 @@ class KeyspaceMethods:
         itersize: int | None = None,
     ) -> int:
         """Delete the keys that match a glob pattern; return how many were deleted.
+
+        Keys that a try deleted whose answer was lost are not in the number.
 
         Parameters:
             pattern, version: the pattern.

@@ -179,6 +179,35 @@ def test_never_applied_twice(database: Database, proxy: Proxy, operation: str) -
             assert direct.get("number") == 10 + change * (after + 1)
 
 
+@pytest.mark.parametrize(
+    ("run", "first", "repeated"),
+    [
+        (lambda cache: cache.delete("key"), True, False),
+        (lambda cache: cache.touch("key", 0), True, False),
+        (lambda cache: cache.set("key", 1, 0, xx=True), True, False),
+        (lambda cache: cache.persist("key"), True, False),
+        (lambda cache: cache.expire("key", -1), True, False),
+        (lambda cache: cache.pexpire("key", 0), True, False),
+        (lambda cache: cache.expire_at("key", 1), True, False),
+        (lambda cache: cache.delete_pattern("k*"), 1, 0),
+    ],
+)
+def test_what_a_repeat_finds(
+    database: Database, proxy: Proxy, run: Any, first: Any, repeated: Any
+) -> None:
+    """It is told, whatever the first try did, whose reply was lost."""
+    cache = make_cache(proxy.url(database.url), identity=None)
+    direct = database.cache()
+    direct.set("key", 1)
+    cache.get("key")
+    proxy.arm(10**9)
+    assert run(cache) == first
+    direct.set("key", 1)
+    proxy.arm(proxy.replied - 3)
+    assert run(cache) == repeated
+    assert direct.ttl("key") in (0, None)
+
+
 @pytest.mark.usefixtures("asgiref_thread")
 @pytest.mark.parametrize("asynchronous", [False, True])
 @pytest.mark.parametrize("stampede", [None, {}])
