@@ -138,8 +138,10 @@ class OwnOptions(TypedDict, total=False):
     all versions, in place of FLUSHDB. The policy "Data Contributor" and active
     geo-replication refuse FLUSHDB. A ``KEY_FUNCTION`` that hides names or versions
     is a ``ValueError``. Where one cache has the prefix ``a:b`` and another ``a``,
-    the latter leaves the keys whose versions are numbers; hence it also leaves its
-    own keys of a version ``b`` whose names go on like ``1:...``."""
+    the latter leaves the keys of the former whose versions are numbers, if
+    ``CACHES`` has both with the same ``LOCATION``. If not, such keys may also be its
+    own, of a version ``b``: it leaves them, removes all others, and raises a
+    ``ValueError``."""
     pool_timeout: float
     """Seconds that an operation waits for a free connection."""
     idle_timeout: float | None

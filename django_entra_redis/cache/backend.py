@@ -2,6 +2,8 @@
 
 import random
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from asgiref.sync import sync_to_async
@@ -13,6 +15,7 @@ from django.utils.functional import cached_property
 
 from .._errors import ConfigurationError, hidden
 from .._fork import no_fork
+from ..commands.patterns import KeyPattern
 
 # For the sake of its system check, which is registered with it.
 from ..conf import app_installed as app_installed
@@ -401,12 +404,31 @@ class EntraRedisCache(
         made = self._make_and_validate_keys(keys, version)
         self._single_key.delete_many(made)
 
+    def _pattern_to_clear(self) -> KeyPattern:
+        """Return the pattern of this cache's keys, which knows the other caches of the
+        same database in the settings."""
+        others = []
+        for other in entra_caches().values():
+            if (other.location, other._database) == (self.location, self._database):
+                # One whose keys no pattern can match can't tell which are its own.
+                with suppress(ValueError):
+                    others.append(other._pattern_of_all().regex)
+        return replace(self._pattern_of_all(), others=others)
+
+    @property
+    def _database(self) -> str:
+        return str(self._given.get("db") or 0)
+
     # Django's returns a bool too, whatever the stubs say.
     def clear(self) -> bool:  # type: ignore[override]
-        """Empty the database, or with ``clear_by_scan`` remove this cache's keys."""
+        """Empty the database, or with ``clear_by_scan`` remove this cache's keys.
+
+        Raises:
+            ValueError: of some keys it can't be told whether they are this cache's.
+        """
         if self.options.clear_by_scan:
             return self._cache.run(
-                self._operations.clear_matching, self._pattern_of_all()
+                self._operations.clear_matching, self._pattern_to_clear()
             )
         return self._cache.run(self._operations.clear)
 
@@ -546,7 +568,7 @@ class EntraRedisCache(
         """See :meth:`clear`."""
         if self.options.clear_by_scan:
             return await self._async_cache.run(
-                self._operations.clear_matching, self._pattern_of_all()
+                self._operations.clear_matching, self._pattern_to_clear()
             )
         return await self._async_cache.run(self._operations.clear)
 

@@ -31,7 +31,7 @@ from .packing import (
     pack_set,
     pack_sets,
 )
-from .patterns import KeyPattern
+from .patterns import KeyPattern, Matching
 from .replies import (
     INTEGER,
     Parse,
@@ -123,7 +123,7 @@ _EMPTY_ANSWERS: Mapping[str, Callable[..., Any]] = {
     "time_to_live": lambda command, key: 0,
     "change_expiry": lambda command, key, *amount: False,
     "scan": lambda cursor, pattern, count: (END, []),
-    "delete_matching": lambda pattern, count, regex=None: 0,
+    "delete_matching": lambda pattern, count: 0,
 }
 
 
@@ -436,29 +436,50 @@ class Operations:
         self,
         pattern: str,
         count: int = BATCH,
-        regex: re.Pattern[bytes] | None = None,
+        wanted: Callable[[bytes], Any] | None = None,
     ) -> Operation[int]:
         """Delete the keys that match a glob pattern; return how many were deleted.
 
         Parameters:
             pattern: the glob pattern.
             count: the number of keys that one SCAN examines.
-            regex: a regular expression that a key must match as a whole, too.
+            wanted: returns whether a key is to be deleted; ``None``: all are.
         """
         # Those that are being computed are not there to be found.
-        self.server.removing(KeyPattern(pattern, regex))
+        self.server.removing(Matching(pattern))
         cursor, deleted = START, 0
         while True:
             cursor, keys = yield from self.scan(cursor, pattern, count)
-            if regex is not None:
-                keys = [key for key in keys if regex.fullmatch(key)]
+            if wanted is not None:
+                keys = list(filter(wanted, keys))
             deleted += yield from self.unlink(keys)
             if cursor == END:
                 return deleted
 
     def clear_matching(self, pattern: KeyPattern) -> Operation[bool]:
-        """Delete the keys that match a pattern."""
-        yield from self.delete_matching(pattern.glob, regex=pattern.regex)
+        """Delete the keys of a cache.
+
+        Raises:
+            ValueError: all keys have been deleted that are certainly the cache's, and
+                there are others, of which that can't be told.
+        """
+        doubtful: list[bytes] = []
+
+        def wanted(key: bytes) -> bool:
+            if pattern.regex.fullmatch(key):
+                return True
+            if not doubtful and pattern.doubts(key):
+                doubtful.append(key)
+            return False
+
+        yield from self.delete_matching(pattern.glob, wanted=wanted)
+        if doubtful:
+            raise ValueError(
+                f"clear() has left keys such as {doubtful[0]!r}: this cache can make "
+                "them, with a version that is not a number, and so can a cache with a "
+                "longer KEY_PREFIX. An entry of that cache in CACHES, with the same "
+                "LOCATION, tells that they are not this cache's."
+            )
         return True
 
 

@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,8 @@ _TOKEN = re.compile(rb"\\(.)|\[(\^?)((?:\\.|[^]\\])*)\]?|(.)", re.DOTALL)
 _MEMBER = re.compile(rb"\\(.)|(.)-(.)|(.)", re.DOTALL)
 #: What stands for any bytes, and for any byte.
 _ANY = {b"*": b".*", b"?": b"."}
+#: The versions of the keys beside a value that ``get_or_set()`` has computed.
+_BESIDE = "stampede-(?:cost|lock):(?:-?[0-9]+|{own})"
 
 #: Names and versions by which a cache's pattern is tested: it must match their keys.
 _NAMES = ("", "name", "Another Name", "ключ", "x" * 300)
@@ -29,24 +31,39 @@ MakeKey = Callable[[str, Any, str], str]
 
 
 @dataclass(frozen=True, slots=True)
-class KeyPattern(Container[str]):
+class KeyPattern:
     """The keys of a cache.
 
     Parameters:
         glob: a glob pattern, which matches all of them, and maybe other keys.
-        regex: a regular expression that a key must match, too, if there is one.
+        regex: matches the keys that are certainly this cache's.
+        form: matches all keys that the cache can make: another cache with a longer
+            prefix may have made some of them.
+        others: the regular expressions of the other caches that are known.
     """
 
     glob: str
-    regex: re.Pattern[bytes] | None = None
+    regex: re.Pattern[bytes]
+    form: re.Pattern[bytes]
+    others: Sequence[re.Pattern[bytes]] = ()
+
+    def doubts(self, key: bytes) -> bool:
+        """Whether a key may be this cache's or that of a cache which is not known."""
+        return bool(
+            not self.regex.fullmatch(key)
+            and self.form.fullmatch(key)
+            and not any(other.fullmatch(key) for other in self.others)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Matching(Container[str]):
+    """The keys that match a glob pattern of Redis, which is not asked for them."""
+
+    glob: str
 
     def __contains__(self, key: object) -> bool:
-        """Return whether a key matches, without asking Redis."""
-        data = str(key).encode()
-        return bool(
-            glob_regex(self.glob).fullmatch(data)
-            and (self.regex is None or self.regex.fullmatch(data))
-        )
+        return bool(glob_regex(self.glob).fullmatch(str(key).encode()))
 
 
 def of_cache(make_key: MakeKey, version: Any) -> KeyPattern:
@@ -54,7 +71,8 @@ def of_cache(make_key: MakeKey, version: Any) -> KeyPattern:
 
     A key with the version "b" may also belong to another cache, whose prefix is longer
     by ":b". It counts as that cache's key if a number follows, which is that cache's
-    version. A key whose own version is a number always counts as this cache's.
+    version. A key whose own version is a number always counts as this cache's, as do
+    the keys that it has beside those of ``get_or_set()``.
 
     Parameters:
         make_key: makes the cache's keys.
@@ -68,6 +86,7 @@ def of_cache(make_key: MakeKey, version: Any) -> KeyPattern:
     forms = [
         _regex(template, r"-?[0-9]+", "number"),
         _regex(make_key(NAME, version, ""), "", "own"),
+        _regex(template, _BESIDE.format(own=re.escape(str(version))), "beside"),
         f"{_unless(longer)}{_regex(template, '.*', 'any')}",
     ]
     regex = re.compile("|".join(forms).encode(), re.DOTALL)
@@ -77,7 +96,7 @@ def of_cache(make_key: MakeKey, version: Any) -> KeyPattern:
         if not (found.fullmatch(key) and regex.fullmatch(key)):
             raise _hidden()
     glob = glob_escape(template).replace(NAME, "*").replace(VERSION, "*")
-    return KeyPattern(glob, regex)
+    return KeyPattern(glob, regex, found)
 
 
 def glob_escape(text: str) -> str:

@@ -692,21 +692,23 @@ def test_clear(database: Database, cache: EntraRedisCache) -> None:
 
 def test_clear_by_scan_of_a_longer_prefix(database: Database) -> None:
     """A cache whose prefix begins with this one's keeps its keys."""
-    cache = database.cache(clear_by_scan=True, params={"KEY_PREFIX": "a"})
-    other = database.cache(params={"KEY_PREFIX": "a:b"})
-    named = database.cache(
-        clear_by_scan=True, params={"KEY_PREFIX": "a", "VERSION": "beta"}
-    )
-    for one in (cache, named):
-        other.set("key", "value")
-        cache.set("key", "value", version=20)
-        named.set_many({"key": "value", "1:key": "value"})
-        assert one.clear()
-        assert other.get("key") == "value"
-        assert cache.get("key", version=20) is None
-        assert named.get("key") is None
-    # Only its own cache knows that these are no keys of the prefix "a:beta".
-    assert named.get("1:key") is None
+    settings = {
+        "default": entry(database, "a", clear_by_scan=True),
+        "other": entry(database, "a:b"),
+        "named": {**entry(database, "a", clear_by_scan=True), "VERSION": "beta"},
+    }
+    with override_settings(CACHES=settings):
+        cache, other, named = (caches[alias] for alias in settings)
+        for one in (cache, named):
+            other.set("key", "value")
+            cache.set("key", "value", version=20)
+            named.set_many({"key": "value", "1:key": "value"})
+            one.clear()
+            assert other.get("key") == "value"
+            assert cache.get("key", version=20) is None
+            assert named.get("key") is None
+        # Only its own cache knows that these are no keys of the prefix "a:beta".
+        assert named.get("1:key") is None
 
 
 @pytest.mark.parametrize("version", [-1, 0, "beta", "1.5", "v*", ""])
@@ -735,6 +737,7 @@ def test_clear_by_scan_of_any_version(
     assert database.admin.keys("*") == [b"foreign"]
 
 
+@pytest.mark.usefixtures("asgiref_thread")
 @pytest.mark.parametrize("prefix", ["a:2fa", "a:1b", "a:-", "a:1.5", "a:", "a:\u0661"])
 def test_clear_by_scan_of_what_begins_like_a_version(
     database: Database, prefix: str
@@ -745,9 +748,80 @@ def test_clear_by_scan_of_what_begins_like_a_version(
     other.set("key", "value")
     cache.set("key", "value", version=-3)
     database.admin.set("a:40:key\nof two lines", 1)
-    assert cache.clear()
+    for clear in (cache.clear, lambda: asyncio.run(cache.aclear())):
+        # Without the other cache in the settings nobody knows whose its key is.
+        with pytest.raises(ValueError, match="longer KEY_PREFIX"):
+            clear()
     assert other.get("key") == "value"
     assert database.admin.dbsize() == 1
+    settings = entry(database, prefix), entry(database, "a", clear_by_scan=True)
+    with override_settings(
+        CACHES=dict(zip(("other", "default"), settings, strict=True))
+    ):
+        caches["default"].clear()
+    assert other.get("key") == "value"
+    # Caches of other databases tell nothing.
+    settings = entry(database, prefix, db=1), entry(database, "a", clear_by_scan=True)
+    with (
+        override_settings(
+            CACHES=dict(zip(("other", "default"), settings, strict=True))
+        ),
+        pytest.raises(ValueError, match="longer KEY_PREFIX"),
+    ):
+        caches["default"].clear()
+
+
+def entry(database: Database, prefix: str, **options: Any) -> dict[str, Any]:
+    """Return an entry of CACHES."""
+    return {
+        "BACKEND": "django_entra_redis.cache.EntraRedisCache",
+        "LOCATION": database.url,
+        "KEY_PREFIX": prefix,
+        "OPTIONS": {"identity": None, **options},
+    }
+
+
+def hide(key: str, prefix: str, version: int) -> str:
+    """Make keys that nobody can read."""
+    return f"hidden-{hash(key)}"
+
+
+@pytest.mark.parametrize(
+    ("key_function", "version", "name"),
+    [
+        (None, "a:1", "key"),
+        (None, "a", "1:key"),
+        (lambda key, prefix, version: f"{prefix}{version}{key}", "beta", "7"),
+    ],
+)
+def test_clear_by_scan_of_keys_that_may_be_anybody_s(
+    database: Database, key_function: Any, version: Any, name: str
+) -> None:
+    """They are left, and that is told; what is certain has gone."""
+    params = {"KEY_PREFIX": "p", "KEY_FUNCTION": key_function}
+    cache = database.cache(clear_by_scan=True, params=params)
+    cache.set(name, 1, version=version)
+    cache.set("key", 1)
+    hiding = {**entry(database, ""), "KEY_FUNCTION": hide}
+    with (
+        override_settings(CACHES={"default": hiding}),
+        pytest.raises(ValueError, match="has left keys such as b'p"),
+    ):
+        cache.clear()
+    assert cache.get("key") is None
+    assert cache.get(name, version=version) == 1
+
+
+@pytest.mark.parametrize("version", [1, "beta"])
+def test_clear_by_scan_of_keys_beside_values(database: Database, version: Any) -> None:
+    """What get_or_set() has stored goes, too, whatever the keys' names."""
+    params = {"VERSION": version}
+    cache = database.cache(clear_by_scan=True, stampede={}, params=params)
+    for key in ("key", "1:key"):
+        assert cache.get_or_set(key, lambda: 1) == 1
+    assert database.admin.dbsize() == 4
+    assert cache.clear() is True
+    assert database.admin.dbsize() == 0
 
 
 class Prefix:

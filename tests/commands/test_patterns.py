@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from django_entra_redis.commands.patterns import (
-    KeyPattern,
+    Matching,
     glob_escape,
     glob_regex,
     of_cache,
@@ -85,7 +85,6 @@ def test_keys_of_a_cache(
     """They are its own in all versions, and none of a cache with a longer prefix."""
     pattern = of_cache(make_key, 1 if make_key is numbered else "own")
     assert pattern.glob == glob
-    assert pattern.regex is not None
     assert [key for key in matching if not pattern.regex.fullmatch(key)] == []
     assert [key for key in others if pattern.regex.fullmatch(key)] == []
 
@@ -160,11 +159,3 @@ def test_globs_as_redis_reads_them(database: Database, glob: str) -> None:
         database.admin.flushall()
     assert {key for key in KEYS if glob_regex(glob).fullmatch(key.encode())} == found
     assert {key for key in KEYS if key in KeyPattern(glob)} == found
-
-
-def test_a_pattern_with_a_regex() -> None:
-    """A key must match both."""
-    pattern = of_cache(default, 1)
-    assert "a:2:x" in pattern
-    assert "a:b:2:x" not in pattern
-    assert "b:2:x" not in pattern
