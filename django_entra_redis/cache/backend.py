@@ -412,8 +412,8 @@ class EntraRedisCache(
             if (other.location, other._database) == (self.location, self._database):
                 # One whose keys no pattern can match can't tell which are its own.
                 with suppress(ValueError):
-                    others.append(other._pattern_of_all().regex)
-        return replace(self._pattern_of_all(), others=others)
+                    others.append(other.pattern_of_all().regex)
+        return replace(self.pattern_of_all(), others=others)
 
     @property
     def _database(self) -> str:

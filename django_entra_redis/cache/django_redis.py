@@ -357,7 +357,7 @@ class KeyspaceMethods:
         before, after = self._around(version, prefix)
         return f"{glob_escape(before)}{search}{glob_escape(after)}"
 
-    def _pattern_of_all(self) -> KeyPattern:
+    def pattern_of_all(self) -> KeyPattern:
         """Return the pattern of this cache's keys, with all versions.
 
         Raises:

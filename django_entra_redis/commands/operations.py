@@ -31,7 +31,7 @@ from .packing import (
     pack_set,
     pack_sets,
 )
-from .patterns import KeyPattern, Matching
+from .patterns import Choice, KeyPattern, Matching
 from .replies import (
     INTEGER,
     Parse,
@@ -123,7 +123,7 @@ _EMPTY_ANSWERS: Mapping[str, Callable[..., Any]] = {
     "time_to_live": lambda command, key: 0,
     "change_expiry": lambda command, key, *amount: False,
     "scan": lambda cursor, pattern, count: (END, []),
-    "delete_matching": lambda pattern, count: 0,
+    "delete_matching": lambda pattern, count, wanted=None: 0,
 }
 
 
@@ -460,26 +460,12 @@ class Operations:
         """Delete the keys of a cache.
 
         Raises:
-            ValueError: all keys have been deleted that are certainly the cache's, and
-                there are others, of which that can't be told.
+            ValueError: there are other keys, of which it can't be told whether they are
+                the cache's.
         """
-        doubtful: list[bytes] = []
-
-        def wanted(key: bytes) -> bool:
-            if pattern.regex.fullmatch(key):
-                return True
-            if not doubtful and pattern.doubts(key):
-                doubtful.append(key)
-            return False
-
-        yield from self.delete_matching(pattern.glob, wanted=wanted)
-        if doubtful:
-            raise ValueError(
-                f"clear() has left keys such as {doubtful[0]!r}: this cache can make "
-                "them, with a version that is not a number, and so can a cache with a "
-                "longer KEY_PREFIX. An entry of that cache in CACHES, with the same "
-                "LOCATION, tells that they are not this cache's."
-            )
+        choice = Choice(pattern)
+        yield from self.delete_matching(pattern.glob, wanted=choice.takes)
+        choice.check()
         return True
 
 

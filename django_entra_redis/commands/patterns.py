@@ -49,11 +49,44 @@ class KeyPattern:
 
     def doubts(self, key: bytes) -> bool:
         """Whether a key may be this cache's or that of a cache which is not known."""
-        return bool(
-            not self.regex.fullmatch(key)
-            and self.form.fullmatch(key)
-            and not any(other.fullmatch(key) for other in self.others)
-        )
+        if self.regex.fullmatch(key) or not self.form.fullmatch(key):
+            return False
+        return not any(other.fullmatch(key) for other in self.others)
+
+
+class Choice:
+    """The choice of the keys in Redis that are certainly a cache's.
+
+    Parameters:
+        pattern: the pattern of the cache's keys.
+    """
+
+    def __init__(self, pattern: KeyPattern) -> None:
+        self._pattern = pattern
+        #: One of the keys of which that can't be told.
+        self._doubtful: bytes | None = None
+
+    def takes(self, key: bytes) -> bool:
+        """Return whether a key is the cache's."""
+        if self._pattern.regex.fullmatch(key):
+            return True
+        if self._doubtful is None and self._pattern.doubts(key):
+            self._doubtful = key
+        return False
+
+    def check(self) -> None:
+        """Tell of keys that were left although they may be the cache's.
+
+        Raises:
+            ValueError: there are some.
+        """
+        if self._doubtful is not None:
+            raise ValueError(
+                f"clear() has left keys such as {self._doubtful!r}: this cache can "
+                "make them, with a version that is not a number, and so can a cache "
+                "with a longer KEY_PREFIX. An entry of that cache in CACHES, with the "
+                "same LOCATION, tells that they are not this cache's."
+            )
 
 
 @dataclass(frozen=True, slots=True)
