@@ -8,7 +8,7 @@ from redis.asyncio.cluster import ClusterNode, RedisCluster
 from ..connections.lent_connection import LentConnection
 from .lending import athrough_expiries, own_provider
 from .loop_clients import make_retry, options_of
-from .topology import Topology, discovery_error
+from .topology import Topology, checked_slots, discovery_error
 
 #: Whether a node's connections come back to it after an error, too. In redis-py 5 they
 #: do not, and would use up a maximum.
@@ -78,6 +78,8 @@ def make_cluster_client(topology: Topology) -> Any:
 
     startup = [ClusterNode(one.host, one.port) for one in nodes.startup_nodes()]
     client = _Client(startup_nodes=startup, retry=make_retry(provider), **options)
+    # redis-py loops over whatever range a node replies; all nodes share this callback.
+    client.set_response_callback("CLUSTER SLOTS", checked_slots)
     client.provider = provider
     kind: Any = connect_to
     # redis-py has no argument for the class of the connections.

@@ -21,7 +21,9 @@ from django_entra_redis.clients import loop_clients
 from django_entra_redis.connections import registry
 from django_entra_redis.credentials import get_credential_provider
 from django_entra_redis.exceptions import (
+    ClusterUnavailableError,
     ConfigurationError,
+    InvalidReplyError,
     TokenRefusedError,
     WrongBackendError,
 )
@@ -258,3 +260,51 @@ def test_without_an_identity() -> None:
     script = Script(COMMAND=[COMMANDS])
     assert scripted(script, identity=None) == b"5"
     assert b"AUTH" not in script.seen
+
+
+#: A node's own entry in CLUSTER SLOTS.
+ENTRY = b"*3\r\n$9\r\n127.0.0.1\r\n:1\r\n$2\r\nid\r\n"
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        b"*1\r\n*3\r\n:0\r\n:1000000000000\r\n" + ENTRY,
+        b"*1\r\n*3\r\n:-5\r\n:16383\r\n" + ENTRY,
+        b"*1\r\n*3\r\n:100\r\n:5\r\n" + ENTRY,
+        b"*1\r\n*2\r\n:0\r\n:16383\r\n",
+        b"*1\r\n*1\r\n:0\r\n",
+        b"*1\r\n$1\r\na\r\n",
+        b":5\r\n",
+        b"*-1\r\n",
+    ],
+    ids=["endless", "negative", "reversed", "no node", "short", "text", "int", "nil"],
+)
+def test_malformed_slots(reply: bytes) -> None:
+    """redis-py would loop over any range that a node replies."""
+    script = Script(CLUSTER=[reply], COMMAND=[COMMANDS])
+    with pytest.raises(InvalidReplyError, match="CLUSTER SLOTS is malformed"):
+        scripted(script, identity=None)
+
+
+def test_no_slots() -> None:
+    """The error is that of the cache's own discovery."""
+    script = Script(CLUSTER=[b"*0\r\n"], COMMAND=[COMMANDS])
+    with pytest.raises(ClusterUnavailableError, match="none of them has any slot"):
+        scripted(script, identity=None)
+
+
+def test_slots_as_they_are() -> None:
+    """Whoever asks for them gets what redis-py makes of them."""
+
+    async def main() -> Any:
+        async with PeerHost(script) as host:
+            script.port = host.port
+            location = f"redis://127.0.0.1:{host.port}"
+            cache = EntraRedisClusterCache(location, {"OPTIONS": {"identity": None}})
+            client: Any = cache.get_async_client()
+            return await client.cluster_slots(), ("127.0.0.1", host.port)
+
+    script = Script(COMMAND=[COMMANDS])
+    found, node = asyncio.run(main())
+    assert found == {(0, 16383): {"primary": node, "replicas": []}}
