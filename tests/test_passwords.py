@@ -13,6 +13,7 @@ import redis
 from asgiref.sync import sync_to_async
 from django.core.cache import caches
 from django.test import override_settings
+from django.utils.module_loading import import_string
 from redis._parsers import _RESP2Parser
 
 from django_entra_redis.connections import event_loops
@@ -98,6 +99,53 @@ def test_wrong_password(database: Database, where: str, backend: str) -> None:
     """A server that refuses it."""
     location, options = placed(where, database.address)
     assert_hidden(errors_of(backend, location, **options))
+
+
+def made(backend: str, location: str, **options: Any) -> Any:
+    """Return a cache without an identity."""
+    return import_string(backend)(location, {"OPTIONS": {"identity": None, **options}})
+
+
+async def ask_lent(used: Any) -> Any:
+    """Ask with the client that a cache lends to a loop."""
+    return await used.get_async_client().get("key")
+
+
+@pytest.mark.parametrize("backend", [BACKEND, CLUSTER_BACKEND])
+@pytest.mark.parametrize("protocol", [2, 3])
+@pytest.mark.parametrize("user", [{}, {"username": USER.encode()}], ids=["", "user"])
+def test_wrong_password_in_bytes(
+    database: Database, backend: str, protocol: int, user: dict[str, Any]
+) -> None:
+    """redis-py sends them as they are, in each of its clients."""
+    host, port = database.address
+    location = f"redis://{host}:{port}"
+    options = {"password": PASSWORD.encode(), "protocol": protocol, **user}
+    told = errors_of(backend, location, **options)
+    assert all("AuthenticationError" in text for text in told)
+    assert_hidden(told)
+    lent = made(backend, location, **options)
+    with pytest.raises(redis.AuthenticationError) as info:
+        asyncio.run(ask_lent(lent))
+    assert_hidden([shown_of(info.value), repr(info.value)])
+
+
+@pytest.mark.parametrize("backend", [BACKEND, CLUSTER_BACKEND])
+def test_lent_client_that_can_not_be_made(
+    database: Database, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever redis-py has against an option of its own."""
+
+    def fail(self: object, **options: Any) -> None:
+        raise LookupError("no client today")
+
+    for kind in (redis.asyncio.RedisCluster, redis.asyncio.ConnectionPool):
+        monkeypatch.setattr(kind, "__init__", fail)
+    location, options = placed("options", database.address)
+    lent = made(backend, location, **options)
+    with pytest.raises(LookupError) as info:
+        asyncio.run(ask_lent(lent))
+    assert_hidden([shown_of(info.value), repr(info.value)])
 
 
 @pytest.mark.parametrize("where", ["url", "options"])

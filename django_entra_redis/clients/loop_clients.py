@@ -15,6 +15,7 @@ import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialWithJitterBackoff
 
+from .._errors import hidden
 from .._fork import Order, in_child
 from ..connections.endpoint import Endpoint
 from ..connections.lent_connection import (
@@ -61,7 +62,9 @@ class LoopClients:
     def to(self, server: S, make: Callable[[S], Any]) -> Any:
         """Return the client of a server, or of a cluster; make it if there is none."""
         if server not in self._clients:
-            self._clients[server] = make(server)
+            # Without the frames that have the options, a password among them: redis-py
+            # raises errors for the values of some.
+            self._clients[server] = hidden(lambda: make(server))
         return self._clients[server]
 
     async def _until_closed(self) -> AsyncGenerator[None]:

@@ -27,7 +27,14 @@ from ..credentials.reauthentication import Action, next_action
 from ..identity.token import Token
 from .deadlines import bounded_parser
 from .exchanger import Exchanger, make_exchanger
-from .refusals import greeting_error, interruption, is_refusal, redacted, refusal
+from .refusals import (
+    greeting_error,
+    interruption,
+    is_refusal,
+    redacted,
+    refusal,
+    sent_password,
+)
 from .tls import SharedTlsConnection, as_os_error
 
 _ONCE = Retry(NoBackoff(), 0)
@@ -248,9 +255,9 @@ class PlainConnection(AbstractConnection):
         """Translate an error reply by the command that it answers."""
         return greeting_error(self._asked, error, self.db, self._secrets())
 
-    def _secrets(self) -> list[str | None]:
+    def _secrets(self) -> list[str]:
         """Return what the connection has sent to authenticate."""
-        return [self.password]
+        return sent_password(self.password)
 
 
 class EntraConnection(PlainConnection):
@@ -391,7 +398,7 @@ class EntraConnection(PlainConnection):
         self._recorder.note(token)
         self.send_command("AUTH", token.username, token.value, check_health=False)
 
-    def _secrets(self) -> list[str | None]:
+    def _secrets(self) -> list[str]:
         token = self._recorder.token
         return [] if token is None else [token.value]
 

@@ -28,7 +28,14 @@ from ..credentials.renewal import Renewal
 from ..identity.token import Token
 from .connection import RecordingProvider
 from .multiplexed import Target
-from .refusals import greeting_error, interruption, is_refusal, redacted, refusal
+from .refusals import (
+    greeting_error,
+    interruption,
+    is_refusal,
+    redacted,
+    refusal,
+    sent_password,
+)
 from .tls import reach
 
 #: redis-py 7 and newer connects in a method of that name, older versions in connect().
@@ -118,11 +125,8 @@ class _Lent(AbstractConnection):
     async def _attempt(self, action: Callable[[], Awaitable[Any]]) -> Exception | None:
         """Call a function; return its error without the frames that hold the token."""
         try:
-            await action()
-        except RedisError as error:
-            secrets = self._secrets()
-            return without_frames(greeting_error(self._asked, error, self.db, secrets))
-        except OSError as error:
+            await self._translated(action)
+        except (RedisError, OSError) as error:
             return without_frames(error)
         except BaseException as error:
             # The task was cancelled: a reply may still arrive.
@@ -135,10 +139,26 @@ class _Lent(AbstractConnection):
         finally:
             del stop
 
-    def _secrets(self) -> list[str | None]:
+    async def _translated(self, action: Callable[[], Awaitable[Any]]) -> None:
+        """Call a function; translate its error by the command that Redis replied to.
+
+        The caller removes the frames, also those of an error in the translation.
+        """
+        try:
+            await action()
+        except RedisError as error:
+            failure = greeting_error(self._asked, error, self.db, self._secrets())
+        else:
+            return
+        try:
+            raise failure
+        finally:
+            del failure
+
+    def _secrets(self) -> list[str]:
         """Return what the connection has sent to authenticate."""
         token = None if self._recorder is None else self._recorder.token
-        return [self.password if token is None else token.value]
+        return sent_password(self.password) if token is None else [token.value]
 
     async def disconnect(self, *args: Any, **kwargs: Any) -> None:
         """Disconnect from the server."""

@@ -33,7 +33,7 @@ from .protocol import (
     RedisProtocol,
     ReplyTimeoutError,
 )
-from .refusals import greeting_error, refusal
+from .refusals import greeting_error, refusal, sent_password
 from .tls import SharedTls, reach
 
 
@@ -78,7 +78,9 @@ def secrets_of(target: Target, token: Token | None) -> Sequence[str]:
         target: what it connects to.
         token: the identity's token; ``None``: there is no identity.
     """
-    return target.credentials[-1:] if token is None else [token.value]
+    if token is not None:
+        return [token.value]
+    return [one for sent in target.credentials[-1:] for one in sent_password(sent)]
 
 
 class MultiplexedConnection:

@@ -156,6 +156,21 @@ def greeting_error(
     return meaning
 
 
+def sent_password(password: Any) -> list[str]:
+    """Return what a connection has sent of its option ``password``, to be redacted.
+
+    redis-py sends bytes as they are; the server quotes them in an error reply, which is
+    read as UTF-8.
+
+    Parameters:
+        password: the option, of any type: a cache that no check has seen fails with
+            redis-py's own error, not with one about this.
+    """
+    if isinstance(password, bytes):
+        return [password.decode(errors="replace")]
+    return [password] if isinstance(password, str) else []
+
+
 def redacted(error: Exception, secrets: Iterable[str | None]) -> Exception:
     """Return an error without secrets and tokens, on one line, printable and bounded.
 
