@@ -5,10 +5,11 @@ from typing import Any, Self
 
 from redis.asyncio.cluster import ClusterNode, RedisCluster
 
+from ..commands.slots import read_slots
 from ..connections.lent_connection import LentConnection
 from .lending import athrough_expiries, own_provider
 from .loop_clients import make_retry, options_of
-from .topology import Topology, checked_slots, discovery_error
+from .topology import Topology, discovery_error, no_slots
 
 #: Whether a node's connections come back to it after an error, too. In redis-py 5 they
 #: do not, and would use up a maximum.
@@ -41,6 +42,25 @@ class _Client(RedisCluster):
             raise failure.with_traceback(None)
         finally:
             del failure
+
+
+def checked_slots(reply: Any, **ignored: Any) -> Any:
+    """Return the reply to CLUSTER SLOTS as it is, for a client of redis-py's.
+
+    Such a client believes the reply: it would loop over a range that has no end.
+
+    Parameters:
+        reply: the reply.
+        ignored: further arguments of redis-py's callbacks.
+
+    Raises:
+        InvalidReplyError: it does not have the form of such a reply.
+        ClusterUnavailableError: no node has any slot.
+    """
+    # Only whether there is a host counts here, not which.
+    if not read_slots(reply, asked=""):
+        raise no_slots()
+    return reply
 
 
 def make_cluster_client(topology: Topology) -> Any:
@@ -79,7 +99,8 @@ def make_cluster_client(topology: Topology) -> Any:
     startup = [ClusterNode(one.host, one.port) for one in nodes.startup_nodes()]
     client = _Client(startup_nodes=startup, retry=make_retry(provider), **options)
     # redis-py loops over whatever range a node replies; all nodes share this callback.
-    client.set_response_callback("CLUSTER SLOTS", checked_slots)
+    check: Any = checked_slots
+    client.set_response_callback("CLUSTER SLOTS", check)
     client.provider = provider
     kind: Any = connect_to
     # redis-py has no argument for the class of the connections.

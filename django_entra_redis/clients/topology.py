@@ -344,7 +344,7 @@ class Topology:
             if found.complete:
                 break
         if not found.all:
-            raise failure or _no_slots()
+            raise failure or no_slots()
         if self.nodes.cluster_options["require_full_coverage"] and not found.complete:
             raise ClusterUnavailableError(
                 "The nodes of the cluster do not have all slots "
@@ -410,26 +410,8 @@ class _Nodes:
             self.all[_name(*address)] = endpoint
 
 
-def checked_slots(reply: Any, **ignored: Any) -> Any:
-    """Return the reply to CLUSTER SLOTS as it is, for a client of redis-py's.
-
-    Such a client believes the reply: it would loop over a range that has no end.
-
-    Parameters:
-        reply: the reply.
-        ignored: further arguments of redis-py's callbacks.
-
-    Raises:
-        InvalidReplyError: it does not have the form of such a reply.
-        ClusterUnavailableError: no node has any slot.
-    """
-    # Only whether there is a host counts here, not which.
-    if not read_slots(reply, asked=""):
-        raise _no_slots()
-    return reply
-
-
-def _no_slots() -> ClusterUnavailableError:
+def no_slots() -> ClusterUnavailableError:
+    """Return the error of a cluster in which no node has any slot."""
     return ClusterUnavailableError(
         "The cluster does not list its nodes: none of them has any slot."
     )
