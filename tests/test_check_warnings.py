@@ -116,8 +116,6 @@ def test_port(host: str, port: str, expected: int) -> None:
         (TLS, {"ssl_cert_reqs": False}, "ssl_cert_reqs"),
         (TLS, {"ssl_cert_reqs": ssl.CERT_NONE}, "ssl_cert_reqs"),
         (TLS, {"ssl_cert_reqs": ssl.CERT_OPTIONAL}, "ssl_cert_reqs"),
-        (TLS, {"ssl_cert_reqs": ""}, "ssl_cert_reqs"),
-        (TLS, {"ssl_cert_reqs": []}, "ssl_cert_reqs"),
         (TLS, {"ssl_check_hostname": ""}, "ssl_check_hostname"),
         (TLS, {"ssl_check_hostname": []}, "ssl_check_hostname"),
         (TLS, {"ssl_check_hostname": 0}, "ssl_check_hostname"),

@@ -322,6 +322,10 @@ class Frugal(redis.Connection):
     def __init__(self, host: str, port: int, flavour: str = "") -> None: ...
 
 
+class Compiled(dict[str, Any], redis.Connection):
+    """One whose ``__init__`` is not written in Python."""
+
+
 @pytest.mark.parametrize(
     ("options", "ids"),
     [
@@ -340,6 +344,12 @@ class Frugal(redis.Connection):
             ["django_entra_redis.E023"],
         ),
         ({"pool_class": 5, "timeout": 3}, ["django_entra_redis.E023"]),
+        ({"pool_class": dict}, ["django_entra_redis.E023"]),
+        ({"pool_class": "redis.Redis"}, ["django_entra_redis.E023"]),
+        ({"pool_class": "collections.OrderedDict"}, ["django_entra_redis.E023"]),
+        ({"parser_class": dict}, ["django_entra_redis.E023"]),
+        ({"connection_class": dict}, ["django_entra_redis.E023"]),
+        ({"connection_class": Compiled, "flavour": 1}, []),
         ({"parser_class": "redis.nowhere"}, ["django_entra_redis.E023"]),
         ({"parser_class": "redis._parsers._RESP2Parser"}, []),
     ],
@@ -351,6 +361,17 @@ def test_options_of_classes_of_ones_own(
     cache = {"LOCATION": "redis://localhost", "OPTIONS": options}
     with settings_of(cache, {"default": {}}):
         assert [error.id for error in checked()] == ids
+
+
+@pytest.mark.parametrize("options", [None, [], "x"])
+def test_options_that_are_no_dict(options: Any) -> None:
+    """Django's own checks make the cache, too."""
+    with settings_of({"OPTIONS": options}, {"default": {}}):
+        (error,) = checked()
+        with pytest.raises(ImproperlyConfigured, match="it is no dict"):
+            caches["default"].set("key", 1)
+    assert error.id == "django_entra_redis.E023"
+    assert error.msg == "CACHES['default']['OPTIONS']: it is no dict."
 
 
 def test_options_of_a_socket_file() -> None:

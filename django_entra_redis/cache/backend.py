@@ -78,7 +78,13 @@ class EntraRedisCache(
     _single_key: "SingleKey"
 
     def __init__(self, server: str | list[str], params: dict[str, Any]) -> None:
-        super().__init__(server, params)
+        options = params.get("OPTIONS", {})
+        given = params
+        if not isinstance(options, Mapping):
+            # Django would raise an AttributeError here, also in its system checks:
+            # read_options() tells what is wrong.
+            given = {**params, "OPTIONS": {}}
+        super().__init__(server, given)
         self._init_keys()
         # Past ReplacedMethods.__setattr__(), as there.
         vars(self).update(_servers=list(split_location(server)), _params=params)
@@ -106,6 +112,8 @@ class EntraRedisCache(
         """What tells its class and settings from others; ``None`` if nothing is in
         common."""
         own, options = type(self), self._params.get("OPTIONS", {})
+        if not isinstance(options, Mapping):
+            return None
         for name in _DECISIVE:
             if getattr(own, name) is not getattr(EntraRedisCache, name):
                 return None
@@ -121,7 +129,8 @@ class EntraRedisCache(
     @cached_property
     def _given(self) -> dict[str, Any]:
         """``OPTIONS``, with their names as they are known here."""
-        return in_lower_case(self._params.get("OPTIONS", {}))
+        options = self._params.get("OPTIONS", {})
+        return in_lower_case(options) if isinstance(options, Mapping) else {}
 
     def read_options(self, where: str = "CACHES[...]") -> CacheOptions:
         """Return what the settings ask for; ``where`` names the cache in messages.

@@ -58,12 +58,21 @@ class Location:
             connection: the options that are passed on to redis-py. The URL overrides
                 them.
         """
-        arguments: dict[str, Any] = dict(self.arguments)
-        path = unquote(self.path).replace("/", "")
-        # redis-py ignores a path that is not a number; a Unix socket's path is a file.
-        if path.isdigit() and self.scheme != "unix":
-            arguments = {"db": int(path), **arguments}
-        return str({**connection, **arguments}.get("db") or 0)
+        return str({**connection, **self.values}.get("db") or 0)
+
+    @property
+    def values(self) -> Mapping[str, str]:
+        """The arguments, and the database that the path names, as text.
+
+        redis-py ignores a path that is not a number; a Unix socket's path is a file.
+        """
+        if self.scheme == "unix":
+            return self.arguments
+        try:
+            number = int(unquote(self.path).replace("/", ""))
+        except ValueError:
+            return self.arguments
+        return {"db": str(number), **self.arguments}
 
 
 def read_url(server: Any) -> Location | None:

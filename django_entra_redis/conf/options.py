@@ -157,6 +157,9 @@ def parse_options(
         ConfigurationError: the settings have problems.
     """
     at = f"{where}['OPTIONS']"
+    if not isinstance(options, Mapping):
+        hint = "It should be a dict of options, or left out."
+        raise ConfigurationError([Problem("E023", at, "it is no dict.", hint)])
     problems = [
         *_duplicates(options, at),
         *_option_problems(in_lower_case(options), at),
@@ -256,14 +259,23 @@ def _server_problems(options: CacheOptions, where: str) -> list[Problem]:
             )
             continue
         problems += _value_problems(
-            IN_URL, location.arguments, lambda key: f"{where}['LOCATION'] ({key})"
+            IN_URL, location.values, lambda key: f"{where}['LOCATION'] ({key})"
         )
-        if options.identity is None:
-            continue
         # As in redis-py, the URL overrides OPTIONS.
         connection = {**options.connection, **location.arguments}
-        stray = [key for key in _CREDENTIALS if connection.get(key) not in (None, "")]
-        if stray:
+        if connection.get("ssl_keyfile") and not connection.get("ssl_certfile"):
+            problems.append(
+                Problem(
+                    "E023",
+                    f"{where}['OPTIONS']['ssl_keyfile']",
+                    "it has no certificate.",
+                    "It should be beside ssl_certfile, or left out: a file may have "
+                    "both, and is ssl_certfile then.",
+                )
+            )
+        if options.identity is None:
+            continue
+        if stray := sent_credentials(connection):
             problems.append(
                 Problem(
                     "E021",
@@ -287,6 +299,16 @@ def _server_problems(options: CacheOptions, where: str) -> list[Problem]:
                 )
             )
     return problems
+
+
+def sent_credentials(connection: Mapping[str, Any]) -> list[str]:
+    """Return the names of the options that a connection authenticates with.
+
+    Parameters:
+        connection: the options that are passed on to redis-py. One that is empty is the
+            value of an unset variable.
+    """
+    return [key for key in _CREDENTIALS if connection.get(key) not in (None, "")]
 
 
 def _cluster_problems(options: CacheOptions, where: str) -> Iterator[Problem]:

@@ -1,8 +1,12 @@
 """The values that options may have: rules, each with the hint what is wanted."""
 
 import codecs
+import os
 import re
-from collections.abc import Callable, Mapping
+import socket
+import ssl
+import sys
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 _DAY = 86400.0
@@ -75,34 +79,192 @@ def _is_bound(value: Any) -> bool:
     return _is_number(value, _DECADES) and value > 0
 
 
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str | bytes)
+
+
+def _is_path(value: Any) -> bool:
+    """Whether a value is a path, which has no null character.
+
+    An empty one is the value of an unset variable: OpenSSL tells of that.
+    """
+    if not isinstance(value, str | bytes | os.PathLike):
+        return False
+    path = os.fspath(value)
+    return ("\0" if isinstance(path, str) else b"\0") not in path
+
+
+def _is_client_name(value: Any) -> bool:
+    """Whether Redis takes a value for a connection's name (validateClientAttr())."""
+    if type(value) not in (str, bytes, int, float):
+        return False
+    text = value.decode("latin-1") if isinstance(value, bytes) else str(value)
+    return re.fullmatch("[!-~]*", text) is not None
+
+
+def _is_of(module: str, name: str, value: Any) -> bool:
+    """Whether a value is an object of a class of redis-py's, or may be one.
+
+    Where there is such an object, redis-py has been imported; this module does not.
+    """
+    kind = getattr(sys.modules.get(module), name, None)
+    return kind is not None and isinstance(value, kind)
+
+
+def _is_connection(value: Any) -> bool:
+    kind = getattr(sys.modules.get("redis.connection"), "AbstractConnection", None)
+    return kind is not None and isinstance(value, type) and issubclass(value, kind)
+
+
+def _are_exceptions(value: Any) -> bool:
+    return isinstance(value, Collection) and all(
+        isinstance(one, type) and issubclass(one, BaseException) for one in value
+    )
+
+
+def _are_socket_options(value: Any) -> bool:
+    """Whether a value is a table that ``setsockopt()`` takes."""
+    return isinstance(value, Mapping) and all(
+        _is_c_int(option)
+        and (isinstance(value[option], bytes) or _is_c_int(value[option]))
+        for option in value
+    )
+
+
+def _is_c_int(value: Any) -> bool:
+    return isinstance(value, int) and -(2**31) <= value < 2**31
+
+
+def _is_certificate(value: Any) -> bool:
+    if isinstance(value, str):
+        return value.isascii()
+    return isinstance(value, bytes | bytearray | memoryview)
+
+
+def _is_verification(value: Any) -> bool:
+    if isinstance(value, str):
+        return value in ("none", "optional", "required")
+    return isinstance(value, int) and value in [*ssl.VerifyMode]
+
+
+def _is_version(value: Any) -> bool:
+    return isinstance(value, int) and value in [*ssl.TLSVersion]
+
+
+def _are_ciphers(value: Any) -> bool:
+    """Whether OpenSSL knows one of the cipher suites."""
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).set_ciphers(value)
+    except (ssl.SSLError, TypeError, ValueError):
+        return False
+    return True
+
+
+def _are_flags(value: Any) -> bool:
+    # Flags that are joined by "|" are a collection of themselves.
+    return isinstance(value, Collection | ssl.VerifyFlags) and all(
+        isinstance(one, int) for one in value
+    )
+
+
+_FAMILIES = (0, socket.AF_INET, socket.AF_INET6)
+_FLAGS = "a list of ssl.VerifyFlags"
 #: Options of redis-py's. It takes whatever their values are, and fails at each request.
 _BORROWED: Rules = {
+    "client_name": (
+        _may_be(_is_client_name),
+        "a text of letters, digits and signs, without spaces, such as 'site'",
+    ),
+    "credential_provider": (
+        lambda value: not value or callable(getattr(value, "get_credentials", None)),
+        "an object of redis.credentials.CredentialProvider",
+    ),
     "db": (
-        _may_be(lambda value: str(value).isdecimal()),
+        _may_be(lambda value: str(value).isdecimal() and str(value).isascii()),
         "the number of a database, such as 0",
+    ),
+    "driver_info": (
+        _may_be(lambda value: _is_of("redis", "DriverInfo", value)),
+        "an object of redis.DriverInfo",
     ),
     "health_check_interval": (
         _may_be(lambda value: _is_number(value, _DECADES)),
         "a number of seconds, such as 30, or 0 for never",
+    ),
+    "maint_notifications_config": (
+        _may_be(lambda value: hasattr(value, "enabled")),
+        "an object of redis.maint_notifications.MaintNotificationsConfig",
     ),
     "max_connections": (
         _may_be(lambda value: type(value) is int and value >= 0),
         "a number of connections, such as 100",
     ),
     "protocol": (_may_be(lambda value: str(value) in ("2", "3")), "2 or 3"),
+    "password": (_may_be(_is_text), "text or bytes"),
+    "redis_connect_func": (
+        _may_be(callable),
+        "a function that is called with each new connection",
+    ),
     "retry": (
         _may_be(lambda value: callable(getattr(value, "call_with_retry", None))),
         "an object of redis.retry.Retry",
+    ),
+    "retry_on_error": (
+        _are_exceptions,
+        "a list of classes of exceptions, such as [redis.TimeoutError]",
     ),
     "socket_connect_timeout": (
         _may_be(_is_bound),
         "a number of seconds, such as 5, or None for no bound",
     ),
+    "socket_keepalive_options": (
+        _may_be(_are_socket_options),
+        "a dict of numbers, such as {socket.TCP_KEEPIDLE: 30}",
+    ),
+    "socket_read_size": (
+        lambda value: type(value) is int and value > 0,
+        "a number of bytes, such as 65536",
+    ),
     "socket_timeout": (
         _may_be(_is_bound),
         "a number of seconds, such as 5, or None for no bound",
     ),
+    "socket_type": (
+        lambda value: isinstance(value, int) and value in _FAMILIES,
+        "0, socket.AF_INET or socket.AF_INET6",
+    ),
+    "ssl_ca_certs": (_may_be(_is_path), "the path of a file"),
+    "ssl_ca_data": (
+        _may_be(_is_certificate),
+        "certificates, as ASCII text or as bytes",
+    ),
+    "ssl_ca_path": (_may_be(_is_path), "the path of a folder"),
+    "ssl_cert_reqs": (
+        _may_be(_is_verification),
+        "left out: the certificate is verified then, which is 'required'",
+    ),
+    "ssl_certfile": (_may_be(_is_path), "the path of a file"),
+    "ssl_ciphers": (
+        lambda value: not value or _are_ciphers(value),
+        "cipher suites as OpenSSL writes them, such as 'ECDHE+AESGCM'",
+    ),
+    "ssl_exclude_verify_flags": (_may_be(_are_flags), _FLAGS),
+    "ssl_include_verify_flags": (_may_be(_are_flags), _FLAGS),
+    "ssl_keyfile": (_may_be(_is_path), "the path of a file"),
+    "ssl_min_version": (
+        _may_be(_is_version),
+        "one of ssl.TLSVersion, such as ssl.TLSVersion.TLSv1_2",
+    ),
+    "ssl_password": (
+        _may_be(lambda value: _is_text(value) or callable(value)),
+        "text or bytes",
+    ),
+    "username": (_may_be(_is_text), "text or bytes"),
 }
+
+
+def _never(value: Any) -> bool:
+    return False
 
 
 def _reads_as(
@@ -123,6 +285,33 @@ def _reads_as(
 IN_URL: Rules = {
     **FIXED,
     **{
+        key: _BORROWED[key]
+        for key in (
+            "client_name",
+            "ssl_ca_certs",
+            "ssl_ca_data",
+            "ssl_ca_path",
+            "ssl_cert_reqs",
+            "ssl_certfile",
+            "ssl_ciphers",
+            "ssl_keyfile",
+        )
+    },
+    # No text is such a value.
+    **{
+        key: (_never, f"in OPTIONS, not in LOCATION: {_BORROWED[key][1]}")
+        for key in (
+            "credential_provider",
+            "driver_info",
+            "maint_notifications_config",
+            "redis_connect_func",
+            "retry",
+            "retry_on_error",
+            "socket_keepalive_options",
+            "socket_type",
+        )
+    },
+    **{
         key: (_reads_as(kind, _BORROWED[key][0]), _BORROWED[key][1])
         for key, kind in {
             "db": int,
@@ -130,7 +319,9 @@ IN_URL: Rules = {
             "max_connections": int,
             "protocol": str,
             "socket_connect_timeout": float,
+            "socket_read_size": int,
             "socket_timeout": float,
+            "ssl_min_version": int,
         }.items()
     },
 }
@@ -182,8 +373,8 @@ VALUES: Rules = {
         "None, or a dict such as {'beta': 1.0}",
     ),
     "connection_class": (
-        lambda value: isinstance(value, type | None),
-        "a class, such as redis.connection.SSLConnection",
+        _may_be(_is_connection),
+        "a class of redis-py's connections, such as redis.connection.SSLConnection",
     ),
     **FIXED,
     **_BORROWED,

@@ -3,7 +3,8 @@
 import difflib
 import functools
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import FunctionType
 from typing import Any
 
 import redis
@@ -44,6 +45,26 @@ _KINDS: Mapping[str, type[Any]] = {
     "redis": Connection,
     "rediss": SSLConnection,
     "unix": UnixDomainSocketConnection,
+}
+
+
+def _is_pool(kind: type[Any]) -> bool:
+    return issubclass(kind, redis.ConnectionPool)
+
+
+def _is_parser(kind: type[Any]) -> bool:
+    """Whether a class has what connections of threads call of a parser."""
+    return all(
+        callable(method) and not inspect.iscoroutinefunction(method)
+        for name in ("on_connect", "on_disconnect", "read_response")
+        for method in [getattr(kind, name, None)]
+    )
+
+
+#: By option: what a class must be, and what to call it.
+_CLASSES: Mapping[str, tuple[Callable[[type[Any]], bool], str]] = {
+    "pool_class": (_is_pool, "a subclass of redis.ConnectionPool"),
+    "parser_class": (_is_parser, "a class of redis-py's parsers"),
 }
 
 
@@ -99,7 +120,7 @@ def class_problems(options: CacheOptions, where: str = "CACHES[...]") -> list[Pr
         where: what to call the cache in a message.
     """
     found: list[Problem] = []
-    for key in ("pool_class", "parser_class"):
+    for key in _CLASSES:
         if (value := getattr(options, key)) is not None:
             try:
                 class_of(key, value, where)
@@ -119,14 +140,15 @@ def class_of(key: str, value: Any, where: str = "CACHES[...]") -> Any:
     Raises:
         ConfigurationError: there is no such class.
     """
-    message = "it is not a class."
+    message = "it is not a class of that kind."
+    fits, kind = _CLASSES[key]
     try:
         found = import_string(value) if isinstance(value, str) else value
     except Exception as error:  # whatever the module behind the path raises
         found, message = None, f"it can't be used ({type(error).__name__}: {error})."
-    if isinstance(found, type):
+    if isinstance(found, type) and fits(found):
         return found
-    hint = "It should be a class, or its dotted path."
+    hint = f"It should be {kind}, or its dotted path."
     raise option_error(key, message, hint, where)
 
 
@@ -159,8 +181,11 @@ def _names(kind: type[Any]) -> frozenset[str]:
 
 @functools.cache
 def _takes_any(kind: type[Any]) -> bool:
-    """Whether a user's class has ``**kwargs``, so that it may take any option."""
-    return any(
+    """Whether a user's class has ``**kwargs``, so that it may take any option.
+
+    So may one whose ``__init__`` is not written in Python: it tells nothing.
+    """
+    return any(not isinstance(init, FunctionType) for init in _inits(kind)) or any(
         parameter.kind is parameter.VAR_KEYWORD
         for init in _inits(kind)
         if init.__module__.partition(".")[0] not in ("redis", __name__.split(".")[0])
@@ -175,6 +200,8 @@ def _inits(kind: type[Any]) -> Iterator[Any]:
 
 
 def _parameters(init: Any) -> Iterable[inspect.Parameter]:
+    if not isinstance(init, FunctionType):
+        return []
     return list(inspect.signature(init).parameters.values())[1:]
 
 

@@ -217,8 +217,18 @@ def test_many_keys_are_made_as_single_ones(
     ) == made_and_warned_of(lambda: [*map(cache.make_and_validate_key, keys)])
 
 
-class Broken:
+class Missing:
+    """An attribute that is not there."""
+
+    def __get__(self, instance: object, owner: type[Any]) -> Any:
+        """Tell so."""
+        raise AttributeError("there is no from_url")
+
+
+class Broken(redis.ConnectionPool):
     """A pool class of a user's own that lacks what pools have."""
+
+    from_url = Missing()
 
 
 def test_attributes_that_are_not_there(database: Database) -> None:
@@ -911,9 +921,12 @@ def test_clear_that_is_not_refused(database: Database, clear_by_scan: bool) -> N
         cache.clear()
     assert "+client|setname" in str(caught.value)
     assert "clear_by_scan" not in str(caught.value)
-    named["client_name"] = "a b"
-    with pytest.raises(GreetingRefusedError, match=r"OPTIONS\['client_name'\]"):
-        make_cache(database.url, **named).clear()
+    server = ScriptedServer({"CLIENT": b"-ERR no such name\r\n"})
+    try:
+        with pytest.raises(GreetingRefusedError, match=r"OPTIONS\['client_name'\]"):
+            make_cache(server.url, **named).clear()
+    finally:
+        server.stop()
 
 
 @pytest.mark.parametrize(

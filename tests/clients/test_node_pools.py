@@ -22,7 +22,7 @@ def pools_of(url: str, **options: Any) -> NodePools:
     [
         "redis://far",
         "rediss://far:10000/0?socket_timeout=7",
-        "redis://u:p%40@far?max_connections=3&client_name=a%20b",
+        "redis://u:p%40@far?max_connections=3&client_name=a%2Bb",
         "redis://",
     ],
 )

@@ -36,6 +36,16 @@ def test_repr_has_no_secret() -> None:
     assert "sesame" not in repr(location)
 
 
+@pytest.mark.parametrize(
+    "path", ["", "/0", "/7", "/٣", "/ 1", "/1/2", "/1_0", "/x", "/²", "/-1", "/%37"]
+)
+def test_database(path: str) -> None:
+    """It is the one that redis-py takes it for."""
+    location = read_url(f"redis://far{path}")
+    assert location is not None
+    assert location.database({}) == str(parse_url(f"redis://far{path}").get("db", 0))
+
+
 @pytest.mark.parametrize("without", [True, False])
 def test_a_class_of_ones_own(without: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that has nothing of redis-py's protects nothing."""

@@ -2,10 +2,15 @@
 
 import math
 import socket
+import ssl
+import sys
+from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
+import redis.asyncio
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from redis.backoff import NoBackoff
@@ -15,6 +20,7 @@ from redis.connection import (
     UnixDomainSocketConnection,
     parse_url,
 )
+from redis.credentials import UsernamePasswordCredentialProvider
 from redis.retry import Retry
 
 from django_entra_redis import _fork as forks
@@ -29,6 +35,7 @@ from django_entra_redis.conf.options import (
 )
 
 TLS = "rediss://contoso.westeurope.redis.azure.net:10000"
+PROVIDER = UsernamePasswordCredentialProvider("me", "hush")
 PLAIN = "redis://contoso.westeurope.redis.azure.net:6379"
 
 
@@ -340,7 +347,7 @@ def test_what_is_no_url_of_a_redis(location: Any) -> None:
         ("rediss://:hush@h", {}, "password"),
         ("rediss://h?password=hush", {}, "password"),
         (TLS, {"username": "me", "password": "hush"}, "username and password"),
-        (TLS, {"credential_provider": object()}, "credential_provider"),
+        (TLS, {"credential_provider": PROVIDER}, "credential_provider"),
         # The more telling of two faults.
         ("redis://:hush@elsewhere", {}, "password"),
     ],
@@ -405,10 +412,61 @@ def test_credentials_of_absent_variables(nothing: Any) -> None:
         ("idle_timeout", True),
         ("idle_timeout", math.inf),
         ("connection_class", "redis.SSLConnection"),
+        ("connection_class", dict),
+        ("connection_class", OrderedDict),
+        ("connection_class", redis.asyncio.Connection),
         # redis-py's own, which would take them, and fail at each request.
         ("db", "one"),
         ("db", -1),
         ("db", True),
+        ("db", "²"),
+        ("client_name", "a b"),
+        ("client_name", b"a\n"),
+        ("client_name", "Zoë"),
+        ("client_name", object),
+        ("credential_provider", "x"),
+        ("credential_provider", object()),
+        ("driver_info", "django"),
+        ("maint_notifications_config", 5),
+        ("password", 5),
+        ("password", ["hush"]),
+        ("username", 5),
+        ("redis_connect_func", "os.getpid"),
+        ("retry_on_error", None),
+        ("retry_on_error", "TimeoutError"),
+        ("retry_on_error", [5]),
+        ("retry_on_error", ConnectionError),
+        ("socket_keepalive_options", [1]),
+        ("socket_keepalive_options", {"TCP_KEEPIDLE": 1}),
+        ("socket_keepalive_options", {4: "1"}),
+        ("socket_keepalive_options", {4: 2**31}),
+        ("socket_read_size", None),
+        ("socket_read_size", 0),
+        ("socket_read_size", "65536"),
+        ("socket_type", None),
+        ("socket_type", 99),
+        ("socket_type", "AF_INET"),
+        ("ssl_ca_certs", 5),
+        ("ssl_ca_certs", "a\0.pem"),
+        ("ssl_ca_certs", Path("a\0.pem")),
+        ("ssl_ca_path", b"a\0"),
+        ("ssl_certfile", ["a.pem"]),
+        ("ssl_keyfile", 5),
+        ("ssl_ca_data", 5),
+        ("ssl_ca_data", "Zoë"),
+        ("ssl_cert_reqs", "CERT_NONE"),
+        ("ssl_cert_reqs", ""),
+        ("ssl_cert_reqs", []),
+        ("ssl_cert_reqs", 5),
+        ("ssl_ciphers", 5),
+        ("ssl_ciphers", "klingon"),
+        ("ssl_ciphers", "null\0"),
+        ("ssl_exclude_verify_flags", 5),
+        ("ssl_include_verify_flags", ["VERIFY_X509_STRICT"]),
+        ("ssl_min_version", "1.2"),
+        ("ssl_min_version", 1.2),
+        ("ssl_min_version", True),
+        ("ssl_password", 5),
         ("health_check_interval", "30"),
         ("max_connections", "100"),
         ("max_connections", 1.5),
@@ -449,6 +507,20 @@ def test_value_that_cannot_be_used(key: str, value: object) -> None:
         {"db": "1", "health_check_interval": 0, "max_connections": 0},
         {"protocol": "3", "retry": Retry(NoBackoff(), 1), "socket_timeout": 200_000},
         {"socket_connect_timeout": 0.1, "max_connections": 5, "protocol": 2},
+        {"client_name": "site-1", "retry_on_error": [redis.TimeoutError]},
+        {"client_name": b"site", "retry_on_error": ()},
+        {"client_name": None, "driver_info": None, "socket_read_size": 1},
+        {"maint_notifications_config": None, "redis_connect_func": print},
+        {"socket_keepalive_options": {4: 1, 5: b"1"}, "socket_type": 0},
+        {"socket_keepalive_options": None, "socket_type": socket.AF_INET6},
+        {"ssl_ca_certs": Path("a.pem"), "ssl_ca_path": b"a", "ssl_ca_data": b"a"},
+        {"ssl_certfile": "a.pem", "ssl_keyfile": "b.pem", "ssl_ca_data": "a"},
+        {"ssl_cert_reqs": "optional", "ssl_ciphers": "ECDHE+AESGCM"},
+        {"ssl_cert_reqs": ssl.CERT_REQUIRED, "ssl_ciphers": None},
+        {"ssl_min_version": ssl.TLSVersion.TLSv1_2, "ssl_password": lambda: "hush"},
+        {"ssl_min_version": 771, "ssl_password": b"hush", "ssl_cert_reqs": None},
+        {"ssl_include_verify_flags": [ssl.VerifyFlags.VERIFY_X509_STRICT]},
+        {"ssl_exclude_verify_flags": ssl.VerifyFlags.VERIFY_X509_STRICT},
     ],
 )
 def test_values_that_redis_py_can_use(given: dict[str, Any]) -> None:
@@ -483,12 +555,26 @@ def test_values_that_change_nothing(encoding: str) -> None:
         "socket_connect_timeout=5s",
         "socket_timeout=0",
         "socket_timeout=nan",
+        "client_name=a%20b",
+        "credential_provider=x",
+        "driver_info=x",
+        "maint_notifications_config=x",
+        "redis_connect_func=x",
+        "retry=3",
+        "retry_on_error=x",
+        "socket_keepalive_options=x",
+        "socket_read_size=x",
+        "socket_type=2",
+        "ssl_ca_certs=a%00",
+        "ssl_cert_reqs=never",
+        "ssl_ciphers=klingon",
+        "ssl_min_version=1.2",
     ],
 )
 def test_value_in_the_url_that_cannot_be_used(query: str) -> None:
     """It is the same there, with an identity or without."""
     for identity in ("default", None):
-        problem = fault(f"{TLS}?{query}", identity=identity)
+        problem, *_ = faults(f"{TLS}?{query}", identity=identity)
         key = query.partition("=")[0]
         assert problem.id == "E023"
         assert problem.where == f"CACHES['x']['LOCATION'] ({key})"
@@ -497,8 +583,41 @@ def test_value_in_the_url_that_cannot_be_used(query: str) -> None:
 def test_values_in_the_url_that_redis_py_can_read() -> None:
     """They are numbers, written as text."""
     url = f"{TLS}?db=0&health_check_interval=9&max_connections=9&protocol=3"
-    url += "&socket_timeout=0.5&socket_connect_timeout=3"
+    url += "&socket_timeout=0.5&socket_connect_timeout=3&socket_read_size=9"
+    url += "&ssl_min_version=771&ssl_cert_reqs=required&client_name=site"
     assert parse(url).servers == (url,)
+
+
+@pytest.mark.parametrize("number", ["-1", "%2D1", " -1"])
+def test_database_below_zero(number: str) -> None:
+    """redis-py reads it from the path, and the server refuses it."""
+    problem = fault(f"{TLS}/{number}")
+    assert (problem.id, problem.where) == ("E023", "CACHES['x']['LOCATION'] (db)")
+
+
+def test_key_without_a_certificate() -> None:
+    """TLS could not be begun; the certificate may be named in either place."""
+    problem = fault(TLS, ssl_keyfile="a.pem")
+    assert problem.where == "CACHES['x']['OPTIONS']['ssl_keyfile']"
+    url = f"{TLS}?ssl_certfile=b.pem"
+    assert parse(url, ssl_keyfile="a.pem").servers == (url,)
+
+
+@pytest.mark.parametrize("options", [None, [], "x", 5])
+def test_options_that_are_no_dict(options: Any) -> None:
+    """The setting is named."""
+    with pytest.raises(ConfigurationError) as caught:
+        parse_options([TLS], options, "CACHES['x']")
+    (problem,) = caught.value.problems
+    assert (problem.id, problem.where) == ("E023", "CACHES['x']['OPTIONS']")
+
+
+def test_connections_of_redis_py_that_is_not_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Before redis-py is imported, no class is one of its connections."""
+    monkeypatch.delitem(sys.modules, "redis.connection")
+    assert fault(TLS, connection_class=Connection).id == "E023"
 
 
 def test_own_client_side_cache_is_named() -> None:
