@@ -24,7 +24,7 @@ from .conf.identities import (
 )
 from .conf.keys import ASYNCHRONOUS
 from .conf.location import is_loopback, read_url, transport
-from .conf.options import OWN, CacheOptions, database_problems
+from .conf.options import OWN, CacheOptions, database_problems, sent_credentials
 from .conf.services import service_of
 from .serializers import serializer_problems
 from .types import EntraRedisOptions
@@ -135,9 +135,8 @@ def _cache_warnings() -> list[Problem]:
             options = cache.read_options()
         except ConfigurationError:
             continue  # That is an error, and told as one.
-        if options.identity is not None:
-            for server in options.servers:
-                found += _server_warnings(f"CACHES[{alias!r}]", server, options)
+        for server in options.servers:
+            found += _server_warnings(f"CACHES[{alias!r}]", server, options)
         found += _session_warnings(alias, cache, options)
     # Without duplicates: several servers often have the same problem.
     return list(dict.fromkeys(found))
@@ -227,6 +226,32 @@ def _server_warnings(
     location = f"{where}['LOCATION']"
     if scheme == "unix" or is_loopback(host):
         return
+    if options.identity is not None:
+        yield from _token_warnings(location, scheme, host, port, options)
+    elif not sent_credentials(given):
+        return
+    if scheme == "rediss" and (switch := _unverified(given)) is not None:
+        sent = "password" if options.identity is None else "token"
+        yield Problem(
+            "W003",
+            where,
+            f"the server's certificate is not verified ({switch}).",
+            f"Anybody between here and there can take the {sent}: remove the option. "
+            "For a private certificate authority set ssl_ca_certs.",
+        )
+    elif scheme == "rediss" and given.get("ssl_check_hostname", True) is None:
+        yield Problem(
+            "W003",
+            where,
+            "it has ssl_check_hostname None, which is taken for True.",
+            "Remove the option: redis-py's own clients take None for False.",
+        )
+
+
+def _token_warnings(
+    location: str, scheme: str, host: str, port: int, options: CacheOptions
+) -> Iterator[Problem]:
+    """Yield the warnings of a server that tokens are sent to."""
     if scheme == "redis" and options.allow_plaintext_token:
         yield Problem(
             "W001",
@@ -241,21 +266,6 @@ def _server_warnings(
             location,
             f"{host} does not listen for TLS on port {port}.",
             f"It should be port {service.port}.",
-        )
-    if scheme == "rediss" and (switch := _unverified(given)) is not None:
-        yield Problem(
-            "W003",
-            where,
-            f"the server's certificate is not verified ({switch}).",
-            "Anybody between here and there can take the token: remove the option. "
-            "For a private certificate authority set ssl_ca_certs.",
-        )
-    elif scheme == "rediss" and given.get("ssl_check_hostname", True) is None:
-        yield Problem(
-            "W003",
-            where,
-            "it has ssl_check_hostname None, which is taken for True.",
-            "Remove the option: redis-py's own clients take None for False.",
         )
 
 

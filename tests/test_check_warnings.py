@@ -12,6 +12,7 @@ import pytest
 from django.core.checks import CheckMessage, Tags, Warning, run_checks
 from django.test import modify_settings, override_settings
 from redis.connection import SSLConnection
+from redis.credentials import UsernamePasswordCredentialProvider
 
 from django_entra_redis.checks import check_secrets
 from django_entra_redis.conf import app_installed as installed
@@ -136,6 +137,37 @@ def test_verification(location: str, options: dict[str, Any], switch: str) -> No
     (found,) = warned(location, **options)
     text = f"CACHES['default']: the server's certificate is not verified ({switch})."
     assert found == ("W003", text)
+
+
+@pytest.mark.parametrize(
+    ("location", "options"),
+    [
+        ("rediss://:hush@10.0.0.1", {"ssl_cert_reqs": "none"}),
+        ("rediss://10.0.0.1?ssl_cert_reqs=none", {"password": "hush"}),
+        ("rediss://10.0.0.1", {"username": "me", "ssl_check_hostname": False}),
+        (
+            "rediss://10.0.0.1",
+            {
+                "credential_provider": UsernamePasswordCredentialProvider(),
+                "ssl_check_hostname": None,
+            },
+        ),
+    ],
+)
+def test_verification_without_an_identity(
+    location: str, options: dict[str, Any]
+) -> None:
+    """A password is taken as a token is; where there is none, nothing is."""
+    (found,) = warned(location, identity=None, **options)
+    assert found[0] == "W003"
+    near = location.replace("10.0.0.1", "127.0.0.1")
+    assert warned(near, identity=None, **options) == []
+    nothing = dict.fromkeys(("username", "password", "credential_provider"))
+    bare = {**options, **nothing, "identity": None}
+    assert warned(location.replace(":hush@", ""), **bare) == []
+    # What else is told of tokens is no matter of a password's.
+    plain = "redis://:hush@contoso.redis.cache.windows.net:1"
+    assert warned(plain, identity=None, allow_plaintext_token=True) == []
 
 
 def test_verification_that_is_left_open() -> None:
