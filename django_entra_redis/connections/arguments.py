@@ -200,8 +200,6 @@ def _inits(kind: type[Any]) -> Iterator[Any]:
 
 
 def _parameters(init: Any) -> Iterable[inspect.Parameter]:
-    if not isinstance(init, FunctionType):
-        return []
     return list(inspect.signature(init).parameters.values())[1:]
 
 
