@@ -158,4 +158,4 @@ def test_globs_as_redis_reads_them(database: Database, glob: str) -> None:
     finally:
         database.admin.flushall()
     assert {key for key in KEYS if glob_regex(glob).fullmatch(key.encode())} == found
-    assert {key for key in KEYS if key in KeyPattern(glob)} == found
+    assert {key for key in KEYS if key in Matching(glob)} == found
