@@ -428,8 +428,8 @@ def _raise(
     trace: TracebackType | None,
     wrapped: Callable[[Any], BaseException] | None,
 ) -> Any:
+    own = another(error).with_traceback(trace)
     try:
-        own = another(error).with_traceback(trace)
         raise own if wrapped is None else wrapped(own)
     finally:
         # Otherwise this frame would keep the error alive.

@@ -90,8 +90,7 @@ def _is_path(value: Any) -> bool:
     """
     if not isinstance(value, str | bytes | os.PathLike):
         return False
-    path = os.fspath(value)
-    return ("\0" if isinstance(path, str) else b"\0") not in path
+    return "\0" not in os.fsdecode(value)
 
 
 def _is_client_name(value: Any) -> bool:
