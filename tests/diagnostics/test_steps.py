@@ -364,7 +364,7 @@ def variable_for_a_file_of_another_authority(site: Site) -> None:
     site.patch.setenv("SSL_CERT_FILE", str(path))
 
 
-@fault("tls_failed", "tls")
+@fault("settings_invalid", "settings", says="ssl_ciphers")
 def ciphers_that_do_not_exist(site: Site) -> None:
     site.options["ssl_ciphers"] = "NONE-OF-THESE"
 

@@ -173,7 +173,6 @@ class OwnCache(EntraRedisCache):
 @pytest.mark.parametrize(
     ("broken", "says"),
     [
-        ({"OPTIONS": ["identity"]}, "AttributeError: "),
         ({"KEY_FUNCTION": "nowhere.key"}, "No module named 'nowhere'"),
         ({"BACKEND": f"{BACKEND}X"}, "Could not find backend"),
         (
