@@ -364,6 +364,13 @@ def variable_for_a_file_of_another_authority(site: Site) -> None:
     site.patch.setenv("SSL_CERT_FILE", str(path))
 
 
+@fault("tls_failed", "tls", says="NO_CERTIFICATE_ASSIGNED|KEY_VALUES_MISMATCH")
+def certificate_with_another_ones_key(site: Site) -> None:
+    certificate = next(site.emulator.directory.glob("server-*.pem"))
+    key = site.emulator.application.certificate_pem
+    site.options |= {"ssl_certfile": str(certificate), "ssl_keyfile": str(key)}
+
+
 @fault("settings_invalid", "settings", says="ssl_ciphers")
 def ciphers_that_do_not_exist(site: Site) -> None:
     site.options["ssl_ciphers"] = "NONE-OF-THESE"
