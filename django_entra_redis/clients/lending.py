@@ -168,8 +168,9 @@ class PoolView:
 class LockClient(Redis):
     """A client of redis-py's for locks, which does not retry.
 
-    Its commands fail at once while the server is known to be down, and one at a time
-    probes it, as with those of the cache.
+    To acquire a lock fails at once while the server is known to be down, and one
+    attempt at a time probes it, as with the cache's operations. What releases a lock or
+    extends it is always sent: a lock that is not released may last for ever.
 
     Parameters:
         endpoint: the server.
@@ -189,7 +190,10 @@ class LockClient(Redis):
         # Its errors are never hidden.
         attempts = Attempts(Request(args), covered=False)
         execute: Any = super().execute_command
-        attempts.begin(self._endpoint)
+        if args[0] == "SET":
+            attempts.begin(self._endpoint)
+        else:
+            attempts.begun(self._endpoint, self._endpoint.outages.clock())
         try:
             reply = execute(*args, **options)
         except RedisError as error:

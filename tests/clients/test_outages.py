@@ -150,6 +150,22 @@ def test_locks_take_part(database: Database, runner: Any) -> None:
         cache._cache.get_lock_client().execute_command("NONE")
 
 
+def test_a_lock_is_released_after_an_outage(database: Database) -> None:
+    """Also while an acquire would still fail at once: it might last for ever."""
+    cache = database.cache(socket_timeout=TIMEOUT)
+    outages = cache._cache.endpoints[0].outages
+    with cache.lock("lock") as lock:
+        with database.frozen(), pytest.raises(redis.TimeoutError):
+            cache.lock("another").acquire(blocking=False)
+        # As if no time had passed since the last probe.
+        now = outages.clock()
+        outages.clock = lambda: now
+        with pytest.raises(ServerDownError):
+            cache.lock("another").acquire(blocking=False)
+        assert lock.owned()
+    assert b"lock" not in b" ".join(database.admin.keys())
+
+
 def test_an_empty_cache_costs_one_timeout(
     database: Database, runner: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
