@@ -1,7 +1,9 @@
 """A cache's ``LOCATION`` and ``OPTIONS``, checked."""
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from types import FunctionType
 from typing import Any
 
 from .._errors import ConfigurationError, Problem
@@ -221,7 +223,21 @@ def _option_problems(options: Mapping[str, Any], at: str) -> Iterator[Problem]:
         if str(options.get(key, "")).startswith("django_redis."):
             message = "it is one of django-redis."
             yield Problem("E025", f"{at}[{key!r}]", message, hint)
-    yield from _value_problems(VALUES, options, lambda key: f"{at}[{key!r}]")
+    own = _parameters(options.get("connection_class"))
+    rules = {key: rule for key, rule in VALUES.items() if key not in own}
+    yield from _value_problems(rules, options, lambda key: f"{at}[{key!r}]")
+
+
+def _parameters(kind: Any) -> frozenset[str]:
+    """Return the options that a user's connection class names itself, and may take for
+    what it likes."""
+    return frozenset(
+        name
+        for parent in getattr(kind, "__mro__", ())
+        if parent.__module__.partition(".")[0] != "redis"
+        and isinstance(init := vars(parent).get("__init__"), FunctionType)
+        for name in inspect.signature(init).parameters
+    )
 
 
 def _value_problems(
@@ -237,9 +253,17 @@ def _value_problems(
         at: returns the place of an option in the settings, for the message.
     """
     for key, (fits, hint) in rules.items():
-        if key in given and not fits(given[key]):
+        if key in given and not _takes(fits, given[key]):
             message = "its value can't be used."
             yield Problem("E023", at(key), message, f"It should be {hint}.")
+
+
+def _takes(fits: Callable[[Any], bool], value: Any) -> bool:
+    try:
+        return fits(value)
+    except Exception:
+        # A lazy object says that it is text, and is not what the system takes for it.
+        return False
 
 
 def _server_problems(options: CacheOptions, where: str) -> list[Problem]:
@@ -263,7 +287,9 @@ def _server_problems(options: CacheOptions, where: str) -> list[Problem]:
         )
         # As in redis-py, the URL overrides OPTIONS.
         connection = {**options.connection, **location.arguments}
-        if connection.get("ssl_keyfile") and not connection.get("ssl_certfile"):
+        # A user's connection class may add the certificate itself.
+        pair = {"ssl_certfile", "connection_class"}
+        if connection.get("ssl_keyfile") and not any(map(connection.get, pair)):
             problems.append(
                 Problem(
                     "E023",
@@ -305,10 +331,10 @@ def sent_credentials(connection: Mapping[str, Any]) -> list[str]:
     """Return the names of the options that a connection authenticates with.
 
     Parameters:
-        connection: the options that are passed on to redis-py. One that is empty is the
-            value of an unset variable.
+        connection: the options that are passed on to redis-py. redis-py sends none
+            that is false, such as the empty value of an unset variable.
     """
-    return [key for key in _CREDENTIALS if connection.get(key) not in (None, "")]
+    return [key for key in _CREDENTIALS if connection.get(key)]
 
 
 def _cluster_problems(options: CacheOptions, where: str) -> Iterator[Problem]:

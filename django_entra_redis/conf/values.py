@@ -75,12 +75,22 @@ def _may_be(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: value is None or fits(value)
 
 
+def _may_be_empty(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    """Return a function that takes what is false, too: redis-py leaves it out then."""
+    return lambda value: not value or fits(value)
+
+
 def _is_bound(value: Any) -> bool:
     return _is_number(value, _DECADES) and value > 0
 
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str | bytes)
+
+
+def _is_secret(value: Any) -> bool:
+    # redis-py sends a number as its digits; True would be none.
+    return _is_text(value) or (isinstance(value, int) and value is not True)
 
 
 def _is_path(value: Any) -> bool:
@@ -95,9 +105,14 @@ def _is_path(value: Any) -> bool:
 
 def _is_client_name(value: Any) -> bool:
     """Whether Redis takes a value for a connection's name (validateClientAttr())."""
-    if type(value) not in (str, bytes, int, float):
+    if isinstance(value, bytes | memoryview):
+        text = bytes(value).decode("latin-1")
+    elif isinstance(value, str):
+        text = str.__str__(value)  # As it is encoded: an enum's str() is another.
+    elif type(value) in (int, float):
+        text = str(value)
+    else:
         return False
-    text = value.decode("latin-1") if isinstance(value, bytes) else str(value)
     return re.fullmatch("[!-~]*", text) is not None
 
 
@@ -125,7 +140,7 @@ def _are_socket_options(value: Any) -> bool:
     """Whether a value is a table that ``setsockopt()`` takes."""
     return isinstance(value, Mapping) and all(
         _is_c_int(option)
-        and (isinstance(value[option], bytes) or _is_c_int(value[option]))
+        and (isinstance(value[option], bytes | bytearray) or _is_c_int(value[option]))
         for option in value
     )
 
@@ -171,7 +186,7 @@ _FLAGS = "a list of ssl.VerifyFlags"
 #: Options of redis-py's. It takes whatever their values are, and fails at each request.
 _BORROWED: Rules = {
     "client_name": (
-        _may_be(_is_client_name),
+        _may_be_empty(_is_client_name),
         "a text of letters, digits and signs, without spaces, such as 'site'",
     ),
     "credential_provider": (
@@ -191,7 +206,7 @@ _BORROWED: Rules = {
         "a number of seconds, such as 30, or 0 for never",
     ),
     "maint_notifications_config": (
-        _may_be(lambda value: hasattr(value, "enabled")),
+        _may_be_empty(lambda value: hasattr(value, "enabled")),
         "an object of redis.maint_notifications.MaintNotificationsConfig",
     ),
     "max_connections": (
@@ -199,7 +214,7 @@ _BORROWED: Rules = {
         "a number of connections, such as 100",
     ),
     "protocol": (_may_be(lambda value: str(value) in ("2", "3")), "2 or 3"),
-    "password": (_may_be(_is_text), "text or bytes"),
+    "password": (_may_be_empty(_is_secret), "text or bytes"),
     "redis_connect_func": (
         _may_be(callable),
         "a function that is called with each new connection",
@@ -217,11 +232,11 @@ _BORROWED: Rules = {
         "a number of seconds, such as 5, or None for no bound",
     ),
     "socket_keepalive_options": (
-        _may_be(_are_socket_options),
+        _may_be_empty(_are_socket_options),
         "a dict of numbers, such as {socket.TCP_KEEPIDLE: 30}",
     ),
     "socket_read_size": (
-        lambda value: type(value) is int and value > 0,
+        lambda value: isinstance(value, int) and value > 0,
         "a number of bytes, such as 65536",
     ),
     "socket_timeout": (
@@ -247,18 +262,22 @@ _BORROWED: Rules = {
         lambda value: not value or _are_ciphers(value),
         "cipher suites as OpenSSL writes them, such as 'ECDHE+AESGCM'",
     ),
-    "ssl_exclude_verify_flags": (_may_be(_are_flags), _FLAGS),
-    "ssl_include_verify_flags": (_may_be(_are_flags), _FLAGS),
-    "ssl_keyfile": (_may_be(_is_path), "the path of a file"),
+    "ssl_exclude_verify_flags": (_may_be_empty(_are_flags), _FLAGS),
+    "ssl_include_verify_flags": (_may_be_empty(_are_flags), _FLAGS),
+    "ssl_keyfile": (_may_be_empty(_is_path), "the path of a file"),
     "ssl_min_version": (
         _may_be(_is_version),
         "one of ssl.TLSVersion, such as ssl.TLSVersion.TLSv1_2",
     ),
     "ssl_password": (
-        _may_be(lambda value: _is_text(value) or callable(value)),
+        _may_be_empty(
+            lambda value: (
+                _is_text(value) or isinstance(value, bytearray) or callable(value)
+            )
+        ),
         "text or bytes",
     ),
-    "username": (_may_be(_is_text), "text or bytes"),
+    "username": (_may_be_empty(_is_secret), "text or bytes"),
 }
 
 

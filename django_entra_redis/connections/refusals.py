@@ -159,8 +159,8 @@ def greeting_error(
 def sent_password(password: Any) -> list[str]:
     """Return what a connection has sent of its option ``password``, to be redacted.
 
-    redis-py sends bytes as they are; the server quotes them in an error reply, which is
-    read as UTF-8.
+    redis-py sends bytes as they are, and a number as its digits; the server quotes them
+    in an error reply, which is read as UTF-8.
 
     Parameters:
         password: the option, of any type: a cache that no check has seen fails with
@@ -168,7 +168,7 @@ def sent_password(password: Any) -> list[str]:
     """
     if isinstance(password, bytes):
         return [password.decode(errors="replace")]
-    return [password] if isinstance(password, str) else []
+    return [str(password)] if isinstance(password, str | int) else []
 
 
 def redacted(error: Exception, secrets: Iterable[str | None]) -> Exception:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import redis.asyncio
+from django.utils.functional import SimpleLazyObject
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from redis.backoff import NoBackoff
@@ -100,6 +101,15 @@ def test_own_options_and_those_of_redis_py() -> None:
     )
     assert {key: getattr(options, key) for key in given} == given
     assert options.connection == {"db": 3, "socket_timeout": 2}
+
+
+class Name(str):
+    """Text that is shown otherwise than it is."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return "not a name"
 
 
 @pytest.mark.parametrize(
@@ -428,9 +438,10 @@ def test_credentials_of_absent_variables(nothing: Any) -> None:
         ("credential_provider", object()),
         ("driver_info", "django"),
         ("maint_notifications_config", 5),
-        ("password", 5),
+        ("password", True),
+        ("password", 1.5),
         ("password", ["hush"]),
-        ("username", 5),
+        ("username", ["site"]),
         ("redis_connect_func", "os.getpid"),
         ("retry_on_error", None),
         ("retry_on_error", "TimeoutError"),
@@ -449,6 +460,8 @@ def test_credentials_of_absent_variables(nothing: Any) -> None:
         ("ssl_ca_certs", 5),
         ("ssl_ca_certs", "a\0.pem"),
         ("ssl_ca_certs", Path("a\0.pem")),
+        # It is no text, though it says so.
+        ("ssl_ca_certs", SimpleLazyObject(lambda: "a.pem")),
         ("ssl_ca_path", b"a\0"),
         ("ssl_certfile", ["a.pem"]),
         ("ssl_keyfile", 5),
@@ -511,6 +524,14 @@ def test_value_that_cannot_be_used(key: str, value: object) -> None:
         {"client_name": b"site", "retry_on_error": ()},
         {"client_name": None, "driver_info": None, "socket_read_size": 1},
         {"maint_notifications_config": None, "redis_connect_func": print},
+        # redis-py leaves out what is false, as settings write what is switched off.
+        {"password": False, "username": "", "maint_notifications_config": False},
+        {"client_name": False, "socket_keepalive_options": [], "password": 0},
+        {"ssl_keyfile": False, "ssl_password": False, "ssl_exclude_verify_flags": 0},
+        {"ssl_include_verify_flags": False},
+        {"client_name": Name("site"), "socket_read_size": socket.SO_RCVBUF},
+        {"client_name": memoryview(b"site"), "ssl_password": bytearray(b"hush")},
+        {"client_name": 7, "socket_keepalive_options": {4: bytearray(b"1")}},
         {"socket_keepalive_options": {4: 1, 5: b"1"}, "socket_type": 0},
         {"socket_keepalive_options": None, "socket_type": socket.AF_INET6},
         {"ssl_ca_certs": Path("a.pem"), "ssl_ca_path": b"a", "ssl_ca_data": b"a"},
@@ -526,6 +547,35 @@ def test_value_that_cannot_be_used(key: str, value: object) -> None:
 def test_values_that_redis_py_can_use(given: dict[str, Any]) -> None:
     """They go on as they are."""
     assert parse(TLS, **given).connection == given
+
+
+class OwnConnection(redis.SSLConnection):
+    """A user's class, which has its own idea of two options."""
+
+    def __init__(self, credential_provider: Any = None, **options: Any) -> None:
+        super().__init__(**options)
+
+
+def test_options_that_a_connection_class_names() -> None:
+    """What they may be is for that class to say; of the others it is as ever."""
+    given = {
+        "connection_class": OwnConnection,
+        "credential_provider": "site.provider",
+        "ssl_keyfile": "a.pem",
+        "identity": None,
+    }
+    assert parse(TLS, **given).connection["credential_provider"] == "site.provider"
+    problem = fault(TLS, **given, socket_timeout="5")
+    assert problem.where == "CACHES['x']['OPTIONS']['socket_timeout']"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"username": b"site", "password": 12345}, {"username": 0, "password": "x"}],
+)
+def test_credentials_that_redis_py_can_use(given: dict[str, Any]) -> None:
+    """A number is sent as its digits."""
+    assert parse(TLS, identity=None, **given).connection == given
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "UTF8", "utf_8"])

@@ -32,6 +32,7 @@ from django_entra_redis.connections.refusals import (
     greeting_error,
     read_error,
     redacted,
+    sent_password,
 )
 from django_entra_redis.credentials.reauthentication import SPREAD
 from django_entra_redis.exceptions import TokenRefusedError
@@ -438,3 +439,12 @@ def test_translated_once(command: str, words: str) -> None:
         again = greeting_error(command, first, 1, [])
         assert str(again) == str(first)
         assert type(again) is type(first)
+
+
+@pytest.mark.parametrize(
+    ("password", "sent"),
+    [("hush", ["hush"]), (b"hush", ["hush"]), (12345, ["12345"]), (None, [])],
+)
+def test_sent_passwords(password: object, sent: list[str]) -> None:
+    """What Redis may quote of a password is redacted, whatever its type."""
+    assert sent_password(password) == sent
