@@ -19,7 +19,7 @@ from ..commands.patterns import KeyPattern
 
 # For the sake of its system check, which is registered with it.
 from ..conf import app_installed as app_installed
-from ..conf.location import redacted_urls, split_location
+from ..conf.location import read_url, redacted_urls, split_location
 from ..conf.options import CacheOptions, in_lower_case, is_on, parse_options
 from ..connections.registry import PlainKey, in_common, plain_key
 from .arguments import whole
@@ -418,15 +418,17 @@ class EntraRedisCache(
         same database in the settings."""
         others = []
         for other in entra_caches().values():
-            if (other.location, other._database) == (self.location, self._database):
+            if not self._places.isdisjoint(other._places):
                 # One whose keys no pattern can match can't tell which are its own.
                 with suppress(ValueError):
                     others.append(other.pattern_of_all().regex)
         return replace(self.pattern_of_all(), others=others)
 
     @property
-    def _database(self) -> str:
-        return str(self._given.get("db") or 0)
+    def _places(self) -> frozenset[tuple[str, ...]]:
+        """What tells the databases of ``LOCATION`` from others, however written."""
+        servers = filter(None, map(read_url, self._servers))
+        return frozenset(server.place(self._given) for server in servers)
 
     # Django's returns a bool too, whatever the stubs say.
     def clear(self) -> bool:  # type: ignore[override]

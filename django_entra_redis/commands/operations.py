@@ -31,7 +31,7 @@ from .packing import (
     pack_set,
     pack_sets,
 )
-from .patterns import Choice, KeyPattern, Matching
+from .patterns import Choice, KeyPattern, beginning_of
 from .replies import (
     INTEGER,
     Parse,
@@ -446,7 +446,7 @@ class Operations:
             wanted: returns whether a key is to be deleted; ``None``: all are.
         """
         # Those that are being computed are not there to be found.
-        self.server.removing(Matching(pattern))
+        self.server.removing(beginning_of(pattern))
         cursor, deleted = START, 0
         while True:
             cursor, keys = yield from self.scan(cursor, pattern, count)

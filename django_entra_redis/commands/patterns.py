@@ -13,12 +13,8 @@ MORE = "\0more\0"
 #: The placeholder for a version where a KEY_FUNCTION takes integers only.
 _NUMBER = 7_403_271_905
 
-#: A token of a glob pattern: an escaped byte, a set of bytes, or any other byte.
-_TOKEN = re.compile(rb"\\(.)|\[(\^?)((?:\\.|[^]\\])*)\]?|(.)", re.DOTALL)
-#: A member of a set: an escaped byte, a range of bytes, or one byte.
-_MEMBER = re.compile(rb"\\(.)|(.)-(.)|(.)", re.DOTALL)
-#: What stands for any bytes, and for any byte.
-_ANY = {b"*": b".*", b"?": b"."}
+#: The beginning of a glob pattern in which each byte stands for itself.
+_PLAIN = re.compile(r"(?:\\.|[^*?[\\])*", re.DOTALL)
 #: The versions of the keys beside a value that ``get_or_set()`` has computed.
 _BESIDE = "stampede-(?:cost|lock):(?:-?[0-9]+|{own})"
 
@@ -90,13 +86,13 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
-class Matching(Container[str]):
-    """The keys that match a glob pattern of Redis, which is not asked for them."""
+class Beginning(Container[str]):
+    """The keys that begin with a text."""
 
-    glob: str
+    text: str
 
     def __contains__(self, key: object) -> bool:
-        return bool(glob_regex(self.glob).fullmatch(str(key).encode()))
+        return str(key).startswith(self.text)
 
 
 def of_cache(make_key: MakeKey, version: Any) -> KeyPattern:
@@ -137,28 +133,14 @@ def glob_escape(text: str) -> str:
     return "".join(f"\\{char}" if char in "*?[]\\^-" else char for char in text)
 
 
-def glob_regex(glob: str) -> re.Pattern[bytes]:
-    """Return a regular expression for a glob pattern of Redis, which knows bytes."""
-    parts = [_translated(*found) for found in _TOKEN.findall(glob.encode())]
-    return re.compile(b"".join(parts), re.DOTALL)
+def beginning_of(glob: str) -> Beginning:
+    """Return the keys that may match a glob pattern of Redis, by how they begin.
 
-
-def _translated(escaped: bytes, inverted: bytes, members: bytes, plain: bytes) -> bytes:
-    """Return the regular expression of one token of a glob pattern."""
-    if plain in _ANY:
-        return _ANY[plain]
-    if escaped or plain not in (b"", b"["):
-        return re.escape(escaped or plain)
-    ranges = []
-    for exact, first, last, single in _MEMBER.findall(members):
-        if first:
-            low, high = sorted((first, last))
-            ranges.append(re.escape(low) + b"-" + re.escape(high))
-        else:
-            ranges.append(re.escape(exact or single))
-    if not ranges:
-        return b"." if inverted else b"(?!)"
-    return b"[" + inverted + b"".join(ranges) + b"]"
+    Whether they do is not told: where a pattern has many stars, that takes very long.
+    """
+    plain = _PLAIN.match(glob)
+    assert plain is not None
+    return Beginning(re.sub(r"\\(.)", r"\1", plain[0], flags=re.DOTALL))
 
 
 def _templates(make_key: MakeKey) -> tuple[str, str | None]:

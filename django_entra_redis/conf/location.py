@@ -60,6 +60,16 @@ class Location:
         """
         return str({**connection, **self.values}.get("db") or 0)
 
+    def place(self, connection: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return what tells a database of a server from all others.
+
+        Parameters:
+            connection: as of :meth:`database`.
+        """
+        unix = self.scheme == "unix"
+        address = (self.path,) if unix else (self.host.lower(), str(self.port))
+        return *address, self.database(connection)
+
     @property
     def values(self) -> Mapping[str, str]:
         """The arguments, and the database that the path names, as text.

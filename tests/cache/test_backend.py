@@ -781,6 +781,27 @@ def test_clear_by_scan_of_what_begins_like_a_version(
         caches["default"].clear()
 
 
+@pytest.mark.parametrize(
+    ("other", "options"),
+    [("{}", {"db": 0}), ("{}/0", {}), ("{}/", {}), ("{}?db=0", {}), ("{}/x", {})],
+)
+def test_clear_by_scan_of_a_database_in_other_words(
+    database: Database, other: str, options: dict[str, Any]
+) -> None:
+    """A cache is known by the server and the database, however they are written."""
+    url = other.format(database.url)
+    settings = {
+        "default": entry(database, "a", clear_by_scan=True),
+        "other": {**entry(database, "a:2fa", **options), "LOCATION": url},
+    }
+    with override_settings(CACHES=settings):
+        caches["other"].set("key", 1)
+        caches["default"].set("key", 1)
+        caches["default"].clear()
+        assert caches["other"].get("key") == 1
+        assert "key" not in caches["default"]
+
+
 def entry(database: Database, prefix: str, **options: Any) -> dict[str, Any]:
     """Return an entry of CACHES."""
     return {

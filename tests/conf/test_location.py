@@ -52,3 +52,19 @@ def test_a_class_of_ones_own(without: bool, monkeypatch: pytest.MonkeyPatch) -> 
     if without:
         monkeypatch.delitem(sys.modules, "redis.connection")
     assert transport("rediss", {"connection_class": Unrelated}) == "redis"
+
+
+@pytest.mark.parametrize(
+    ("url", "place"),
+    [
+        ("redis://Cache:6379", ("cache", "6379", "0")),
+        ("rediss://u:p@cache/3", ("cache", "6379", "3")),
+        ("redis://cache?db=3", ("cache", "6379", "3")),
+        ("unix:///run/redis.sock?db=3", ("/run/redis.sock", "3")),
+    ],
+)
+def test_place(url: str, place: tuple[str, ...]) -> None:
+    """One database is known as one, however it is written."""
+    location = read_url(url)
+    assert location is not None
+    assert location.place({}) == place
