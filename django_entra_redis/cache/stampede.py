@@ -442,12 +442,12 @@ def another(error: BaseException) -> BaseException:
         made: BaseException = copy.copy(error)
         if type(made) is not type(error) or made.args != error.args:
             return error
+        made.__cause__, made.__context__ = error.__cause__, error.__context__
+        made.__suppress_context__ = error.__suppress_context__
+        if hasattr(error, "__notes__"):
+            made.__notes__ = [*error.__notes__]
     except Exception:
         return error
-    made.__cause__, made.__context__ = error.__cause__, error.__context__
-    made.__suppress_context__ = error.__suppress_context__
-    if hasattr(error, "__notes__"):
-        made.__notes__ = [*error.__notes__]
     return made
 
 
