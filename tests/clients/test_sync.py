@@ -482,11 +482,14 @@ def test_a_value_over_the_servers_limit(
     asyncio.run(cache.aset("key", "small"))
     connections = server.received()
     call = functools.partial(getattr(cache, way), "key", "x" * size)
-    with pytest.raises(redis.ResponseError, match="invalid bulk length"):
+    # Behind TLS, a loop's transport may be quicker to write than to read what the
+    # server says, so that it is sent again; on a busy machine it may be so each time.
+    lossy = (transport, way) == ("TLS", "aset")
+    errors = (redis.ResponseError, redis.ConnectionError)[: 1 + lossy]
+    with pytest.raises(errors, match="invalid bulk length" + "|closed" * lossy):
         _ = asyncio.run(call()) if way == "aset" else call()
-    # One more where the other loop had its own. Behind TLS, a loop's transport may be
-    # quicker to write than to read what the server says, so that it is sent again.
-    more = 4 if (transport, way) == ("TLS", "aset") else way.startswith("a")
+    # One more where the other loop had its own.
+    more = 4 if lossy else way.startswith("a")
     assert server.received() <= connections + more
     assert cache.get("key") == "small"
     registry.reset()
