@@ -1,4 +1,4 @@
-"""What all caches of a process know in common of a server, and of keys removed."""
+"""The facts of a server that all caches of a process share, and removals of its keys."""
 
 import logging
 from collections.abc import Callable, Container, Sequence
