@@ -1,4 +1,4 @@
-"""The facts of a server that all caches of a process share, and removals of its keys."""
+"""The facts of a server that all caches of a process share; removals of its keys."""
 
 import logging
 from collections.abc import Callable, Container, Sequence

@@ -1,6 +1,7 @@
 """The values that options may have: rules, each with the hint what is wanted."""
 
 import codecs
+import functools
 import os
 import re
 import socket
@@ -165,6 +166,8 @@ def _is_version(value: Any) -> bool:
     return isinstance(value, int) and value in [*ssl.TLSVersion]
 
 
+# Settings are parsed for many cache objects, and a context takes long to make.
+@functools.cache
 def _are_ciphers(value: Any) -> bool:
     """Whether OpenSSL knows one of the cipher suites."""
     try:
