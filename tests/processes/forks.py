@@ -86,7 +86,7 @@ def fork_in_flight() -> Any:
 
 def fork_often(number: int) -> Any:
     """Fork again and again, while other threads hold every lock there is."""
-    from django.core.cache import cache, close_caches
+    from django.core.cache import cache, caches, close_caches
     from django.core.signals import setting_changed
 
     from django_entra_redis.credentials import get_credential_provider
@@ -95,7 +95,10 @@ def fork_often(number: int) -> Any:
     # one of the C library's locks. So all addresses are known before.
     vars(socket)["getaddrinfo"] = functools.cache(socket.getaddrinfo)
     get_credential_provider().get_credentials()
-    cache.get("key")
+    # Not looked up in the children: asgiref guards what `caches` holds by one lock for
+    # all threads (asgiref.local.Local), which another of them may hold at the fork.
+    backend = caches["default"]
+    backend.get("key")
     # The thread that forks would wait for each of the others, 5 ms at a time.
     sys.setswitchinterval(0.0005)
     over = threading.Event()
@@ -117,7 +120,7 @@ def fork_often(number: int) -> Any:
     done = 0
     for turn in range(number):
         read, write = os.pipe()
-        pid = os.fork() or _be_short_lived(turn, write)
+        pid = os.fork() or _be_short_lived(backend, turn, write)
         os.close(write)
         done += os.read(read, 1) == b"."
         os.close(read)
@@ -128,15 +131,13 @@ def fork_often(number: int) -> Any:
     return {"done": done, "stuck": sum(thread.is_alive() for thread in threads)}
 
 
-def _be_short_lived(turn: int, write: int) -> NoReturn:
-    from django.core.cache import cache
-
+def _be_short_lived(backend: Any, turn: int, write: int) -> NoReturn:
     from django_entra_redis.credentials import get_credential_provider
 
     signal.alarm(PATIENCE)
     get_credential_provider().get_credentials()
     if turn % 10 == 0:  # pragma: no branch - the others' lines are not told
-        cache.get("key")
+        backend.get("key")
     os.write(write, b".")
     if turn == 0:  # pragma: no branch
         os._exit(0)
