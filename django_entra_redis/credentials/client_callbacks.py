@@ -21,7 +21,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -81,6 +81,7 @@ class Subscriptions:
         self._lock = threading.RLock()
         self._subscriptions: tuple[_Subscription, ...] = ()
         self._connections: WeakKeyDictionary[Any, Token] = WeakKeyDictionary()
+        self._exiting = False
 
     def __len__(self) -> int:
         return sum(subscription.alive for subscription in self._subscriptions)
@@ -129,12 +130,35 @@ class Subscriptions:
         self._lock = threading.RLock()
         self._subscriptions = tuple(s for s in self._subscriptions if s.loop is None)
         self._connections = WeakKeyDictionary()
+        for pool in self._pools():
+            # A thread of the parent may have held the pool's lock at the fork, and
+            # redis-py 8 acquires it before it resets the pool.
+            pool._lock = threading.RLock()
+
+    def before_exit(self, deadline: float) -> None:
+        """Begin no callback any more, and leave no pool locked by one.
+
+        redis-py's callback holds the pool's lock while it waits for replies. Its thread
+        ends with the interpreter, and the clients' ``__del__()``, which closes the
+        pool, would wait for the lock for ever.
+
+        Parameters:
+            deadline: the time of the monotonic clock until which to wait for callbacks
+                under way.
+        """
+        self._exiting = True
+        for pool in self._pools():
+            if pool._lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
+                pool._lock.release()
+            else:
+                pool._lock = threading.RLock()
+
+    def _pools(self) -> Iterator[Any]:
+        """Yield the pools whose idle connections a callback authenticates."""
         for subscription in self._subscriptions:
             pool = getattr(subscription.callback(), "__self__", None)
             if isinstance(pool, ConnectionPool):
-                # A thread of the parent may have held the pool's lock at the fork, and
-                # redis-py 8 acquires it before it resets the pool.
-                pool._lock = threading.RLock()
+                yield pool
 
     def notify(self, value: Any) -> None:
         """Call every callback; the error of one does not keep the others from it."""
@@ -155,7 +179,7 @@ class Subscriptions:
         waiting = [s for s in subscriptions if s.loop is None]
         deadline = time.monotonic() + RETRY_FOR
         for _ in range(TRIES):
-            waiting = [s for s in waiting if _fails(s, value)]
+            waiting = [s for s in waiting if not self._exiting and _fails(s, value)]
             if not waiting or time.monotonic() >= deadline:
                 return
 

@@ -4,10 +4,12 @@ However many providers are made, an identity has one token and one renewal threa
 a process.
 """
 
+import atexit
 import contextlib
 import functools
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -30,6 +32,8 @@ _lock = ForkSafeLock()
 _renewals: dict[str, Renewal] = {}
 _subscriptions: dict[str, tuple[Subscriptions, Subscriptions]] = {}
 
+#: Seconds for which a process that is about to exit waits for callbacks under way.
+EXIT_PATIENCE = 1.0
 
 TokenObserver = Callable[[str, str], contextlib.AbstractContextManager[None]]
 _observer: TokenObserver | None = None
@@ -267,3 +271,13 @@ def _after_fork_in_child() -> None:
 
 
 in_child(_after_fork_in_child, Order.LOCKS)
+
+
+def _before_exit() -> None:
+    deadline = time.monotonic() + EXIT_PATIENCE
+    for subscriptions in list(_subscriptions.values()):
+        for kind in subscriptions:
+            kind.before_exit(deadline)
+
+
+atexit.register(_before_exit)

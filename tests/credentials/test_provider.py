@@ -5,6 +5,8 @@ import copy
 import gc
 import multiprocessing
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +19,7 @@ import redis
 import redis.asyncio
 from django.test import override_settings
 
+from django_entra_redis.credentials.client_callbacks import Subscriptions
 from django_entra_redis.credentials.provider import (
     EntraCredentialProvider,
     RedisToken,
@@ -30,6 +33,7 @@ from django_entra_redis.signals import token_renewal_failed, token_renewed
 from django_entra_redis.status import Status
 from emulator import Emulator
 from tests.support.caches import let_in, wait_until
+from tests.support.sites import ScriptedServer
 
 PATIENCE = 30.0
 
@@ -430,6 +434,91 @@ def test_forgotten_clients(entra: Emulator) -> None:
     wait_until(lambda: len(heard) == 2)
     assert kept is not None
     assert not entra.authentications
+
+
+EXIT = """
+import sys, time
+import redis
+from django.conf import settings
+
+class AccessToken:
+    def __init__(self):
+        self.token, self.expires_on = "t", time.time() + 3.0
+
+class Credential:
+    def get_token(self, *scopes):
+        return AccessToken()
+
+identity = {"CREDENTIAL": Credential(), "USERNAME": "user", "REFRESH_RATIO": 0.1}
+settings.configure(ENTRA_REDIS={"default": identity})
+from django_entra_redis.credentials import EntraCredentialProvider
+
+provider = EntraCredentialProvider()
+port = int(sys.argv[1])
+client = redis.Redis(port=port, protocol=2, credential_provider=provider)
+client.ping()
+print("connected", flush=True)
+lock = client.connection_pool._lock
+while lock.acquire(blocking=False):
+    lock.release()
+    time.sleep(0.01)
+# The garbage collector finds it when the interpreter ends, after the other threads.
+client.itself = client
+del client
+"""
+
+
+def test_interpreter_exit() -> None:
+    """A process ends, even while a callback holds the lock of a client's pool.
+
+    The callback's thread waits for an answer, and ends with the interpreter; what ends
+    then closes the client.
+    """
+    server = ScriptedServer({})
+    port = str(server.server_address[1])
+    command = [sys.executable, "-W", "error", "-c", EXIT, port]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        told = process.stdout.readline()
+        server.answers = {"AUTH": b""}
+        try:
+            rest = process.communicate(timeout=PATIENCE)
+        finally:
+            process.kill()
+            server.stop()
+    assert (told, *rest) == (b"connected\n", b"", b"")
+
+
+def test_before_exit() -> None:
+    """No callback begins any more, and only a pool that one holds has a new lock."""
+    subscriptions, (free, held) = Subscriptions(), (QuietPool(), QuietPool())
+    told: list[object] = []
+    subscriptions.add(told.append)
+    for pool in (free, held):
+        subscriptions.add(pool.re_auth_callback)
+    subscriptions.notify("first")
+    locks = [free._lock, held._lock]
+    with ThreadPoolExecutor(1) as callback:
+        callback.submit(held._lock.acquire).result()
+        subscriptions.before_exit(time.monotonic() + 0.1)
+    assert [free._lock is locks[0], held._lock is locks[1]] == [True, False]
+    subscriptions.notify("second")
+    assert told == ["first"]
+    assert free.told == held.told == ["first"]
+
+
+class QuietPool(redis.ConnectionPool):
+    """A pool without connections, which notes what it is told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[object] = []
+
+    def re_auth_callback(self, token: object) -> None:
+        """Note the token."""
+        self.told.append(token)
 
 
 def in_child(check: Callable[[], None]) -> None:

@@ -32,7 +32,10 @@ def test_jobs(kind: str, tmp_path: Path, redis_server: str) -> None:
         command = ["-m", "django", "rqworker", "default", "--worker-class"]
         # It waits for a job for 15 seconds less than this.
         options = [f"rq.worker.{kind}", "--worker-ttl=16", "--verbosity=2"]
-        with worker([*command, *options], environ, log):
+        # No signal tells it to stop: rq's handler raises an error wherever it is, which
+        # logging swallows if it is there.
+        options.append(f"--max-jobs={JOBS}")
+        with worker([*command, *options], environ, log, ends=True):
             wait_until(lambda: "Listening on" in log.read_text())
             producer = subprocess.run(
                 [sys.executable, "-m", "tests.integrations.rq_producer", str(JOBS)],

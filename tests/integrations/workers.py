@@ -75,9 +75,13 @@ def paced(count: int) -> Iterator[int]:
 
 @contextmanager
 def worker(
-    arguments: list[str], environ: dict[str, str], log: Path
+    arguments: list[str], environ: dict[str, str], log: Path, *, ends: bool = False
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a worker; it has to be there in the end, and to stop when it is told to."""
+    """Run a worker.
+
+    It has to be there in the end, and to stop when it is told to, or to end by itself
+    when its work is done.
+    """
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, *arguments],
@@ -87,8 +91,9 @@ def worker(
         )
     try:
         yield process
-        assert process.poll() is None, log.read_text()
-        process.send_signal(signal.SIGTERM)
+        if not ends:
+            assert process.poll() is None, log.read_text()
+            process.send_signal(signal.SIGTERM)
         assert process.wait(PATIENCE) == 0, log.read_text()
     finally:
         process.kill()
