@@ -81,6 +81,10 @@ class Subscriptions:
         self._lock = threading.RLock()
         self._subscriptions: tuple[_Subscription, ...] = ()
         self._connections: WeakKeyDictionary[Any, Token] = WeakKeyDictionary()
+        # Guards the two below it: how many callbacks are under way, and whether none may
+        # begin any more. Reentrant, for the same reason.
+        self._calls = threading.Condition()
+        self._under_way = 0
         self._exiting = False
 
     def __len__(self) -> int:
@@ -128,6 +132,7 @@ class Subscriptions:
     def after_fork(self) -> None:
         """Forget the parent's event loops and connections in a child process."""
         self._lock = threading.RLock()
+        self._calls, self._under_way = threading.Condition(), 0
         self._subscriptions = tuple(s for s in self._subscriptions if s.loop is None)
         self._connections = WeakKeyDictionary()
         for pool in self._pools():
@@ -146,12 +151,13 @@ class Subscriptions:
             deadline: the time of the monotonic clock until which to wait for callbacks
                 under way.
         """
-        self._exiting = True
+        with self._calls:
+            self._exiting = True
+            left = max(0.0, deadline - time.monotonic())
+            if self._calls.wait_for(lambda: not self._under_way, left):
+                return
         for pool in self._pools():
-            if pool._lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
-                pool._lock.release()
-            else:
-                pool._lock = threading.RLock()
+            pool._lock = threading.RLock()
 
     def _pools(self) -> Iterator[Any]:
         """Yield the pools whose idle connections a callback authenticates."""
@@ -179,9 +185,22 @@ class Subscriptions:
         waiting = [s for s in subscriptions if s.loop is None]
         deadline = time.monotonic() + RETRY_FOR
         for _ in range(TRIES):
-            waiting = [s for s in waiting if not self._exiting and _fails(s, value)]
+            waiting = [s for s in waiting if self._fails(s, value)]
             if not waiting or time.monotonic() >= deadline:
                 return
+
+    def _fails(self, subscription: _Subscription, value: Any) -> bool:
+        """Call a callback; return whether it failed and another call may help."""
+        with self._calls:
+            if self._exiting:
+                return False
+            self._under_way += 1
+        try:
+            return _fails(subscription, value)
+        finally:
+            with self._calls:
+                self._under_way -= 1
+                self._calls.notify_all()
 
 
 #: The callbacks that run in event loops: asyncio itself holds tasks by weak references.

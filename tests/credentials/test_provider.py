@@ -492,33 +492,49 @@ def test_interpreter_exit() -> None:
 
 
 def test_before_exit() -> None:
-    """No callback begins any more, and only a pool that one holds has a new lock."""
-    subscriptions, (free, held) = Subscriptions(), (QuietPool(), QuietPool())
-    told: list[object] = []
-    subscriptions.add(told.append)
-    for pool in (free, held):
-        subscriptions.add(pool.re_auth_callback)
-    subscriptions.notify("first")
-    locks = [free._lock, held._lock]
-    with ThreadPoolExecutor(1) as callback:
-        callback.submit(held._lock.acquire).result()
-        subscriptions.before_exit(time.monotonic() + 0.1)
-    assert [free._lock is locks[0], held._lock is locks[1]] == [True, False]
-    subscriptions.notify("second")
-    assert told == ["first"]
-    assert free.told == held.told == ["first"]
+    """A callback under way is waited for, and no other begins."""
+    subscriptions, pool = Subscriptions(), SlowPool()
+    subscriptions.add(pool.re_auth_callback)
+    lock = pool._lock
+    pool.released.set()
+    subscriptions.before_exit(time.monotonic() + PATIENCE)
+    subscriptions.notify("new")
+    assert not pool.asked.is_set()
+    assert pool._lock is lock
 
 
-class QuietPool(redis.ConnectionPool):
-    """A pool without connections, which notes what it is told."""
+@pytest.mark.parametrize("ends", [True, False])
+def test_before_exit_while_a_callback_is_under_way(ends: bool) -> None:
+    """A pool that a callback holds for too long has a new lock."""
+    subscriptions, pool = Subscriptions(), SlowPool()
+    subscriptions.add(pool.re_auth_callback)
+    lock = pool._lock
+    with ThreadPoolExecutor(2) as threads:
+        told = threads.submit(subscriptions.notify, "new")
+        assert pool.asked.wait(PATIENCE)
+        patience = PATIENCE if ends else 0.1
+        deadline = time.monotonic() + patience
+        over = threads.submit(subscriptions.before_exit, deadline)
+        if not ends:
+            over.result(PATIENCE)
+        pool.released.set()
+        over.result(PATIENCE)
+        told.result(PATIENCE)
+    assert (pool._lock is lock) is ends
+
+
+class SlowPool(redis.ConnectionPool):
+    """A pool whose callback holds the lock until it is told to go on."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.told: list[object] = []
+        self.asked, self.released = threading.Event(), threading.Event()
 
     def re_auth_callback(self, token: object) -> None:
-        """Note the token."""
-        self.told.append(token)
+        """Hold the lock."""
+        with self._lock:
+            self.asked.set()
+            assert self.released.wait(PATIENCE)
 
 
 def in_child(check: Callable[[], None]) -> None:
