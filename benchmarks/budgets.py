@@ -61,7 +61,7 @@ INSTRUCTIONS = (
     Budget("small int", "set_many(100)", 862_000),
     Budget("small int", "first get", 166_000),
     Budget("small int", "hot get", 12_500),
-    Budget("small int", "missed get", 63_000),
+    Budget("small int", "missed get", 59_500),
 )
 SYSTEM_CALLS = (
     Budget("small int", "get", 4),

@@ -25,24 +25,22 @@ OVERHEAD = 400
 class Copy:
     """The copy of a value.
 
+    It has no slots: Python 3.13 calls ``__init__`` in fewer steps then.
+
     Parameters:
-        key: the key.
         data: the value as bytes; ``None``: it is too large for a copy.
         expires_at: when its key expires, on the caller's clock.
         owner: the connection on which it is invalidated.
+        size: the bytes that it takes, with all that belongs to it.
     """
 
-    __slots__ = ("data", "expires_at", "owner", "size", "used")
-
     def __init__(
-        self, key: str, data: bytes | None, expires_at: float, owner: Hashable
+        self, data: bytes | None, expires_at: float, owner: Hashable, size: int
     ) -> None:
         self.data = data
         self.expires_at = expires_at
         self.owner = owner
-        # A letter takes up to four bytes; to ask for that costs, and is rarely needed.
-        letters = len(key) if key.isascii() else getsizeof(key)
-        self.size = letters + len(data or b"") + OVERHEAD
+        self.size = size
         self.used = False
 
 
@@ -55,6 +53,11 @@ class Fill:
         key: the key.
         owner: the connection on which it is fetched.
     """
+
+    #: Misses to count when it ends.
+    missed = 0
+    #: Where it is the first one of its key: those that began later.
+    later: tuple["Fill", ...] = ()
 
     def __init__(self, key: str, owner: Hashable) -> None:
         self.key = key
@@ -82,7 +85,8 @@ class Copies:
         self.others: tuple[ref[Copies], ...] = ()
         # The least recently used one first.
         self._copies: OrderedDict[str, Copy] = OrderedDict()
-        self._fills: dict[str, list[Fill]] = {}
+        # The first fill of each key.
+        self._fills: dict[str, Fill] = {}
         # The copies of a key that were dropped without a hit; below 0: the reads until
         # the next copy. By the key's hash, which takes less memory: it does no harm if
         # two keys count as one.
@@ -95,8 +99,8 @@ class Copies:
 
     def reset(self) -> None:
         """Forget all copies, as a child process must."""
-        # Guards all attributes; use(), is_cold() and drop_one() say why they do without
-        # it. Reentrant, since a signal handler may use the cache.
+        # Guards all attributes; use(), is_cold(), add() and drop_one() say why they do
+        # without it. Reentrant, since a signal handler may use the cache.
         self._lock = threading.RLock()
         self.bytes = 0
         self._copies.clear()
@@ -164,54 +168,64 @@ class Copies:
         self.add(fill)
         return fill
 
-    def add(self, fill: Fill, missed: int = 0) -> None:
-        """Note a value that is being fetched.
-
-        Parameters:
-            fill: the value.
-            missed: misses to count.
-        """
-        key = fill.key
-        with self._lock:
-            self.misses += missed
-            under_way = self._fills.get(key)
-            if under_way is None:
-                self._fills[key] = [fill]
-            else:
-                under_way.append(fill)
+    def add(self, fill: Fill) -> None:
+        """Note a value that is being fetched."""
+        # Without the lock where there is no other fill of the key: setdefault() is
+        # atomic, and what is fetched is sent after it.
+        if self._fills.setdefault(fill.key, fill) is not fill:
+            with self._lock:
+                first = self._fills.setdefault(fill.key, fill)
+                if first is not fill:
+                    first.later += (fill,)
 
     def end(self, fill: Fill, data: bytes | None, expires_at: float) -> None:
         """Keep a fetched value, unless its key has changed meanwhile.
 
         Parameters:
-            fill: what :meth:`begin` returned.
+            fill: the value, which :meth:`add` has noted.
             data: the value; ``None``: there is none to keep.
             expires_at: when its key expires.
         """
         key = fill.key
         with self._lock:
-            if not fill.tainted and data is not None:
-                self._keep(key, data, expires_at, fill.owner)
+            self.misses += fill.missed
+            if data is not None and not fill.tainted:
+                # A letter takes up to four bytes; to ask for that costs, and is rarely
+                # needed.
+                size = (len(key) if key.isascii() else getsizeof(key)) + OVERHEAD
+                length = len(data)
+                if length <= self.max_value_bytes:
+                    size += length
+                else:
+                    data = None
+                if key in self._copies:
+                    self._remove(key)
+                if size <= self.max_bytes:
+                    self._copies[key] = Copy(data, expires_at, fill.owner, size)
+                    self.bytes += size
+                    if self.bytes > self.max_bytes:
+                        self._make_room()
             # In this order: drop_one() always finds the key in one of the two.
-            under_way = self._fills[key]
-            if len(under_way) == 1:
+            if self._fills[key] is fill and not fill.later:
                 del self._fills[key]
             else:
-                under_way.remove(fill)
+                self._leave(fill)
 
-    def _keep(self, key: str, data: bytes, expires_at: float, owner: Hashable) -> None:
-        kept = data if len(data) <= self.max_value_bytes else None
-        copy = Copy(key, kept, expires_at, owner)
-        if key in self._copies:
-            self._remove(key)
-        if copy.size > self.max_bytes:
-            return
-        self._copies[key] = copy
-        self.bytes += copy.size
+    def _make_room(self) -> None:
         while self.bytes > self.max_bytes:
             # In one step: use() may move an item meanwhile, which ends an iteration.
             _, oldest = self._copies.popitem(last=False)
             self.bytes -= oldest.size
+
+    def _leave(self, fill: Fill) -> None:
+        """Forget a fill, which is not the only one of its key."""
+        first = self._fills[fill.key]
+        if first is fill:
+            first, *rest = fill.later
+            first.later = tuple(rest)
+            self._fills[fill.key] = first
+        else:
+            first.later = tuple(one for one in first.later if one is not fill)
 
     def relate(self, others: Iterable["Copies"]) -> None:
         """Note the other stores of this process with values of the same servers."""
@@ -248,7 +262,7 @@ class Copies:
                 copy = self._remove(key)
                 if copy is not None and not copy.used:
                     self._count_unused(key)
-                for fill in self._fills.get(key, ()):
+                for fill in self._under_way(key):
                     if not fill.tainted:
                         fill.tainted = True
                         self._count_unused(key)
@@ -268,17 +282,23 @@ class Copies:
         """
         with self._lock:
             self.flushes += 1
-            for fills in self._fills.values():
-                for fill in fills:
+            # A list, which is made in one step: add() may change the dictionary.
+            for key in list(self._fills):
+                for fill in self._under_way(key):
                     fill.tainted = fill.tainted or owner in (None, fill.owner)
             if owner is None:
                 self._copies.clear()
                 self.bytes = 0
                 return
-            # A list, for the same reason as in _keep().
+            # A list, for the same reason as in _make_room().
             for key, copy in list(self._copies.items()):
                 if copy.owner == owner:
                     self._remove(key)
+
+    def _under_way(self, key: str) -> Sequence[Fill]:
+        """Return the fills of a key."""
+        first = self._fills.get(key)
+        return () if first is None else (first, *first.later)
 
     def _count_unused(self, key: str) -> None:
         hashed = hash(key)

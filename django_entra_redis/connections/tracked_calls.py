@@ -128,8 +128,8 @@ class Fetch(Call):
 class Ask(Fill):
     """A :class:`Fetch` of one value, by a thread that waits for bytes itself.
 
-    For speed it is one object in place of two, and has no slots: Python 3.13 calls
-    ``__init__`` in fewer steps then.
+    For speed it is one object in place of two, and has no slots, for the same reason as
+    a copy.
 
     Parameters:
         key: the key.
@@ -140,6 +140,7 @@ class Ask(Fill):
 
     count = 2
     turn = None
+    missed = 1
 
     def __init__(self, key: str, owner: Any, sent_at: float, size: int) -> None:
         self.key = key
@@ -161,7 +162,8 @@ class Ask(Fill):
         if type(left) is int and (type(data) is bytes or data is None):
             self.values = [data]
             sent_at = self.sent_at
-            connection.confirm(sent_at)
+            if sent_at > connection.confirmed_at:
+                connection.confirm(sent_at)
             if left == -1:  # As _end() does, in a call less.
                 connection.copies.end(self, data, _NEVER)
             else:
@@ -244,8 +246,10 @@ class Authentication(Call):
 def pack_fetch(key: str) -> bytes:
     """Return GET and PTTL of a key, packed."""
     size = len(key) if key.isascii() else len(key.encode())
-    name = f"${size}\r\n{key}\r\n"
-    return f"*2\r\n$3\r\nGET\r\n{name}*2\r\n$4\r\nPTTL\r\n{name}".encode()
+    return (
+        f"*2\r\n$3\r\nGET\r\n${size}\r\n{key}\r\n"
+        f"*2\r\n$4\r\nPTTL\r\n${size}\r\n{key}\r\n"
+    ).encode()
 
 
 def fitting(keys: Sequence[str], most: int) -> int:

@@ -215,7 +215,7 @@ class TrackedConnection:
                 ):
                     return None
                 call = Ask(key, self, now, len(packed))
-                self.copies.add(call, missed=1)
+                self.copies.add(call)
                 self._poller, polls = get_ident(), True
                 self._send(packed, call)
             left = self.timeout
@@ -303,8 +303,22 @@ class TrackedConnection:
         if self._busy or self.closed:
             return
         self._busy = self.taking_in = True
+        pending = self._pending
         try:
-            self._receive(drain)
+            for _ in range(_MOST_PIECES):
+                data = self._sock.recv(PIECE)
+                if not data:
+                    raise ConnectionError("the server has closed it")
+                self._reader.feed(data)
+                alive = self._dispatch()
+                # What TLS has decrypted already does not make the socket readable. And
+                # only another look shows that the server has closed the connection.
+                if not alive or not (
+                    len(data) == PIECE
+                    or (pending and pending())
+                    or (drain and self.has_come())
+                ):
+                    break
         except (BlockingIOError, ssl.SSLWantReadError):
             pass
         except BROKEN as error:
@@ -324,24 +338,8 @@ class TrackedConnection:
             self._woken = True
             self._epoll.modify(self._sock.fileno(), select.EPOLLIN | select.EPOLLOUT)
 
-    def _receive(self, drain: bool) -> None:
-        pending = self._pending
-        for _ in range(_MOST_PIECES):
-            data = self._sock.recv(PIECE)
-            if not data:
-                raise ConnectionError("the server has closed it")
-            self._reader.feed(data)
-            self._dispatch()
-            if self.closed:
-                return
-            if len(data) == PIECE:
-                continue
-            # What TLS has decrypted already does not make the socket readable. And only
-            # another look shows that the server has closed the connection.
-            if not ((pending and pending()) or (drain and self.has_come())):
-                return
-
-    def _dispatch(self) -> None:
+    def _dispatch(self) -> bool:
+        """Process what has been received; return whether the connection is open."""
         gets, under_way = self._reader.gets, self._under_way
         while (reply := gets()) is not INCOMPLETE:
             if type(reply) is PUSH:
@@ -358,7 +356,8 @@ class TrackedConnection:
                 self._unanswered -= call.size
                 call.finish(self, lost=False)
                 if self.closed:
-                    return
+                    return False
+        return True
 
     def _invalidate(self, push: Any) -> None:
         if push[0] != b"invalidate":

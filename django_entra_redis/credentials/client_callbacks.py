@@ -81,7 +81,7 @@ class Subscriptions:
         self._lock = threading.RLock()
         self._subscriptions: tuple[_Subscription, ...] = ()
         self._connections: WeakKeyDictionary[Any, Token] = WeakKeyDictionary()
-        # Guards the two below it: how many callbacks are under way, and whether none may
+        # Guards the two below: how many callbacks are under way, and whether none may
         # begin any more. Reentrant, for the same reason.
         self._calls = threading.Condition()
         self._under_way = 0

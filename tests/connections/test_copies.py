@@ -1,8 +1,10 @@
 """The store of copies: pure, with a clock of the test's."""
 
+import itertools
 import tracemalloc
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from weakref import ref
 
 import pytest
@@ -15,6 +17,7 @@ from django_entra_redis.connections.copies import (
     OVERHEAD,
     Copies,
     Copy,
+    Fill,
 )
 
 NEVER = float("inf")
@@ -96,6 +99,74 @@ def test_a_change_on_the_way_keeps_it_out(how: str) -> None:
     assert held(copies) == ({"a"} if how == "flush all" else {"a", "b"})
     assert copies.invalidations == (how == "invalidate")
     assert copies.flushes == how.startswith("flush")
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_several_on_the_way(order: tuple[int, ...]) -> None:
+    """Several threads may ask for one key; a change concerns those that have asked."""
+    copies = Copies(10_000, 1000)
+    fills = [copies.begin("a", "o") for _ in range(2)]
+    copies.drop(["a"])
+    fills.append(copies.begin("a", "o"))
+    for number in order:
+        copies.end(fills[number], str(number).encode(), NEVER)
+    copy = good(copies, "a", 0.0)
+    assert copy is not None
+    assert copy.data == b"2"
+    assert not copies._fills
+
+
+class Ending:
+    """A lock for which another thread's fetch ends just before it is taken."""
+
+    def __init__(self, copies: Copies, fill: Fill) -> None:
+        self.copies, self.fill = copies, fill
+        self.lock = copies._lock
+
+    def __enter__(self) -> None:
+        self.copies._lock = self.lock
+        self.copies.end(self.fill, b"first", NEVER)
+        self.lock.acquire()
+
+    def __exit__(self, *error: object) -> None:
+        self.lock.release()
+
+
+def test_one_ends_while_another_begins() -> None:
+    """The other is then the only one on its way."""
+    copies = Copies(10_000, 1000)
+    first = copies.begin("a", "o")
+    copies._lock = Ending(copies, first)  # type: ignore[assignment]
+    second = copies.begin("a", "o")
+    copies.drop(["a"])
+    copies.end(second, b"second", NEVER)
+    assert held(copies) == set()
+    assert not copies._fills
+
+
+def test_threads() -> None:
+    """No fetch is lost, and none stays, whatever other threads do meanwhile."""
+    copies, rounds = Copies(10_000, 1000), 5000
+    lost = []
+
+    def fetch() -> None:
+        for number in range(rounds):
+            fill = copies.begin("ab"[number % 2], "o")
+            copies.drop([fill.key])
+            if not fill.tainted:
+                lost.append(fill)
+            copies.end(fill, b"", NEVER)
+
+    def flush() -> None:
+        for _ in range(rounds):
+            copies.flush("o")
+
+    with ThreadPoolExecutor(4) as threads:
+        for done in [*(threads.submit(fetch) for _ in range(3)), threads.submit(flush)]:
+            done.result()
+    assert not lost
+    assert not copies._fills
+    assert (len(copies), copies.bytes) == (0, 0)
 
 
 def test_what_this_process_writes() -> None:
