@@ -246,10 +246,8 @@ class Authentication(Call):
 def pack_fetch(key: str) -> bytes:
     """Return GET and PTTL of a key, packed."""
     size = len(key) if key.isascii() else len(key.encode())
-    return (
-        f"*2\r\n$3\r\nGET\r\n${size}\r\n{key}\r\n"
-        f"*2\r\n$4\r\nPTTL\r\n${size}\r\n{key}\r\n"
-    ).encode()
+    name = f"${size}\r\n{key}\r\n"
+    return f"*2\r\n$3\r\nGET\r\n{name}*2\r\n$4\r\nPTTL\r\n{name}".encode()
 
 
 def fitting(keys: Sequence[str], most: int) -> int:
