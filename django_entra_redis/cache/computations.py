@@ -3,7 +3,7 @@
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Container, Hashable
+from collections.abc import Callable, Container, Hashable, Iterator
 from concurrent.futures import Future
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -47,13 +47,24 @@ class Computation:
         self.loop = loop
         self.waiters = 0
         self.validity = Validity()
-        #: The computation of another key that this one waits for.
-        self.behind: Computation | None = None
+        #: The computations of other keys that this one waits for: several at once, if
+        #: its tasks do.
+        self.behind: list[Computation] = []
         #: Its result is a function that returns a new copy of the value, or raises one
         #: of the error.
         self.future: Future[Any] = Future()
         # A running future can't be cancelled, not even by a waiter that is cancelled.
         self.future.set_running_or_notify_cancel()
+
+    def awaited(self) -> "Iterator[Computation]":
+        """Yield this computation and all that have to end before it does."""
+        left, seen = [self], {self}
+        while left:
+            one = left.pop()
+            yield one
+            new = set(one.behind) - seen
+            seen |= new
+            left += new
 
 
 class Computations:
@@ -122,24 +133,24 @@ class Computations:
         """
         with self._lock:
             found = self._under_way.get(key)
-            behind = found
-            while behind is not None:
+            if found is None:
+                return None
+            for awaited in found.awaited():
                 # A deadlock: the caller would wait for itself, or block the event loop
                 # that has to end the computation.
-                if behind in own or (blocked is not None and behind.loop is blocked):
+                if awaited in own or (blocked is not None and awaited.loop is blocked):
                     return None
-                behind = behind.behind
-            if found is not None:
-                found.waiters += 1
-                if own:
-                    own[-1].behind = found
+            found.waiters += 1
+            # The outer ones can't end before the innermost, either.
+            for one in own:
+                one.behind.append(found)
             return found
 
-    def leave(self, own: tuple[Computation, ...]) -> None:
-        """Note that the caller has stopped waiting."""
+    def leave(self, own: tuple[Computation, ...], computation: Computation) -> None:
+        """Note that the caller has stopped waiting for a computation."""
         with self._lock:
-            if own:
-                own[-1].behind = None
+            for one in own:
+                one.behind.remove(computation)
 
     def end(self, key: Key, computation: Computation) -> bool:
         """Let no caller join a computation any more; return whether one has joined."""

@@ -153,7 +153,7 @@ class Call:
             try:
                 yield methodcaller("wait", computation.future, WAIT)
             finally:
-                computations.leave(own)
+                computations.leave(own, computation)
             if not computation.future.done():
                 computations.end(self.key, computation)
                 continue

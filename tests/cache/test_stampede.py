@@ -472,6 +472,76 @@ def test_a_circle_is_none(database: Database, native: bool) -> None:
     assert set(found) & {"of a", "of b"}
 
 
+def test_a_circle_of_nested_computations(database: Database) -> None:
+    """A computation within another one waits for a third, which asks for the outer."""
+    cache = database.cache()
+    begun, waits = threading.Event(), threading.Event()
+
+    def inner() -> Any:
+        assert begun.wait(30)
+        waits.set()
+        return cache.get_or_set("c", lambda: "its own")
+
+    def third() -> Any:
+        begun.set()
+        assert waits.wait(30)
+        wait_until(lambda: waiting("c"))
+        return cache.get_or_set("a", lambda: "its own")
+
+    with ThreadPoolExecutor(2) as pool:
+        outer = pool.submit(cache.get_or_set, "a", lambda: cache.get_or_set("b", inner))
+        other = pool.submit(cache.get_or_set, "c", third)
+        assert outer.result(10) == other.result(10) == "its own"
+
+
+def test_a_circle_through_one_of_several_tasks(database: Database) -> None:
+    """A computation waits for two others at once, and one of these asks for it."""
+    cache = database.cache()
+
+    async def scenario() -> list[Any]:
+        waits = asyncio.Event()
+
+        async def first() -> Any:
+            while not waiting("b") or not waiting("c"):
+                await asyncio.sleep(0.005)
+            return await cache.aget_or_set("a", lambda: "its own")
+
+        async def second() -> str:
+            await waits.wait()
+            return "second"
+
+        async def both() -> Any:
+            return await asyncio.gather(
+                cache.aget_or_set("b", lambda: "its own"),
+                cache.aget_or_set("c", lambda: "its own"),
+            )
+
+        async with asyncio.timeout(10):
+            tasks = [
+                asyncio.ensure_future(cache.aget_or_set(key, compute))
+                for key, compute in [("b", first), ("c", second), ("a", both)]
+            ]
+            found = await tasks[0]
+            waits.set()
+            return [found, *await asyncio.gather(*tasks[1:])]
+
+    assert asyncio.run(scenario())[:2] == ["its own", "second"]
+
+
+def test_who_stops_waiting_for_one_waits_for_the_other() -> None:
+    """The end of one of two waits of a computation is not the end of the other."""
+    ours: Any = Computations()
+    waiter, one, other = (ours.lead(("server", key), None) for key in "abc")
+    assert ours.join(("server", "b"), (waiter,), None) is one
+    assert ours.join(("server", "c"), (waiter,), None) is other
+    ours.leave((waiter,), one)
+    assert ours.join(("server", "a"), (other,), None) is None
+    assert ours.join(("server", "a"), (one,), None) is waiter
+    ours.leave((one,), waiter)
+    ours.leave((waiter,), other)
+    assert ours.join(("server", "a"), (other,), None) is waiter
+
+
 def test_caches_that_share_a_server_share_a_computation(database: Database) -> None:
     """Each thread has a cache object of its own."""
     computing = Computing()
