@@ -157,6 +157,13 @@ class Copies:
         self._unused[hashed] = count + 1 if count < -1 else COLD_AFTER - 1
         return True
 
+    def cool(self, keys: Iterable[str]) -> None:
+        """Have keys be cold, however often they have been read."""
+        with self._lock:
+            for key in keys:
+                self._unused[hash(key)] = COLD_AFTER - 1
+                self._count_unused(key)
+
     def miss(self, count: int) -> None:
         """Count values that were read without a copy."""
         with self._lock:

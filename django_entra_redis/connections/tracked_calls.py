@@ -46,6 +46,11 @@ class Call:
 
     __slots__ = ("count", "done", "replies", "size", "turn")
 
+    @property
+    def keys(self) -> Sequence[str]:
+        """The keys whose values are fetched."""
+        return ()
+
     def __init__(self, count: int, size: int) -> None:
         self.count = count
         self.size = size
@@ -85,6 +90,11 @@ class Fetch(Call):
     """
 
     __slots__ = ("fills", "future", "lead", "sent_at", "values")
+
+    @property
+    def keys(self) -> Sequence[str]:
+        """See :attr:`Call.keys`."""
+        return [fill.key for fill in self.fills]
 
     def __init__(
         self,
@@ -141,6 +151,11 @@ class Ask(Fill):
     count = 2
     turn = None
     missed = 1
+
+    @property
+    def keys(self) -> Sequence[str]:
+        """See :attr:`Call.keys`."""
+        return [self.key]
 
     def __init__(self, key: str, owner: Any, sent_at: float, size: int) -> None:
         self.key = key

@@ -469,6 +469,9 @@ class TrackedConnection:
         """Close the connection, on which no reply has come in time."""
         with self._gate:
             self.silent = self.silent or not self.closed
+            # To fetch again what has come in part would cost all this once more.
+            if self._under_way and self._reader.has_data():
+                self.copies.cool(self._under_way[0].keys)
             self.lose("it does not answer")
 
     def lose(self, reason: object) -> None:

@@ -327,6 +327,14 @@ def test_keys_that_change_more_than_they_are_read() -> None:
     assert not copies.is_cold("a")
 
 
+def test_keys_that_take_too_long() -> None:
+    """A key can be cold at once, even one whose copies are used."""
+    copies = Copies(100_000, 100)
+    copies.cool(["a", "b", "a"])
+    for key, cold in [("a", True), ("b", True), ("c", False)]:
+        assert copies.is_cold(key) == cold
+
+
 def test_so_many_are_remembered() -> None:
     """The memory of such keys is bounded, too."""
     for max_bytes, most in ((32 * 2**20, MOST_COLD), (320_000, 100)):

@@ -17,7 +17,7 @@ import pytest
 from django_entra_redis.commands.packing import pack_all
 from django_entra_redis.connections import tracked_calls, tracked_connection
 from django_entra_redis.connections.copies import Copies
-from django_entra_redis.connections.tracked_calls import Call, Fetch
+from django_entra_redis.connections.tracked_calls import Authentication, Call, Fetch
 from django_entra_redis.connections.tracked_connection import TrackedConnection
 from emulator.certificates import CertificateAuthority
 from tests.support.caches import wait_until
@@ -204,6 +204,44 @@ def test_nothing_comes() -> None:
     assert call.values is None
     assert server.connection.closed
     assert not server.kept()
+    server.close()
+
+
+def test_a_value_that_takes_too_long() -> None:
+    """What was on its way is fetched no more; what no part has come of still is."""
+    server = Server(timeout=0.05)
+    call, behind = server.connection.fetch(["a", "b"]), server.connection.fetch(["c"])
+    assert call is not None
+    assert behind is not None
+    server.send(b"$1\r\n1\r\n:-1\r\n$900\r\nbeg")
+    server.connection.wait(call)
+    assert server.connection.silent
+    assert [name for name in "abc" if server.copies.is_cold(name)] == ["a", "b"]
+    server.close()
+
+
+def test_a_value_asked_for_that_takes_too_long() -> None:
+    """The same holds for one value."""
+    server = Server(timeout=0.05)
+    server.send(b"$900\r\nbeg")
+    call = server.connection.ask("a")
+    assert call is not None
+    assert call.values is None
+    assert server.copies.is_cold("a")
+    server.close()
+
+
+def test_a_half_reply_to_auth() -> None:
+    """No value is on its way then."""
+    server = Server(timeout=0.05)
+    token: Any = None
+    server.connection._send(b"", Authentication(token))
+    call = server.connection.fetch(["a"])
+    assert call is not None
+    server.send(b"+O")
+    server.connection.wait(call)
+    assert server.connection.silent
+    assert not server.copies.is_cold("a")
     server.close()
 
 
