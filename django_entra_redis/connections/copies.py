@@ -57,7 +57,7 @@ class Fill:
     #: Misses to count when it ends.
     missed = 0
     #: Where it is the first one of its key: those that began later.
-    later: tuple["Fill", ...] = ()
+    later: frozenset["Fill"] = frozenset()
 
     def __init__(self, key: str, owner: Hashable) -> None:
         self.key = key
@@ -100,7 +100,10 @@ class Copies:
     def reset(self) -> None:
         """Forget all copies, as a child process must."""
         # Guards all attributes; use(), is_cold(), add() and drop_one() say why they do
-        # without it. Reentrant, since a signal handler may use the cache.
+        # without it. Reentrant, since a signal handler may use the cache in the midst
+        # of any method. Python lets it run at the beginning of a function, after a
+        # call and at the end of a loop's round: what belongs together is done by
+        # operators alone.
         self._lock = threading.RLock()
         self.bytes = 0
         self._copies.clear()
@@ -181,9 +184,11 @@ class Copies:
         # atomic, and what is fetched is sent after it.
         if self._fills.setdefault(fill.key, fill) is not fill:
             with self._lock:
-                first = self._fills.setdefault(fill.key, fill)
-                if first is not fill:
-                    first.later += (fill,)
+                # Again, where a signal handler has ended the first one meanwhile.
+                while fill not in self._under_way(fill.key):
+                    first = self._fills.setdefault(fill.key, fill)
+                    if first is not fill:
+                        first.later |= {fill}
 
     def end(self, fill: Fill, data: bytes | None, expires_at: float) -> None:
         """Keep a fetched value, unless its key has changed meanwhile.
@@ -196,7 +201,7 @@ class Copies:
         key = fill.key
         with self._lock:
             self.misses += fill.missed
-            if data is not None and not fill.tainted:
+            if data is not None:
                 # A letter takes up to four bytes; to ask for that costs, and is rarely
                 # needed.
                 size = (len(key) if key.isascii() else getsizeof(key)) + OVERHEAD
@@ -205,13 +210,17 @@ class Copies:
                     size += length
                 else:
                     data = None
-                if key in self._copies:
-                    self._remove(key)
-                if size <= self.max_bytes:
-                    self._copies[key] = Copy(data, expires_at, fill.owner, size)
-                    self.bytes += size
-                    if self.bytes > self.max_bytes:
-                        self._make_room()
+                copy = Copy(data, expires_at, fill.owner, size)
+                # Not before: a signal handler may change the key.
+                if not fill.tainted:
+                    if key in self._copies:  # As _remove() does, without a call.
+                        self.bytes -= self._copies[key].size
+                        del self._copies[key]
+                    if size <= self.max_bytes:
+                        self._copies[key] = copy
+                        self.bytes += size
+                        if self.bytes > self.max_bytes:
+                            self._make_room()
             # In this order: drop_one() always finds the key in one of the two.
             if self._fills[key] is fill and not fill.later:
                 del self._fills[key]
@@ -225,14 +234,17 @@ class Copies:
             self.bytes -= oldest.size
 
     def _leave(self, fill: Fill) -> None:
-        """Forget a fill, which is not the only one of its key."""
+        """Forget a fill, which need not be the only one of its key."""
         first = self._fills[fill.key]
-        if first is fill:
-            first, *rest = fill.later
-            first.later = tuple(rest)
+        if first is not fill:
+            first.later -= {fill}
+        elif fill.later:
+            first, *_ = fill.later
+            first.later = fill.later - {first}
             self._fills[fill.key] = first
         else:
-            first.later = tuple(one for one in first.later if one is not fill)
+            # A signal handler has ended the others a moment ago.
+            del self._fills[fill.key]
 
     def relate(self, others: Iterable["Copies"]) -> None:
         """Note the other stores of this process with values of the same servers."""
@@ -266,13 +278,14 @@ class Copies:
         """Drop the copies of keys that have changed, also while they are fetched."""
         with self._lock:
             for key in keys:
-                copy = self._remove(key)
-                if copy is not None and not copy.used:
-                    self._count_unused(key)
+                # Before the copy: a signal handler may make it of one of these.
                 for fill in self._under_way(key):
                     if not fill.tainted:
                         fill.tainted = True
                         self._count_unused(key)
+                copy = self._remove(key)
+                if copy is not None and not copy.used:
+                    self._count_unused(key)
 
     def invalidate(self, keys: Iterable[str]) -> None:
         """Do as :meth:`drop` does, for keys that the server has invalidated."""
@@ -294,8 +307,8 @@ class Copies:
                 for fill in self._under_way(key):
                     fill.tainted = fill.tainted or owner in (None, fill.owner)
             if owner is None:
-                self._copies.clear()
                 self.bytes = 0
+                self._copies.clear()
                 return
             # A list, for the same reason as in _make_room().
             for key, copy in list(self._copies.items()):
@@ -315,7 +328,10 @@ class Copies:
             self._unused.popitem(last=False)
 
     def _remove(self, key: str) -> Copy | None:
-        copy = self._copies.pop(key, None)
-        if copy is not None:
-            self.bytes -= copy.size
+        copies = self._copies
+        if key not in copies:
+            return None
+        copy = copies[key]
+        del copies[key]
+        self.bytes -= copy.size
         return copy

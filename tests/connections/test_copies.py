@@ -1,10 +1,14 @@
 """The store of copies: pure, with a clock of the test's."""
 
 import itertools
+import os
+import subprocess
+import sys
 import tracemalloc
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 from weakref import ref
 
 import pytest
@@ -144,17 +148,180 @@ def test_one_ends_while_another_begins() -> None:
     assert not copies._fills
 
 
+class Interrupting(dict[str, Fill]):
+    """The fills of a store; after each call comes the next signal handler."""
+
+    def __init__(self) -> None:
+        self.handlers: list[Callable[[], object]] = []
+
+    def setdefault(self, key: str, default: Any = None) -> Any:
+        """Do as a dictionary does, then have the handler come."""
+        found = super().setdefault(key, default)
+        if self.handlers:
+            self.handlers.pop(0)()
+        return found
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("before", [[], [int]])
+def test_a_handler_ends_another_while_one_begins(
+    count: int, before: list[Callable[[], object]]
+) -> None:
+    """The one that begins is under way all the same."""
+    copies = Copies(10_000, 1000)
+    copies._fills = fills = Interrupting()
+    others = [copies.begin("a", "o") for _ in range(count)]
+    last = Fill("a", "o")
+    fills.handlers = [*before, lambda: copies.end(others[0], b"", NEVER)]
+    copies.add(last)
+    assert not fills.handlers
+    copies.drop(["a"])
+    assert last.tainted
+    for fill in (*others[1:], last):
+        copies.end(fill, b"", NEVER)
+    assert not copies._fills
+    assert held(copies) == set()
+
+
+def test_a_handler_ends_the_others_while_one_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """None stays."""
+    copies = Copies(10_000, 1000)
+    first, second = (copies.begin("a", "o") for _ in range(2))
+    leave = copies._leave
+
+    def interrupted(fill: Fill) -> None:
+        monkeypatch.setattr(copies, "_leave", leave)
+        copies.end(second, None, 0.0)
+        leave(fill)
+
+    monkeypatch.setattr(copies, "_leave", interrupted)
+    copies.end(first, b"", NEVER)
+    assert not copies._fills
+    assert held(copies) == {"a"}
+
+
+HANDLERS = """
+import dis, itertools, sys
+from django_entra_redis.connections import copies as module
+
+NEVER = float("inf")
+# After these Python lets a signal handler run.
+POINTS = ("RESUME", "CALL", "JUMP_BACKWARD", "POP_JUMP_BACKWARD")
+
+def interrupt(call, handler, number):
+    last, left, came = {}, number, False
+
+    def trace(frame, event, argument):
+        nonlocal left, came
+        if frame.f_code.co_filename != module.__file__:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            name = dis.opname[frame.f_code.co_code[frame.f_lasti]]
+            before = last.get(frame, "RESUME")
+            last[frame] = name
+            if before.startswith(POINTS) and not before.endswith("NO_INTERRUPT"):
+                left -= 1
+                if left == 0:
+                    came = True
+                    sys.settrace(None)
+                    handler()
+        return trace
+
+    sys.settrace(trace)
+    try:
+        call()
+    finally:
+        sys.settrace(None)
+    return came
+
+def check(act, comes, others, kept, number):
+    copies = module.Copies(4000, 2000)
+    for key in kept:
+        copies.end(copies.begin(key, "o"), b"old" * 500, NEVER)
+    fills = [copies.begin("a", "o") for _ in range(others)]
+    mine = fills.pop() if act == "end" and fills else copies.begin("a", "o")
+    if act != "end":
+        fills.append(mine)
+    acts = {
+        "begin": lambda: fills.append(copies.begin("a", "o")),
+        "end": lambda: copies.end(mine, b"old", NEVER),
+        "drop": lambda: copies.drop(["a", "b"]),
+        "drop one": lambda: copies.drop_one("a"),
+        "flush": copies.flush,
+        "flush o": lambda: copies.flush("o"),
+    }
+    handlers = {
+        "begin": lambda: fills.append(copies.begin("a", "p")),
+        "keep": lambda: copies.end(copies.begin("a", "p"), b"new", NEVER),
+        "keep another": lambda: copies.end(copies.begin("b", "p"), b"new", NEVER),
+        "end": lambda: fills and copies.end(fills.pop(0), b"old", NEVER),
+        "lose": lambda: [
+            copies.end(fills.pop(), None, 0.0) for _ in range(len(fills))
+        ],
+        "drop": lambda: copies.drop(["a"]),
+        "flush": copies.flush,
+    }
+    came = interrupt(acts[act], handlers[comes], number)
+    copy = copies.peek("a")
+    changed = act not in ("begin", "end") or (act, comes) == ("end", "drop")
+    if came and changed and comes != "keep":
+        assert copy is None or copy.data == b"new", copy.data
+    copies.drop(["a"])
+    assert all(fill.tainted for fill in fills)
+    for fill in fills:
+        copies.end(fill, b"old", NEVER)
+    assert not copies._fills
+    assert copies.bytes == sum(copy.size for copy in copies._copies.values())
+    return came
+
+count = 0
+for case in itertools.product(
+    ("begin", "end", "drop", "drop one", "flush", "flush o"),
+    ("begin", "keep", "keep another", "end", "lose", "drop", "flush"),
+    range(3),
+    ("", "a", "ab"),
+):
+    try:
+        numbers = itertools.count(1)
+        while check(*case, next(numbers)):
+            count += 1
+    except Exception as error:
+        raise AssertionError(case) from error
+print(count)
+"""
+
+
+def test_handlers() -> None:
+    """A signal handler may use the store while the same thread is in any method.
+
+    In a process of its own and without coverage, since a trace function sends it.
+    """
+    command = [sys.executable, "-W", "error", "-c", HANDLERS]
+    names = [name for name in os.environ if not name.startswith("COVERAGE_")]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        env={name: os.environ[name] for name in names},
+        text=True,
+        timeout=300,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert int(done.stdout) > 1000
+
+
 def test_threads() -> None:
     """No fetch is lost, and none stays, whatever other threads do meanwhile."""
     copies, rounds = Copies(10_000, 1000), 5000
-    lost = []
+    tainted: list[bool] = []
 
     def fetch() -> None:
         for number in range(rounds):
             fill = copies.begin("ab"[number % 2], "o")
             copies.drop([fill.key])
-            if not fill.tainted:
-                lost.append(fill)
+            tainted.append(fill.tainted)
             copies.end(fill, b"", NEVER)
 
     def flush() -> None:
@@ -164,7 +331,7 @@ def test_threads() -> None:
     with ThreadPoolExecutor(4) as threads:
         for done in [*(threads.submit(fetch) for _ in range(3)), threads.submit(flush)]:
             done.result()
-    assert not lost
+    assert all(tainted)
     assert not copies._fills
     assert (len(copies), copies.bytes) == (0, 0)
 
