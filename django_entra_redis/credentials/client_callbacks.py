@@ -81,10 +81,10 @@ class Subscriptions:
         self._lock = threading.RLock()
         self._subscriptions: tuple[_Subscription, ...] = ()
         self._connections: WeakKeyDictionary[Any, Token] = WeakKeyDictionary()
-        # Guards the two below: how many callbacks are under way, and whether none may
-        # begin any more. Reentrant, for the same reason.
+        # Guards the two below: the callbacks under way, and whether none may begin any
+        # more. Reentrant, for the same reason.
         self._calls = threading.Condition()
-        self._under_way = 0
+        self._under_way: set[object] = set()
         self._exiting = False
 
     def __len__(self) -> int:
@@ -132,7 +132,8 @@ class Subscriptions:
     def after_fork(self) -> None:
         """Forget the parent's event loops and connections in a child process."""
         self._lock = threading.RLock()
-        self._calls, self._under_way = threading.Condition(), 0
+        self._calls, self._under_way = threading.Condition(), set()
+        self._exiting = False
         self._subscriptions = tuple(s for s in self._subscriptions if s.loop is None)
         self._connections = WeakKeyDictionary()
         for pool in self._pools():
@@ -151,13 +152,18 @@ class Subscriptions:
             deadline: the time of the monotonic clock until which to wait for callbacks
                 under way.
         """
-        with self._calls:
-            self._exiting = True
-            left = max(0.0, deadline - time.monotonic())
-            if self._calls.wait_for(lambda: not self._under_way, left):
-                return
-        for pool in self._pools():
-            pool._lock = threading.RLock()
+        try:
+            with self._calls:
+                self._exiting = True
+                left = max(0.0, deadline - time.monotonic())
+                self._calls.wait_for(lambda: not self._under_way, left)
+        finally:  # Also where a second Ctrl+C ends the wait.
+            if self._under_way:
+                for pool in self._pools():
+                    pool._lock = threading.RLock()
+                    # A function that is called at exit must not use the connections
+                    # on which the callback waits for replies.
+                    pool.reset()
 
     def _pools(self) -> Iterator[Any]:
         """Yield the pools whose idle connections a callback authenticates."""
@@ -191,16 +197,17 @@ class Subscriptions:
 
     def _fails(self, subscription: _Subscription, value: Any) -> bool:
         """Call a callback; return whether it failed and another call may help."""
-        with self._calls:
-            if self._exiting:
-                return False
-            self._under_way += 1
+        call = object()  # not a number, which a child that is forked meanwhile forgets
         try:
+            with self._calls:
+                if self._exiting:
+                    return False
+                self._under_way.add(call)
             return _fails(subscription, value)
         finally:
-            with self._calls:
-                self._under_way -= 1
-                self._calls.notify_all()
+            with (calls := self._calls):
+                self._under_way.discard(call)
+                calls.notify_all()
 
 
 #: The callbacks that run in event loops: asyncio itself holds tasks by weak references.

@@ -275,9 +275,11 @@ in_child(_after_fork_in_child, Order.LOCKS)
 
 def _before_exit() -> None:
     deadline = time.monotonic() + EXIT_PATIENCE
-    for subscriptions in list(_subscriptions.values()):
-        for kind in subscriptions:
-            kind.before_exit(deadline)
+    # All of them are called, even where a signal handler raises meanwhile.
+    with contextlib.ExitStack() as stack:
+        for subscriptions in list(_subscriptions.values()):
+            for kind in subscriptions:
+                stack.callback(kind.before_exit, deadline)
 
 
 atexit.register(_before_exit)

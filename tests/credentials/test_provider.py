@@ -19,6 +19,7 @@ import redis
 import redis.asyncio
 from django.test import override_settings
 
+from django_entra_redis.credentials import provider as provider_module
 from django_entra_redis.credentials.client_callbacks import Subscriptions
 from django_entra_redis.credentials.provider import (
     EntraCredentialProvider,
@@ -505,10 +506,13 @@ def test_before_exit() -> None:
 
 @pytest.mark.parametrize("ends", [True, False])
 def test_before_exit_while_a_callback_is_under_way(ends: bool) -> None:
-    """A pool that a callback holds for too long has a new lock."""
+    """A pool that a callback holds for too long begins anew.
+
+    It has another lock; and nobody gets a connection on which the callback waits.
+    """
     subscriptions, pool = Subscriptions(), SlowPool()
     subscriptions.add(pool.re_auth_callback)
-    lock = pool._lock
+    lock, idle = pool._lock, pool._available_connections
     with ThreadPoolExecutor(2) as threads:
         told = threads.submit(subscriptions.notify, "new")
         assert pool.asked.wait(PATIENCE)
@@ -521,6 +525,54 @@ def test_before_exit_while_a_callback_is_under_way(ends: bool) -> None:
         over.result(PATIENCE)
         told.result(PATIENCE)
     assert (pool._lock is lock) is ends
+    assert (pool._available_connections is idle) is ends
+
+
+def test_interruption_of_the_exit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second Ctrl+C ends the wait; no pool stays locked."""
+    kinds = [Subscriptions() for _ in range(4)]
+    pools = [SlowPool() for _ in kinds]
+    locks = [pool._lock for pool in pools]
+    pairs = {"a": tuple(kinds[:2]), "b": tuple(kinds[2:])}
+    monkeypatch.setattr(provider_module, "_subscriptions", pairs)
+    with ThreadPoolExecutor(len(kinds)) as threads:
+        for kind, pool in zip(kinds, pools, strict=True):
+            kind.add(pool.re_auth_callback)
+            threads.submit(kind.notify, "new")
+            assert pool.asked.wait(PATIENCE)
+            monkeypatch.setattr(kind._calls, "wait_for", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            provider_module._before_exit()
+        for pool in pools:
+            pool.released.set()
+    assert all(pool._lock is not lock for pool, lock in zip(pools, locks, strict=True))
+
+
+def interrupt(*arguments: object) -> None:
+    """Do as Ctrl+C does."""
+    raise KeyboardInterrupt
+
+
+def test_a_fork_in_a_callback() -> None:
+    """The child has no callback under way when this one ends, and none is refused."""
+    subscriptions, pool = Subscriptions(), SlowPool()
+    told: list[object] = []
+
+    def fork(token: object) -> None:
+        told.append(token)
+        subscriptions.after_fork()
+
+    subscriptions.add(fork)
+    subscriptions.add(pool.re_auth_callback)
+    pool.released.set()
+    subscriptions.before_exit(time.monotonic())
+    subscriptions.after_fork()
+    subscriptions.notify("new")
+    assert told == ["new"]
+    assert pool.asked.is_set()
+    lock = pool._lock
+    subscriptions.before_exit(time.monotonic())
+    assert pool._lock is lock
 
 
 class SlowPool(redis.ConnectionPool):
