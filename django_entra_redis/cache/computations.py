@@ -58,7 +58,8 @@ class Computation:
 
     def awaited(self) -> "Iterator[Computation]":
         """Yield this computation and all that have to end before it does."""
-        left, seen = [self], {self}
+        left: list[Computation] = [self]
+        seen = {*left}
         while left:
             one = left.pop()
             yield one
