@@ -247,9 +247,14 @@ def test_gunicorn(emulator: Emulator, tmp_path: Path, preload: bool) -> None:
         configuration = tmp_path / "gunicorn.conf.py"
         configuration.write_text(PATCHES["gevent"])
         command += ["--preload", f"--config={configuration}"]
-    application = "tests.processes.wsgi:application"
     with serving(
-        emulator, tmp_path, *command, "--bind=127.0.0.1:{port}", application
+        emulator,
+        tmp_path,
+        *command,
+        "--bind=127.0.0.1:{port}",
+        "tests.processes.wsgi:application",
+        # What is left of a token's life is for a busy machine.
+        TEST_IDENTITY='{"REFRESH_RATIO": 0.3}',
     ) as url:
         found = ask_until(
             url, lambda found: len(found) == 2 and all(map(renewed, found.values()))

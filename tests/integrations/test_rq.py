@@ -19,7 +19,7 @@ from tests.integrations.workers import (
     worker,
 )
 
-JOBS = 60
+JOBS = 30
 
 
 @pytest.mark.parametrize("kind", ["Worker", "SimpleWorker"])
