@@ -24,6 +24,9 @@ class Peer(asyncio.Protocol):
         """Be counted."""
         self.transport = transport
         self._host.peers.append(self)
+        if self._host.ended:
+            transport.abort()
+            return
         if self._host.welcome is not None:
             transport.write(self._host.welcome)
 
@@ -57,6 +60,8 @@ class PeerHost:
         self.tls = tls
         self.peers: list[Peer] = []
         self.port = 0
+        #: A connection may have been accepted that is made only then.
+        self.ended = False
 
     async def __aenter__(self) -> "PeerHost":
         """Begin."""
@@ -74,6 +79,7 @@ class PeerHost:
 
     async def __aexit__(self, *_: object) -> None:
         """End, and drop all connections."""
+        self.ended = True
         self._server.close()
         for peer in self.peers:
             peer.transport.abort()
