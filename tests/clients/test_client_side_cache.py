@@ -28,6 +28,7 @@ from django_entra_redis.status import ClientSideCacheInfo
 from emulator import Emulator
 from tests.processes.forks import fork
 from tests.support.caches import (
+    PATIENCE,
     Database,
     Proxy,
     let_in,
@@ -832,7 +833,11 @@ def test_a_fork_while_a_value_is_on_its_way(
     proxy = Proxy(database.address)
     try:
         cache = make_cache(
-            proxy.url(database.url), identity=None, client_side_cache=True
+            proxy.url(database.url),
+            identity=None,
+            client_side_cache=True,
+            # A fork takes a busy machine longer than the default.
+            socket_timeout=PATIENCE,
         )
         copied(cache, "k")
         proxy.arm(1, stall=True)

@@ -40,7 +40,8 @@ def remapped(emulator: Emulator, host: str) -> dict[str, Any]:
     port = int(emulator.redis_url.rpartition(":")[2])
     return {
         "ssl_ca_certs": str(emulator.ca_file),
-        "socket_connect_timeout": 0.5,
+        # In an event loop a fifth of it is for the second host's handshake.
+        "socket_connect_timeout": 2.0,
         "address_remap": lambda address: (host, port),
     }
 
