@@ -111,11 +111,12 @@ class Chaos:
         try:
             await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            # First, since the wait for the pumps may be cancelled.
+            writer.transport.abort()
+            server[1].transport.abort()
             for pump in pumps:
                 pump.cancel()
             await asyncio.gather(*pumps, return_exceptions=True)
-            writer.transport.abort()
-            server[1].transport.abort()
 
     def _draw(self) -> tuple[str, int, bool]:
         """Return a fate, after how many bytes, and whether of requests."""
