@@ -166,13 +166,17 @@ def _is_version(value: Any) -> bool:
     return isinstance(value, int) and value in [*ssl.TLSVersion]
 
 
+def _are_ciphers(value: Any) -> bool:
+    return isinstance(value, str) and _knows_ciphers(value)
+
+
 # Settings are parsed for many cache objects, and a context takes long to make.
 @functools.cache
-def _are_ciphers(value: Any) -> bool:
+def _knows_ciphers(names: str) -> bool:
     """Whether OpenSSL knows one of the cipher suites."""
     try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).set_ciphers(value)
-    except (ssl.SSLError, TypeError, ValueError):
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).set_ciphers(names)
+    except (ssl.SSLError, ValueError):
         return False
     return True
 

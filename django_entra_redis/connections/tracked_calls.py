@@ -46,11 +46,6 @@ class Call:
 
     __slots__ = ("count", "done", "replies", "size", "turn")
 
-    @property
-    def keys(self) -> Sequence[str]:
-        """The keys whose values are fetched."""
-        return ()
-
     def __init__(self, count: int, size: int) -> None:
         self.count = count
         self.size = size
@@ -60,6 +55,11 @@ class Call:
         #: is released when the call is done, or when it is the thread's turn to wait
         #: for bytes.
         self.turn: threading.Lock | None = None
+
+    @property
+    def keys(self) -> Sequence[str]:
+        """The keys whose values are fetched."""
+        return ()
 
     def want_turn(self) -> None:
         """Make the lock, unless the call is done."""
@@ -91,11 +91,6 @@ class Fetch(Call):
 
     __slots__ = ("fills", "future", "lead", "sent_at", "values")
 
-    @property
-    def keys(self) -> Sequence[str]:
-        """See :attr:`Call.keys`."""
-        return [fill.key for fill in self.fills]
-
     def __init__(
         self,
         fills: Sequence[Fill],
@@ -111,6 +106,11 @@ class Fetch(Call):
         #: The values as bytes; ``None``: they must be read on another connection.
         self.values: list[bytes | None] | None = None
         self.future = future
+
+    @property
+    def keys(self) -> Sequence[str]:
+        """See :attr:`Call.keys`."""
+        return [fill.key for fill in self.fills]
 
     def finish(self, connection: Any, *, lost: bool) -> None:
         """Make the copies."""
@@ -152,11 +152,6 @@ class Ask(Fill):
     turn = None
     missed = 1
 
-    @property
-    def keys(self) -> Sequence[str]:
-        """See :attr:`Call.keys`."""
-        return [self.key]
-
     def __init__(self, key: str, owner: Any, sent_at: float, size: int) -> None:
         self.key = key
         self.owner = owner
@@ -166,6 +161,11 @@ class Ask(Fill):
         self.replies: list[Any] = []
         self.values: list[bytes | None] | None = None
         self.done = False
+
+    @property
+    def keys(self) -> Sequence[str]:
+        """See :attr:`Call.keys`."""
+        return [self.key]
 
     def finish(self, connection: Any, *, lost: bool) -> None:
         """Make the copy."""

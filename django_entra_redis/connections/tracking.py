@@ -181,10 +181,7 @@ class Tracker:
         Raises:
             TimeoutError: the server has not answered in time.
         """
-        connection = self.connection
-        # As _current() does, in a call less where there is nothing to do.
-        if connection is None or connection.closed or connection.held is not None:
-            connection = self._current()
+        connection = self._current()
         if connection is None:
             return None
         call = connection.ask(key)

@@ -468,6 +468,7 @@ def test_credentials_of_absent_variables(nothing: Any) -> None:
         ("ssl_cert_reqs", []),
         ("ssl_cert_reqs", 5),
         ("ssl_ciphers", 5),
+        ("ssl_ciphers", ["ECDHE+AESGCM"]),
         ("ssl_ciphers", "klingon"),
         ("ssl_ciphers", "null\0"),
         ("ssl_exclude_verify_flags", 5),
