@@ -413,8 +413,13 @@ class Emulator:
         await self._stopping.wait()
         for task in tasks:
             task.cancel()
-        for listener in list(self._listeners.values()):
-            await listener.stop()
+        # All at first: new sockets would get the numbers of those that are closed, for
+        # which asyncio may still have a transport.
+        listeners = list(self._listeners.values())
+        for listener in listeners:
+            listener.stop()
+        for listener in listeners:
+            await listener.stopped()
         self._gateway.stop()
         for connection in list(self._http):
             connection.abort()

@@ -28,7 +28,7 @@ from emulator.journal import Authentication, Journal
 from emulator.profiles import Profile, Transaction
 from emulator.refusals import Refusals
 from emulator.settings import Settings
-from emulator.sockets import reset
+from emulator.sockets import close_soon, reset
 
 # How Redis refuses an AUTH.
 _REFUSAL = b"WRONGPASS invalid username-password pair or user is disabled."
@@ -329,7 +329,7 @@ class Connection:
             reset(self.client_socket)
             client.abort()
         else:
-            client.close()
+            close_soon(client)
             self._timer = gateway.loop.call_later(within, client.abort)
 
     def client_lost(self) -> None:

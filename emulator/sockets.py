@@ -24,6 +24,21 @@ def reset(sock: socket.socket) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABORTIVE)
 
 
+def close_soon(transport: asyncio.Transport) -> None:
+    """Close a transport in the loop's next turn, unless somebody else has closed it.
+
+    asyncio closes one that is made as the task which accepts it is cancelled. With TLS
+    it then waits for the peer, which only an abort() ends, and a second close() has it
+    forget how to do that.
+    """
+
+    def close() -> None:
+        if not transport.is_closing():
+            transport.close()
+
+    asyncio.get_running_loop().call_later(0, close)
+
+
 Serve = Callable[[socket.socket], Coroutine[None, None, None]]
 
 
@@ -81,11 +96,14 @@ class Listener:
         """Accept from now on, in the running loop."""
         asyncio.get_running_loop().add_reader(self.socket, self._accept)
 
-    async def stop(self) -> None:
-        """Accept no more, and end what is being begun."""
+    def stop(self) -> None:
+        """Accept no more, and begin to end what is being begun."""
         asyncio.get_running_loop().remove_reader(self.socket)
         for task in self._tasks:
             task.cancel()
+
+    async def stopped(self) -> None:
+        """Wait for the end of what was being begun."""
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def refuse(self, refusing: bool) -> None:

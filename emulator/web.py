@@ -11,7 +11,7 @@ from http import HTTPStatus
 from typing import Any, cast
 from urllib.parse import parse_qsl, urlsplit
 
-from emulator.sockets import reset
+from emulator.sockets import close_soon, reset
 
 logger = logging.getLogger(__name__)
 
@@ -178,7 +178,7 @@ class HttpConnection(asyncio.Protocol):
             transport.write(response.encoded(close=close))
             if close:
                 self._busy = True
-                transport.close()
+                close_soon(transport)
 
     def _dribble(self, content: bytes, position: int) -> None:
         assert self._transport is not None
@@ -187,7 +187,7 @@ class HttpConnection(asyncio.Protocol):
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(1, self._dribble, content, position + 1)
         else:
-            self._transport.close()
+            close_soon(self._transport)
 
 
 def _failure(path: str) -> Response:

@@ -65,7 +65,7 @@ class AsyncCacheClient:
             and type(client) is CacheClient
             and len(client.endpoints) <= 2
         )
-        self._writer, self._reader = client.endpoints[0], client.endpoints[-1]
+        self._primary, self._reader = client.endpoints[0], client.endpoints[-1]
 
     # -- the operations that are carried out most, in one coroutine ------------------
 
@@ -96,7 +96,7 @@ class AsyncCacheClient:
 
     async def set(self, key: str, value: Any, timeout: int | None) -> None:
         """Set a key: what :meth:`run` does with the operation ``set``."""
-        operations, endpoint = self.client.operations, self._writer
+        operations, endpoint = self.client.operations, self._primary
         ready = self._ready(endpoint)
         if ready is None:
             await self.run(operations.set, key, value, timeout)

@@ -292,7 +292,7 @@ class CacheClient(Client):
     def __init__(self, options: CacheOptions) -> None:
         endpoints = [get_endpoint(server, options) for server in options.servers]
         super().__init__(options, endpoints, Operations, ReadOnlyError)
-        self._writer = endpoints[0]
+        self._primary = endpoints[0]
         self._readers = endpoints[1:] or endpoints
 
     # Made at first use: Django makes a cache object for each thread and each ASGI
@@ -305,7 +305,7 @@ class CacheClient(Client):
 
     @cached_property
     def _lock_client(self) -> redis.Redis:
-        return LockClient(self._writer, self.give_up)
+        return LockClient(self._primary, self.give_up)
 
     def get_client(self, key: str | None = None, *, write: bool = False) -> redis.Redis:
         """Return a redis-py client, for commands that Django's cache API lacks.
@@ -325,7 +325,7 @@ class CacheClient(Client):
     def endpoint_for(self, request: Request) -> Endpoint:
         """Return a server that can carry out a request: the first, or any replica."""
         if request.write or len(self._readers) == 1:
-            return self._writer if request.write else self._readers[0]
+            return self._primary if request.write else self._readers[0]
         return random.choice(self._readers)
 
     def carry_on(

@@ -161,9 +161,17 @@ class _Lent(AbstractConnection):
         return sent_password(self.password) if token is None else [token.value]
 
     async def disconnect(self, *args: Any, **kwargs: Any) -> None:
-        """Disconnect from the server."""
+        """Disconnect from the server, as the threads' connections do: at once.
+
+        asyncio would wait for the end of the server's TLS, which one that is silent
+        never sends: a task for seconds, and a loop that ends meanwhile would leave the
+        socket open.
+        """
         self._held = None
         self._watching = False
+        # redis-py has no public name for it, nor a way to disconnect in this way.
+        if self._writer is not None:
+            self._writer.transport.abort()
         await super().disconnect(*args, **kwargs)
 
     # -- tokens ----------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """redis-py's own clients for event loops, on a cache's settings."""
 
 import asyncio
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -91,6 +92,43 @@ def test_a_loop_that_is_closed_without_a_word(database: Database) -> None:
         assert len(loop_clients._loops) == 1
         asyncio.run(ask())
     assert not loop_clients._loops
+
+
+@pytest.mark.parametrize("under_way", [False, True])
+def test_a_server_that_is_silent_at_the_end_of_a_loop(
+    emulator: Emulator,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    under_way: bool,
+) -> None:
+    """The loop does not wait for the end of its TLS, and no socket stays open."""
+
+    async def work() -> None:
+        client: Any = await aget_redis_connection()
+        await client.set("key", b"value")
+        if under_way:
+            before = emulator.stats.commands
+            popping = asyncio.create_task(client.blpop(["nothing"], timeout=0))
+            await asyncio.to_thread(
+                wait_until, lambda: emulator.stats.commands > before
+            )
+            assert not popping.done()
+        emulator.freeze()
+
+    with (
+        let_in(emulator, monkeypatch),
+        of(
+            emulator.redis_url,
+            ssl_ca_certs=str(emulator.ca_file),
+            socket_connect_timeout=1,
+        ),
+    ):
+        try:
+            asyncio.run(work())
+        finally:
+            emulator.freeze(False)
+    gc.collect()  # Warns of a socket that is open.
+    assert caplog.records == []
 
 
 def test_outside_of_a_loop(database: Database) -> None:

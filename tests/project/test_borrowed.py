@@ -104,6 +104,12 @@ BORROWED = {
         "certificate must be for",
         lambda: callable(getattr(AsyncConnection, "_connection_arguments", None)),
     ),
+    "_writer": Borrowed(
+        "redis.asyncio.connection.AbstractConnection",
+        frozenset({"connections.lent_connection"}),
+        "a way to disconnect without waiting for the end of a silent server's TLS",
+        lambda: hasattr(AsyncConnection(), "_writer"),
+    ),
     "_get_free_connections": Borrowed(
         "redis.ConnectionPool, from redis-py 8 on",
         frozenset({"connections.pool"}),
