@@ -98,7 +98,7 @@ class Listener:
 
     def stop(self) -> None:
         """Accept no more, and begin to end what is being begun."""
-        asyncio.get_running_loop().remove_reader(self.socket)
+        self._shut()
         for task in self._tasks:
             task.cancel()
 
@@ -112,8 +112,7 @@ class Listener:
             return
         self.refusing = refusing
         if refusing:
-            asyncio.get_running_loop().remove_reader(self.socket)
-            self.socket.close()
+            self._shut()
             self.socket = hold(self._host, self.port)
             self.socket.setblocking(False)
         else:
@@ -122,6 +121,18 @@ class Listener:
 
     def close(self) -> None:
         """Free the port."""
+        self.socket.close()
+
+    def _shut(self) -> None:
+        """Close the port; connections that are yet to be accepted end with FIN.
+
+        The kernel would reset them, and a reset that comes before the client has set
+        its TLS up makes Python's ssl leak the socket.
+        """
+        asyncio.get_running_loop().remove_reader(self.socket)
+        with contextlib.suppress(OSError):  # there are no more, or there is no port
+            while True:
+                self.socket.accept()[0].close()
         self.socket.close()
 
     def _accept(self) -> None:

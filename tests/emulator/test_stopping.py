@@ -1,7 +1,7 @@
 """Connections that are made at the very moment at which the emulator stops.
 
-asyncio closes them then, and with TLS it waits for their clients. That the emulator
-closes all of its connections must end this, too.
+Those that are being accepted are closed by asyncio then, and with TLS it waits for
+their clients. That the emulator closes all of its connections must end this, too.
 """
 
 import asyncio
@@ -20,6 +20,7 @@ from emulator.clock import Clock
 from emulator.directory import Directory
 from emulator.gateway import Connection, Gateway
 from emulator.journal import Journal
+from emulator.sockets import Listener
 from emulator.web import HttpConnection, Response
 from tests.support.peers import PeerHost
 
@@ -134,3 +135,22 @@ def test_request_that_comes_with_the_end_of_the_handshake(listening: Listening) 
     asyncio.run(listening.serve(serve, close_all))
     assert connections == set()
     gc.collect()
+
+
+@pytest.mark.parametrize("refusing", [True, False])
+def test_connection_that_is_not_accepted_yet(refusing: bool) -> None:
+    """It ends; a reset would have the client leak a socket, if it begins with TLS."""
+
+    async def main() -> None:
+        serve: Any = None  # It is not called.
+        listener = Listener(0, serve)
+        listener.start()
+        with socket.create_connection(("127.0.0.1", listener.port), 30) as client:
+            if refusing:
+                listener.refuse(True)
+            else:
+                listener.stop()
+            assert client.recv(1) == b""
+        listener.close()
+
+    asyncio.run(main())
