@@ -3,7 +3,7 @@
 import asyncio
 import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,20 @@ def test_a_loop_that_is_closed_without_a_word(database: Database) -> None:
     assert not loop_clients._loops
 
 
+def run_and_freeze(emulator: Emulator, work: Callable[[], Awaitable[Any]]) -> None:
+    """Call a function in a loop of its own, at whose end the server is silent."""
+
+    async def main() -> None:
+        await work()
+        emulator.freeze()
+
+    try:
+        asyncio.run(main())
+    finally:
+        emulator.freeze(False)
+    gc.collect()  # Warns of a socket that is open.
+
+
 @pytest.mark.parametrize("under_way", [False, True])
 def test_a_server_that_is_silent_at_the_end_of_a_loop(
     emulator: Emulator,
@@ -113,7 +127,6 @@ def test_a_server_that_is_silent_at_the_end_of_a_loop(
                 wait_until, lambda: emulator.stats.commands > before
             )
             assert not popping.done()
-        emulator.freeze()
 
     with (
         let_in(emulator, monkeypatch),
@@ -123,11 +136,7 @@ def test_a_server_that_is_silent_at_the_end_of_a_loop(
             socket_connect_timeout=1,
         ),
     ):
-        try:
-            asyncio.run(work())
-        finally:
-            emulator.freeze(False)
-    gc.collect()  # Warns of a socket that is open.
+        run_and_freeze(emulator, work)
     assert caplog.records == []
 
 

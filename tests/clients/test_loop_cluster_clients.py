@@ -29,6 +29,7 @@ from django_entra_redis.exceptions import (
 )
 from emulator import Emulator
 from tests.clients.test_cluster import Script
+from tests.clients.test_loop_clients import run_and_freeze
 from tests.support.caches import PATIENCE, let_in, wait_until
 from tests.support.peers import PeerHost
 from tests.support.sites import CLUSTER_BACKEND, Credential
@@ -105,6 +106,16 @@ def test_through_expiries(cluster: Emulator, monkeypatch: pytest.MonkeyPatch) ->
     assert [a.reason for a in seen if not a.accepted] == []
     assert any(a.again for a in seen)
     assert not loop_clients._loops
+
+
+def test_nodes_that_are_silent_at_the_end_of_a_loop(
+    cluster: Emulator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The loop does not wait for the end of their TLS, and no socket stays open."""
+
+    with use(cluster, monkeypatch, socket_connect_timeout=1):
+        run_and_freeze(cluster, ask)
+    assert caplog.records == []
 
 
 def test_command_that_waits_through_many_expiries(
